@@ -1,0 +1,1 @@
+"""Search controllers: one Optuna sampler per file, each a pure function of the trials."""
