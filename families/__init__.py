@@ -1,0 +1,1 @@
+"""Networks: one file per family, with `Config`, `VARIANTS` and `build(config) -> keras.Model`."""
