@@ -24,6 +24,7 @@ SE_RATIOS = (0.0, 0.25)
 SKIPS = ("pool", "identity", "none")
 FILTERS = (0.75, 1.0, 1.25)
 LAYERS = (-1, 0, 1)
+BASES = (*VARIANTS, "mobilenet_v2")
 
 
 def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
@@ -67,9 +68,6 @@ def baseline(base: str = "tiny") -> Config:
     if base not in VARIANTS:
         raise ValueError(f"mnasnet: unknown base {base!r}, expected one of {', '.join(BASES)}")
     return VARIANTS[base]
-
-
-BASES = (*VARIANTS, "mobilenet_v2")
 
 
 def _mobilenet_v2() -> Config:

@@ -1,0 +1,253 @@
+"""What a network costs by counting: parameters, multiply-adds and bytes, layer by layer.
+
+Conventions of the mobile papers: one multiply-add (MAC) per weight use in convolutions and matrix
+products; normalization, activations, pooling and additions are free. Only shapes are read.
+"""
+
+import dataclasses
+import math
+import re
+
+import keras
+
+# Layers that hold weights and multiply element by element, or only look up: no MACs by convention.
+_FREE_WITH_WEIGHTS = (
+    keras.layers.BatchNormalization,
+    keras.layers.Embedding,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.Normalization,
+    keras.layers.PReLU,
+    keras.layers.RMSNormalization,
+)
+# Keras operations without weights that may multiply matrices in ways not counted here.
+_OPAQUE = {
+    *("Lambda", "CDist", "Inner", "Vdot", "Kron", "Conv", "DepthwiseConv"),
+    *("SeparableConv", "ConvTranspose", "Cond", "Switch", "WhileLoop", "ForiLoop", "Map", "Scan"),
+    *("AssociativeScan", "VectorizedMap", "FFT", "FFT2", "IFFT2", "RFFT", "IRFFT", "STFT", "ISTFT"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """One call of one layer; a layer that is called again has its weights in the first row only."""
+
+    name: str
+    type: str
+    params: int
+    macs: int
+    weight_bytes: int
+    input_bytes: int
+    output_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Counts for one sample (for the batch, where the model fixes its size)."""
+
+    trainable_params: int
+    total_params: int
+    macs: int
+    output_bytes: int  # of all layers: the activations written when nothing is fused
+    layers: tuple[LayerCost, ...]
+    uncounted: tuple[str, ...]  # layers that may multiply and are in `macs` with 0: "name (Type)"
+
+
+def count(model: keras.Model) -> Cost:
+    """Count a flat Functional model; ValueError for other models and for open sizes.
+
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> count(keras.Model(inputs, keras.layers.Conv2D(4, 3, padding="same")(inputs))).macs
+    6912
+    """
+    nodes_by_depth = getattr(model, "_nodes_by_depth", None)
+    if not isinstance(model, keras.Model) or nodes_by_depth is None:
+        raise ValueError(
+            f"count: expected a Functional keras.Model, got {type(model).__name__}; "
+            "keras.Model(model.inputs, model.outputs) makes one of a Sequential"
+        )
+    rows, uncounted, seen = [], [], set()
+    for depth in sorted(nodes_by_depth, reverse=True):
+        for node in nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            operation = node.operation
+            if isinstance(operation, keras.Model):
+                raise ValueError(f"count: expected a flat model, but {operation.name!r} is a model")
+            macs = _macs(node)
+            if macs is None:
+                uncounted.append(f"{operation.name} ({type(operation).__name__})")
+            new = operation not in seen
+            seen.add(operation)
+            weights = getattr(operation, "weights", ()) if new else ()
+            rows.append(
+                LayerCost(
+                    name=operation.name,
+                    type=type(operation).__name__,
+                    params=sum(math.prod(weight.shape) for weight in weights),
+                    macs=macs or 0,
+                    weight_bytes=sum(_bytes(weight) for weight in weights),
+                    input_bytes=sum(_bytes(tensor) for tensor in node.input_tensors),
+                    output_bytes=sum(_bytes(tensor) for tensor in node.outputs),
+                )
+            )
+    return Cost(
+        trainable_params=sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        total_params=sum(math.prod(weight.shape) for weight in model.weights),
+        macs=sum(row.macs for row in rows),
+        output_bytes=sum(row.output_bytes for row in rows),
+        layers=tuple(rows),
+        uncounted=tuple(dict.fromkeys(uncounted)),
+    )
+
+
+def _macs(node) -> int | None:
+    """Multiply-adds of one call, None where they are not known."""
+    operation = node.operation
+    if isinstance(operation, keras.layers.Layer):
+        for kinds, macs in _LAYERS:
+            if isinstance(operation, kinds):
+                return macs(operation, node.input_tensors, node.outputs[0])
+    elif type(operation).__module__.startswith("keras.src.ops"):
+        macs = _OPERATIONS.get(type(operation).__name__)
+        if macs is not None:
+            return macs(operation, node.arguments.args, node.outputs[0])
+    # Stock layers without weights do not multiply; a layer of another package may do anything.
+    known = type(operation).__module__.startswith("keras.src.")
+    opaque = type(operation).__name__ in _OPAQUE or ".linalg" in type(operation).__module__
+    return 0 if known and not opaque and not getattr(operation, "weights", ()) else None
+
+
+def _convolution(layer, inputs, output) -> int:
+    channels = _shape(inputs[0])[_channel_axis(layer)]
+    return _size(output) * math.prod(layer.kernel_size) * channels // layer.groups
+
+
+def _depthwise(layer, inputs, output) -> int:
+    return _size(output) * math.prod(layer.kernel_size)
+
+
+def _separable(layer, inputs, output) -> int:
+    channels = _shape(inputs[0])[_channel_axis(layer)] * layer.depth_multiplier
+    positions = _size(output) // _shape(output)[_channel_axis(layer)]
+    return positions * channels * math.prod(layer.kernel_size) + _size(output) * channels
+
+
+def _transposed(layer, inputs, output) -> int:
+    return _size(inputs[0]) * math.prod(layer.kernel_size) * layer.filters
+
+
+def _dense(layer, inputs, output) -> int:
+    return _size(output) * _shape(inputs[0])[-1]
+
+
+def _einsum_dense(layer, inputs, output) -> int:
+    return _einsum(layer.equation, [_shape(inputs[0]), tuple(layer.kernel.shape)])
+
+
+def _recurrent(layer, inputs, output) -> int:
+    steps = math.prod(_shape(inputs[0])[:2])
+    weights = (layer.cell.kernel, layer.cell.recurrent_kernel)
+    return steps * sum(math.prod(weight.shape) for weight in weights)
+
+
+def _attention(layer, inputs, output) -> int:
+    query, value = _shape(inputs[0]), _shape(inputs[1])
+    return math.prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
+
+
+def _dot_layer(layer, inputs, output) -> int:
+    axis = layer.axes if isinstance(layer.axes, int) else layer.axes[0]
+    return _size(output) * _shape(inputs[0])[axis]
+
+
+def _matmul(operation, operands, output) -> int:
+    return _size(output) * _shape(operands[0])[-1]
+
+
+def _tensordot(operation, operands, output) -> int:
+    shape, axes = _shape(operands[0]), operation.axes
+    if isinstance(axes, int):
+        contracted = shape[len(shape) - axes :]
+    else:
+        first = (axes[0],) if isinstance(axes[0], int) else axes[0]
+        contracted = [shape[axis] for axis in first]
+    return _size(output) * math.prod(contracted)
+
+
+def _einsum_operation(operation, operands, output) -> int:
+    return _einsum(operation.subscripts, [_shape(operand) for operand in operands])
+
+
+def _dot_product_attention(operation, operands, output) -> int:
+    (batch, queries, heads, width), keys = _shape(operands[0]), _shape(operands[1])[1]
+    return batch * queries * heads * keys * (width + _shape(operands[2])[-1])
+
+
+def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> int:
+    """Product of the sizes of all indices: exact for two operands, the unfactored sum for more."""
+    sizes: dict[str, int] = {}
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    for term, shape in zip(terms, shapes, strict=True):
+        before, dots, after = term.partition("...")
+        sizes.update(zip(before, shape, strict=False))
+        if dots:
+            end = len(shape) - len(after)
+            sizes["..."] = max(sizes.get("...", 1), math.prod(shape[len(before) : end]))
+            sizes.update(zip(after, shape[end:], strict=True))
+    return math.prod(sizes.values())
+
+
+def _channel_axis(layer) -> int:
+    return 1 if layer.data_format == "channels_first" else -1
+
+
+def _shape(tensor) -> tuple[int, ...]:
+    """Sizes of a tensor, an open batch counted as one sample."""
+    sizes = tuple(tensor.shape)
+    if sizes and sizes[0] is None:
+        sizes = (1, *sizes[1:])
+    if None in sizes:
+        raise ValueError(
+            f"count: {getattr(tensor, 'name', 'a tensor')} has open sizes {tuple(tensor.shape)}; "
+            "build the model with fixed sizes (only the batch may be open)"
+        )
+    return sizes
+
+
+def _size(tensor) -> int:
+    return math.prod(_shape(tensor))
+
+
+def _bytes(tensor) -> int:
+    bits = re.search(r"\d+", keras.backend.standardize_dtype(tensor.dtype))  # float8_e4m3fn is 8
+    return math.ceil(_size(tensor) * (int(bits.group()) if bits else 8) / 8)  # bool has no digits
+
+
+_LAYERS = (
+    ((keras.layers.SeparableConv1D, keras.layers.SeparableConv2D), _separable),
+    ((keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D), _depthwise),
+    (
+        (
+            keras.layers.Conv1DTranspose,
+            keras.layers.Conv2DTranspose,
+            keras.layers.Conv3DTranspose,
+        ),
+        _transposed,
+    ),
+    ((keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D), _convolution),
+    (keras.layers.Dense, _dense),
+    (keras.layers.EinsumDense, _einsum_dense),
+    ((keras.layers.GRU, keras.layers.LSTM, keras.layers.SimpleRNN), _recurrent),
+    (keras.layers.AdditiveAttention, lambda layer, inputs, output: None),
+    (keras.layers.Attention, _attention),
+    (keras.layers.Dot, _dot_layer),
+    (_FREE_WITH_WEIGHTS, lambda layer, inputs, output: 0),
+)
+_OPERATIONS = {
+    "Matmul": _matmul,
+    "Dot": _matmul,
+    "Einsum": _einsum_operation,
+    "Tensordot": _tensordot,
+    "DotProductAttention": _dot_product_attention,
+}
