@@ -1,0 +1,1 @@
+"""Methods that make a network smaller: keras.Model -> keras.Model, one method a file."""

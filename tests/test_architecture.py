@@ -1,0 +1,58 @@
+"""The rules of the house: who may import whom, how big a file gets, what names are not used."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+OURS = ("families", "search_spaces", "latency", "compress", "nas")
+MAY_IMPORT = {
+    "families": {"families"},
+    "latency": {"latency"},
+    "search_spaces": {"search_spaces", "families"},
+    "compress": {"compress", "families.layers", "families.ops"},
+    "nas": set(OURS),
+}
+HEAVY = {"tensorflow", "keras", "jax", "matplotlib", "sklearn", "scipy", "optuna", "numpy", "PIL"}
+FILES = [path for package in OURS for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Dotted names a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    package = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        if name.split(".")[0] in (*OURS, "tools", "tests"):
+            allowed = any((name + ".").startswith(a + ".") for a in MAY_IMPORT[package])
+            assert allowed, f"{path} may not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_readable(path):
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source)), f"{path} has no docstring"
+    assert len(source.splitlines()) <= 420, f"{path} is too long to be read in one go"
+    banned = {"utils", "base", "manager", "helper", "helpers", "factory", "handler", "misc"}
+    assert path.stem not in banned
+
+
+def test_the_command_line_imports_nothing_heavy():
+    for name in ("main", "spec", "__init__", "__main__"):
+        tree = ast.parse((ROOT / "nas" / f"{name}.py").read_text())
+        top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        names = {n.name.split(".")[0] for node in top for n in node.names} | {
+            node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom)
+        }
+        assert not names & HEAVY, f"nas/{name}.py imports {names & HEAVY} before it is needed"
