@@ -1,0 +1,123 @@
+"""What a search needs before its first trial: evaluator, budgets, exponent, controller."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+
+from nas import spec, storage
+from nas import study as studies
+from nas.evaluate import Limits, Networks
+from nas.reward import calibrate
+from nas.search import Objective
+from nas.study import Settings
+
+# The budget where none is given: a network this much faster than the space's base network.
+BUDGET_OF_BASELINE = 0.8
+# Networks trained before a search with --beta auto; they become its first trials.
+CALIBRATION_NETWORKS = 8
+# Networks timed for each one trained, where the controller can choose among them.
+PROFILES_WITH_CHOICE = 4
+DEFAULT_EPOCHS = 6
+
+
+def evaluator_of(settings: Settings) -> tuple[Any, Any]:
+    """What evaluates networks for these settings, and the base network's Config (or None)."""
+    task = spec.task(settings.task)
+    if hasattr(task, "profile"):  # a tabular benchmark is its own space and device
+        return task, None
+    named = spec.parse(settings.space)
+    space = spec.module("space", named.name)
+    base = {} if named.value is None else {"base": named.value}
+    options = base | dict(named.options)
+    height, width, channels = task.input_shape
+    if settings.input:
+        height = width = settings.input
+    evaluator = Networks(
+        sample=functools.partial(space.sample, **options),
+        task=task,
+        targets=[spec.target(text) for text in settings.targets],
+        input_shape=(height, width, channels),
+        epochs=epochs_of(settings),
+        seed=settings.seed,
+        limits=Limits(settings.max_params, settings.max_macs, settings.max_bytes),
+    )
+    return evaluator, evaluator.deployed(space.baseline(**base))
+
+
+def epochs_of(settings: Settings) -> int:
+    return settings.epochs or DEFAULT_EPOCHS
+
+
+def controller_of(
+    settings: Settings, name: str, objective: Objective
+) -> optuna.samplers.BaseSampler:
+    return spec.controller(name, seed=settings.seed, reward=objective.reward)
+
+
+def profiles_of(settings: Settings, sampler: optuna.samplers.BaseSampler) -> int:
+    if settings.profiles:
+        return settings.profiles
+    return PROFILES_WITH_CHOICE if hasattr(sampler, "select") else 1
+
+
+def begin(
+    study: optuna.Study,
+    settings: Settings,
+    folder: pathlib.Path,
+    evaluator: Any,
+    baseline: Any,
+    say: Callable[[str], None],
+) -> Objective:
+    """The objective of the study; whoever comes first measures what it needs."""
+    with storage.locked(folder / "begin.lock"):
+        if "objective" not in study.user_attrs:
+            measured = None if baseline is None else _measure_baseline(evaluator, baseline, say)
+            budgets = list(settings.budgets_ms or ())
+            if not budgets and measured:
+                budgets = [BUDGET_OF_BASELINE * cost for cost in measured["costs"]]
+            if not budgets and settings.reward != "pareto":
+                raise ValueError(f"--task {settings.task} has no base network: give --budget-ms")
+            budgets = budgets or [None] * len(settings.targets)
+            beta = settings.beta
+            if beta == "auto":
+                beta = _calibrate(study, settings, evaluator, budgets, say)
+            studies.remember_objective(study, budgets, beta, measured)
+    objective = studies.objective(study, settings)
+    if objective.reward and not objective.reward.steers:
+        say(
+            "warning: with equal exponents the budget only rescales the reward soft and does not"
+            " steer the search; --reward absolute lands on it"
+        )
+    return objective
+
+
+def _measure_baseline(evaluator, baseline, say) -> dict:
+    say("measuring the base network")
+    record = evaluator.profile(baseline)
+    record["quality"] = evaluator.train(baseline)["quality"]
+    return record
+
+
+def _calibrate(study, settings, evaluator, budgets, say) -> float:
+    """Train a few random networks, which become the first trials, and fit the exponent on them."""
+    sampler = spec.controller("random", seed=settings.seed)
+    sketch = optuna.create_study(sampler=sampler)
+    qualities, costs, proposals = [], [], []
+    for index in range(CALIBRATION_NETWORKS):
+        trial = sketch.ask()
+        config = evaluator.config(trial)
+        profile = evaluator.profile(config)
+        if profile["costs"]:
+            qualities.append(evaluator.train(config)["quality"])
+            costs.append(profile["costs"])
+            proposals.append(trial.params)
+        evaluator.forget()
+        sketch.tell(trial, 0.0)
+        say(f"calibrating beta: {index + 1}/{CALIBRATION_NETWORKS}")
+    beta = calibrate(settings.reward, qualities, costs, budgets)
+    for params in proposals:
+        study.enqueue_trial(params)
+    return beta

@@ -1,0 +1,49 @@
+"""What was computed once is never computed again: one JSON file a result, shared by all studies.
+
+An entry is computed under a lock of its own, so of several workers that come to the same network at
+once one works and the others wait for its result.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from nas.storage import locked
+
+
+def directory() -> pathlib.Path:
+    """The user's cache: NAS_CACHE, else ~/.cache/nas."""
+    return pathlib.Path(os.environ.get("NAS_CACHE") or pathlib.Path.home() / ".cache" / "nas")
+
+
+def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tuple[dict, bool]:
+    """The record of `identity` (anything JSON can tell apart), and whether it was known already.
+
+    `compute` is called when it is not; a record with a true "transient" entry is not kept.
+    """
+    text = json.dumps(identity, sort_keys=True, default=repr)
+    path = directory() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            entry = json.loads(path.read_text())
+            if entry["identity"] == json.loads(text):
+                return entry["record"], True
+        record = compute()
+        if not record.get("transient"):
+            write_json(path, {"identity": identity, "record": record})
+        return record, False
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(content, indent=1, default=repr))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,294 @@
+"""The journeys behind the commands: `search`, `show`, `export` and `profile`."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import optuna
+
+from nas import backend, cache, handover, spec, storage
+from nas import study as studies
+from nas.begin import begin, controller_of, epochs_of, evaluator_of, profiles_of
+from nas.progress import Progress
+from nas.result import summarize
+from nas.search import explore, trained
+from nas.study import Settings
+
+# The time of a search without --trials: the first one ends within five minutes.
+DEFAULT_MINUTES = 3.5
+# A finalist is trained for so many times the epochs of the search.
+FINALIST_EPOCHS = 3
+DEFAULT_TRIALS = 24
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """`nas search`: begin or resume a study, hand over the best network."""
+    settings = Settings(
+        targets=tuple(arguments.target or Settings.targets),
+        budgets_ms=tuple(arguments.budget_ms) if arguments.budget_ms else None,
+        **{
+            field.name: getattr(arguments, field.name)
+            for field in dataclasses.fields(Settings)
+            if field.name not in ("targets", "budgets_ms")
+        },
+    )
+    if arguments.trials is None and arguments.minutes is None:
+        arguments.minutes = DEFAULT_MINUTES
+    trials = arguments.trials or DEFAULT_TRIALS
+    started = time.monotonic()
+    deadline = started + arguments.minutes * 60 if arguments.minutes else None
+    folder = pathlib.Path(arguments.out) / (arguments.study or settings.name())
+    backend.choose()
+    backend.threads(max(1, (os.cpu_count() or 1) // arguments.workers))
+    study = studies.create(folder, settings, arguments.storage)
+    worker = storage.Worker(folder)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    interrupted, children, summary = False, [], {}
+    try:
+        evaluator, baseline = evaluator_of(settings)
+        objective = begin(study, settings, folder, evaluator, baseline, say)
+        if not arguments.child:
+            _announce(folder, study, settings, objective, trials, deadline, say)
+            children = _start_children(arguments)
+        progress = Progress(objective, trials, deadline)
+        for trial in trained(study):
+            progress.seed(trial)
+        study.sampler = controller_of(settings, settings.controller, objective)
+        search_for = functools.partial(
+            explore,
+            study,
+            evaluator,
+            objective,
+            trials=trials,
+            worker=worker,
+            profiles=profiles_of(settings, study.sampler),
+            deadline=deadline,
+            on_event=progress,
+            keep=handover.BestSoFar(folder, objective),
+        )
+        why = search_for()
+        if arguments.child:
+            return 0
+        for child in children:
+            child.wait()
+        if children:
+            why = search_for()  # what a killed worker left undone
+        if why == "deadline":
+            say(f"stopped after {arguments.minutes:g} minutes; the same command goes on")
+        if why == "converged":
+            say("the controller proposes only networks it knows: stopped")
+        if arguments.prove:
+            summary["prove"] = _prove(folder, study, settings, evaluator, objective, worker, say)
+        epochs = FINALIST_EPOCHS * epochs_of(settings)
+        summary |= handover.hand_over(
+            folder,
+            study,
+            evaluator,
+            objective,
+            finalists=arguments.finalists,
+            epochs=epochs,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        interrupted = True
+        for child in children:
+            child.wait()
+        if arguments.child or "objective" not in study.user_attrs:
+            return 130
+        say("\ninterrupted: nothing finished is lost, the same command resumes")
+        summary |= handover.hand_over_as_trained(folder, study, evaluator, objective)
+    finally:
+        worker.leave()
+    summary["seconds"] = time.monotonic() - started
+    _finish(folder, study, settings, summary)
+    _print(folder, study, arguments.json)
+    return 130 if interrupted else 0
+
+
+def _announce(folder, study, settings, objective, trials, deadline, say) -> None:
+    kept = study.user_attrs["objective"]
+    say(f"study {folder}: {settings.space} on {settings.task}, controller {settings.controller}")
+    baseline = kept["baseline"] or {}
+    for index, target in enumerate(settings.targets):
+        if not math.isfinite(objective.budgets[index]):
+            continue
+        told = f"budget {objective.budgets[index]:.3f} ms on {target}"
+        if baseline.get("costs"):
+            told += f" (the base network takes {baseline['costs'][index]:.3f} ms"
+            told += f", {baseline['quality']:.1%})"
+        say(told)
+    if kept["beta"] is not None:
+        say(f"beta {kept['beta']}")
+    done = len(trained(study))
+    if done:
+        say(f"resuming: {done} networks are trained already")
+
+
+def _start_children(arguments: argparse.Namespace) -> list[subprocess.Popen]:
+    command = [sys.executable, "-m", "nas", *arguments.argv, "--child"]
+    return [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(arguments.workers - 1)
+    ]
+
+
+def _prove(folder, study, settings, evaluator, objective, worker, say) -> dict:
+    """Spend as many trained networks on random search; both fronts and their hypervolume."""
+    from nas import pareto
+
+    name = f"{study.study_name}-random"
+    rival = optuna.create_study(
+        study_name=name,
+        storage=study._storage,
+        sampler=controller_of(settings, "random", objective),
+        directions=objective.directions,
+        load_if_exists=True,
+    )
+    budget = len(trained(study))
+    say(f"random search, for comparison: {budget} networks")
+    explore(
+        rival,
+        evaluator,
+        objective,
+        trials=budget,
+        worker=worker,
+        on_event=Progress(objective, budget, None, prefix="random "),
+    )
+    points = {
+        kind: [
+            (trial.user_attrs["evaluation"]["quality"], *trial.user_attrs["profile"]["costs"])
+            for trial in trained(one)
+        ]
+        for kind, one in (("controller", study), ("random", rival))
+    }
+    return {
+        "random": [{"quality": q, "costs": list(costs)} for q, *costs in points["random"]],
+        "hypervolume": pareto.hypervolumes(points),
+    }
+
+
+def _finish(folder, study, settings, summary) -> None:
+    """Write result.json, the plot and the report."""
+    from nas import report
+
+    content = summarize(study, settings, summary)
+    cache.write_json(folder / "result.json", content)
+    if trained(study):
+        report.pareto_png(folder / "pareto.png", study, content)
+        report.html(folder / "report.html", study, content)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """`nas show`: the result of a study, finished or not."""
+    _print(pathlib.Path(arguments.run), None, arguments.json)
+
+
+def _print(folder: pathlib.Path, study, as_json: bool) -> None:
+    settings, opened = studies.load(folder)
+    path = folder / "result.json"
+    content = json.loads(path.read_text()) if path.exists() else summarize(opened, settings, {})
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    from nas import report
+
+    print(report.table(study or opened, content, folder=folder))
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """`nas export`: rebuild the network of any trial, train it, write its files."""
+    folder = pathlib.Path(arguments.run)
+    settings, study = studies.load(folder)
+    number = arguments.trial
+    if number is None:
+        ranking = handover.ranked(study, studies.objective(study, settings))
+        if not ranking:
+            raise ValueError(f"{folder} has no trained network yet; name a --trial")
+        number = ranking[0].number
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False) if trial.params}
+    if number not in trials:
+        raise ValueError(f"{folder} has no trial {number}; it has {len(trials)}, from 0")
+    backend.choose()
+    evaluator, _ = evaluator_of(settings)
+    if not hasattr(evaluator, "targets"):
+        raise ValueError(f"--task {settings.task} is a table: it has no networks to export")
+    config = evaluator.config(trials[number])
+    out = pathlib.Path(arguments.out or folder / f"trial_{number}")
+    out.mkdir(parents=True, exist_ok=True)
+    stem = out / f"trial_{number}"
+    epochs = arguments.epochs
+    if epochs is None:
+        epochs = FINALIST_EPOCHS * epochs_of(settings)
+    if epochs == 0:
+        from nas.evaluate import build
+
+        handover.write_network(build(config), config, stem)
+        quality = None
+    else:
+
+        def keep(model, record):
+            handover.write_network(model, config, stem)
+
+        quality = evaluator.train(config, epochs=epochs, keep=keep, fresh=True)["quality"]
+    files = [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]
+    latency = evaluator.measure_again(stem.with_suffix(".tflite"))
+    result = {
+        "trial": number,
+        "quality": quality,
+        "costs": [one["median_ms"] for one in latency],
+        "files": files,
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    told = "untrained" if quality is None else f"quality {quality:.2%}"
+    costs = ", ".join(f"{cost:.3f} ms" for cost in result["costs"])
+    print(f"trial {number}: {told}, {costs}")
+    print("\n".join(files))
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    """`nas profile`: time networks on devices."""
+    backend.choose()
+    targets = {text: spec.target(text) for text in arguments.target or Settings.targets}
+    rows = []
+    for name in arguments.model:
+        model = _model(name)
+        for text, target in targets.items():
+            latency = target.profile(model, runs=arguments.runs)
+            rows.append({"model": name, "target": text, **latency.to_json()})
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        low, high = row["interval_ms"]
+        kind = "measured" if row["measured"] else "PREDICTED"
+        print(
+            f"{row['model']}  {row['target']}  median {row['median_ms']:.4g} ms {kind}"
+            f"  (95 % {low:.4g} to {high:.4g}; p10 {row['p10_ms']:.4g}, p90 {row['p90_ms']:.4g})"
+        )
+        told = ", ".join(f"{key} {value}" for key, value in row["conditions"].items())
+        print(f"  {row['device']}: {told}")
+
+
+def _model(name: str) -> Any:
+    """A file to time, or a network of the catalog."""
+    path = pathlib.Path(name)
+    if path.suffix in (".tflite", ".keras"):
+        if not path.exists():
+            raise ValueError(f"no file {name}")
+        return path
+    named = spec.parse(name)
+    family = spec.module("family", named.name)
+    variant = named.value or next(iter(family.VARIANTS))
+    if variant not in family.VARIANTS:
+        known = ", ".join(family.VARIANTS)
+        raise ValueError(f"{named.name} has no variant {variant!r} (there is: {known})")
+    return family.build(family.VARIANTS[variant])

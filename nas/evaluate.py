@@ -1,0 +1,182 @@
+"""What a network is worth: Config -> measured costs, then quality on the proxy task.
+
+Both are remembered across studies (nas/cache.py) by the canonical network, the recipe of the task
+and the conditions of the device.
+"""
+
+import dataclasses
+import gc
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nas import cache
+
+
+def key(config: Any) -> str:
+    """Name of a network: equal configs, equal networks, equal keys."""
+    text = f"{type(config).__module__}.{config!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def build(config: Any):
+    """The `keras.Model` of a family's Config, weights drawn from a seed of its own."""
+    import keras
+
+    keras.utils.set_random_seed(int(key(config)[:7], 16))
+    return sys.modules[type(config).__module__].build(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Hard limits on what a network may hold; None: no limit."""
+
+    params: float | None = None
+    macs: float | None = None
+    file_bytes: float | None = None
+
+    def exceeded(self, record: dict) -> str | None:
+        """Which limit a profile record exceeds, in words."""
+        for field in dataclasses.fields(self):
+            limit = getattr(self, field.name)
+            if limit is not None and record[field.name] > limit:
+                return f"{field.name} {record[field.name]:.3g} > {limit:.3g}"
+        return None
+
+
+@dataclasses.dataclass
+class Networks:
+    """Networks of a family: profiled on targets at `input_shape`, trained on a task.
+
+    `profile` and `train` return JSON records: the `profile` and `evaluation` of a trial.
+    """
+
+    sample: Callable  # optuna trial -> Config
+    task: Any  # nas.tasks Task
+    targets: list
+    input_shape: tuple[int, int, int]  # what is timed; the task may train at another size
+    epochs: int
+    seed: int = 0
+    limits: Limits = Limits()
+    runs: int = 50
+    _built: dict = dataclasses.field(default_factory=dict)
+
+    def config(self, trial) -> Any:
+        """The canonical network a trial describes, as deployed."""
+        return self.deployed(self.sample(trial))
+
+    def deployed(self, config: Any) -> Any:
+        """A Config at the size asked for, with the classes of the task."""
+        return dataclasses.replace(config, input_shape=self.input_shape, classes=self.task.classes)
+
+    def key(self, config: Any) -> str:
+        return key(config)
+
+    def profile(self, config: Any) -> dict:
+        """Count and time a network: {key, costs (ms per target), params, macs, latency, ...}."""
+        from latency.cost import count
+        from latency.flatbuffer import assemble
+
+        started = time.perf_counter()
+        model = build(config)
+        cost = count(model)
+        record = {
+            "key": key(config),
+            "params": cost.params,
+            "macs": cost.macs,
+            "build_s": time.perf_counter() - started,
+        }
+        if self.limits.file_bytes is not None:
+            record["file_bytes"] = len(assemble(model))
+        excess = self.limits.exceeded(record)
+        if excess:
+            return record | {"excess": excess, "costs": []}
+        self._built[record["key"]] = model
+        started = time.perf_counter()
+        latencies = [self.measure(target, config, model) for target in self.targets]
+        return record | {
+            "costs": [latency["median_ms"] for latency in latencies],
+            "latency": latencies,
+            "profile_s": time.perf_counter() - started,
+        }
+
+    def measure(self, target, config: Any, model) -> dict:
+        """Time a network on one target, or recall it; the samples stay in the cache."""
+        identity = {"network": key(config), "target": repr(target), "on": target.identity()}
+
+        def compute() -> dict:
+            latency = target.profile(model, runs=self.runs)
+            return latency.to_json() | {"transient": not latency.conditions.get("stable", True)}
+
+        record, known = cache.remember("latency", identity, compute)
+        summary = {name: value for name, value in record.items() if name != "samples_ms"}
+        return summary | {"cached": known}
+
+    def measure_again(self, network: Any) -> list[dict]:
+        """Time a Config, or a file, afresh on every target; the records keep their samples."""
+        model = build(network) if dataclasses.is_dataclass(network) else network
+        return [target.profile(model, runs=4 * self.runs).to_json() for target in self.targets]
+
+    def train(
+        self,
+        config: Any,
+        epochs: int | None = None,
+        on_epoch: Callable[[int, float], bool] | None = None,
+        keep: Callable[[Any, dict], None] | None = None,
+        fresh: bool = False,
+    ) -> dict:
+        """Train a network and return {quality, curve, stopped, ...}, or recall it unless `fresh`.
+
+        `keep(model, record)` receives what was trained; a recalled result has no model.
+        """
+        from nas import train
+
+        epochs = epochs or self.epochs
+        small = dataclasses.replace(config, input_shape=self.task.input_shape)
+        identity = {
+            "network": key(small),
+            "task": self.task.recipe,
+            "epochs": epochs,
+            "seed": self.seed,
+            "engine": train.RECIPE,
+        }
+
+        def compute() -> dict:
+            built = self._built.pop(key(config), None) if small == config else None
+            self._built.clear()
+            model = built or build(small)
+            done = train.fit(model, self.task, epochs, self.seed, on_epoch=on_epoch)
+            record = {
+                "quality": done.quality,
+                "curve": list(done.curve),
+                "stopped": len(done.curve) < epochs,
+                "transient": len(done.curve) < epochs,
+                "train_s": done.seconds,
+            }
+            if keep is not None:
+                keep(_at(config, small, model), record)
+            return record
+
+        if fresh:
+            return compute()
+        record, known = cache.remember("quality", identity, compute)
+        return record | {"cached": known}
+
+    def forget(self) -> None:
+        """Free the networks of a round that is over."""
+        import keras
+
+        self._built.clear()
+        keras.backend.clear_session()
+        gc.collect()
+
+
+def _at(config: Any, trained_config: Any, model):
+    """The trained network at the size it is deployed at (weights do not depend on the size)."""
+    if config == trained_config:
+        return model
+    deployed = build(config)
+    deployed.set_weights(model.get_weights())
+    return deployed

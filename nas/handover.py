@@ -1,0 +1,251 @@
+"""From a searched study to files: finalists retrained and timed again, the winner written out."""
+
+import dataclasses
+import json
+import pathlib
+import pprint
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from nas import cache, storage
+from nas.search import Objective, trained
+
+# The exported file must give the model's own outputs.
+PARITY = 1e-4
+
+
+def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
+    """Trained trials, those within every budget first, then by what they are worth."""
+    complete = [trial for trial in trained(study) if trial.state == TrialState.COMPLETE]
+
+    def order(trial: FrozenTrial):
+        record = trial.user_attrs["profile"]
+        over = excess(objective, record["costs"])
+        return (over > 0, over, -trial.values[0], trial.number)
+
+    return sorted(complete, key=order)
+
+
+def excess(objective: Objective, costs: list[float]) -> float:
+    """By how much the worst cost exceeds its budget, relative to it; 0 within all budgets."""
+    return max(
+        0.0,
+        *(cost / budget - 1 for cost, budget in zip(costs, objective.budgets, strict=True)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BestSoFar:
+    """Keeps the weights of the best network during the search: a crash finds it on the disk.
+
+    Called with every network that was just trained; of several workers' the best stays.
+    """
+
+    folder: pathlib.Path
+    objective: Objective
+
+    def __call__(self, model: Any, profile: dict, evaluation: dict) -> None:
+        if evaluation["stopped"]:
+            return
+        worth = self.objective.values(evaluation["quality"], profile["costs"])[0]
+        rank = [excess(self.objective, profile["costs"]), -worth]
+        with storage.locked(self.folder / "best.lock"):
+            best = self.read()
+            if best and best["rank"] <= rank:
+                return
+            save(model, self.folder / "best.keras")
+            record = {"rank": rank, "profile": profile, "evaluation": evaluation}
+            cache.write_json(self.folder / "best.json", record)
+
+    def read(self) -> dict | None:
+        """The record of the network in best.keras, or None."""
+        path = self.folder / "best.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def save(model: Any, path: pathlib.Path) -> None:
+    """Write a .keras file whole or not at all."""
+    partial = path.with_name(f".partial.{path.name}")
+    model.save(partial)
+    partial.replace(path)
+
+
+def write_network(model: Any, config: Any, stem: pathlib.Path) -> int:
+    """Write `<stem>.keras`, `<stem>.tflite` and `<stem>.py`; return the bytes of the .tflite.
+
+    The .tflite is run, and must give the model's outputs within 1e-4: else RuntimeError.
+    """
+    from latency import litert
+
+    save(model, stem.with_suffix(".keras"))
+    tflite = litert.convert(model)
+    inputs = np.random.default_rng(0).random((1, *model.input_shape[1:]), np.float32)
+    expected = np.asarray(model(inputs, training=False))
+    difference = float(np.abs(litert.run(tflite, inputs) - expected).max())
+    if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+        raise RuntimeError(
+            f"{stem.name}.tflite differs from the Keras model by {difference:.1e}; expected at most"
+            f" {PARITY}: this is a bug in the conversion, please report the config {config!r}"
+        )
+    stem.with_suffix(".tflite").write_bytes(tflite)
+    stem.with_suffix(".py").write_text(as_python(config))
+    return len(tflite)
+
+
+def as_python(config: Any) -> str:
+    """A Config as Python to be pasted into the VARIANTS of its family."""
+    family = type(config).__module__
+    names = sorted(name for name in _types_in(config))
+    return (
+        f"from {family} import {', '.join(names)}\n\nconfig = {pprint.pformat(config, width=99)}\n"
+    )
+
+
+def _types_in(thing: Any) -> set[str]:
+    if isinstance(thing, tuple):
+        return set().union(*map(_types_in, thing))
+    if not dataclasses.is_dataclass(thing):
+        return set()
+    values = (getattr(thing, field.name) for field in dataclasses.fields(thing))
+    return {type(thing).__name__}.union(*map(_types_in, values))
+
+
+def hand_over(
+    folder: pathlib.Path,
+    study: optuna.Study,
+    evaluator: Any,
+    objective: Objective,
+    *,
+    finalists: int,
+    epochs: int | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """Retrain and time again the best networks, write the winner; {"winner", "finalists"}.
+
+    Short training picks wrong winners and the luckiest measurement wins: so each of the best is
+    timed afresh, retrained for `epochs`, written, and its file timed. Each is done once: killed in
+    between, the next call goes on with the rest.
+    """
+    (folder / "finalists").mkdir(exist_ok=True)
+    done, over = [], []
+    for trial in ranked(study, objective):
+        if len(done) == finalists or (done and excess(objective, _costs(trial))):
+            break
+        finalist = _finalist(folder, trial, evaluator, objective, epochs, say)
+        (done if finalist["within_budget"] else over).append(finalist)
+        if len(over) > finalists:
+            break
+    if not done + over:
+        return {}
+    best = max(done or over, key=lambda finalist: finalist["worth"])
+    _publish(folder, folder / "finalists" / str(best["number"]))
+    return {"winner": best, "finalists": sorted(done + over, key=lambda f: -f["worth"])}
+
+
+def hand_over_as_trained(
+    folder: pathlib.Path, study: optuna.Study, evaluator: Any, objective: Objective
+) -> dict:
+    """Write the best network with the weights of the search; for an interrupted one."""
+    best = BestSoFar(folder, objective).read()
+    by_key = {trial.user_attrs["profile"]["key"]: trial for trial in ranked(study, objective)}
+    if best is None or best["profile"]["key"] not in by_key:
+        return {}
+    import keras
+
+    trial = by_key[best["profile"]["key"]]
+    config = evaluator.config(trial)
+    model = keras.models.load_model(folder / "best.keras")
+    stem = folder / "finalists" / f"{trial.number}-as-searched"
+    stem.parent.mkdir(exist_ok=True)
+    size = write_network(model, config, stem)
+    _publish(folder, stem)
+    quality = best["evaluation"]["quality"]
+    return {
+        "winner": _record(trial, config, objective, quality, _costs(trial), size),
+        "finalists": [],
+    }
+
+
+def _publish(folder: pathlib.Path, stem: pathlib.Path) -> None:
+    names = {".keras": "best.keras", ".tflite": "best.tflite", ".py": "config.py"}
+    for suffix, name in names.items():
+        source = stem.with_suffix(suffix)
+        if source.exists():  # a tabular benchmark has no network
+            partial = folder / f".{name}"
+            shutil.copyfile(source, partial)
+            partial.replace(folder / name)
+
+
+def _costs(trial: FrozenTrial) -> list[float]:
+    return trial.user_attrs["profile"]["costs"]
+
+
+def _finalist(
+    folder: pathlib.Path,
+    trial: FrozenTrial,
+    evaluator: Any,
+    objective: Objective,
+    epochs: int | None,
+    say: Callable[[str], None],
+) -> dict:
+    stem = folder / "finalists" / str(trial.number)
+    path = stem.with_suffix(".json")
+    if path.exists():
+        return json.loads(path.read_text())
+    config = evaluator.config(trial)
+    if not hasattr(evaluator, "targets"):  # a table: nothing to build, nothing varies
+        quality = evaluator.train(config)["quality"]
+        record = _record(trial, config, objective, quality, _costs(trial), None)
+    else:
+        latencies = evaluator.measure_again(config)
+        costs = [latency["median_ms"] for latency in latencies]
+        size, quality = None, trial.user_attrs["evaluation"]["quality"]
+        if not excess(objective, costs):
+            say(f"retraining trial {trial.number}")
+            size = 0
+
+            def keep(model, evaluation):
+                nonlocal size
+                size = write_network(model, config, stem)
+
+            quality = evaluator.train(config, epochs=epochs, keep=keep, fresh=True)["quality"]
+            latencies = evaluator.measure_again(stem.with_suffix(".tflite"))
+            costs = [latency["median_ms"] for latency in latencies]
+        record = _record(trial, config, objective, quality, costs, size)
+        record["latency"] = latencies
+    cache.write_json(path, record)
+    say(
+        f"finalist {trial.number}: quality {record['proxy_quality']:.2%} -> {quality:.2%}, "
+        + ", ".join(f"{cost:.3g} ms" for cost in record["costs"])
+        + ("" if record["within_budget"] else " (over budget when timed again)")
+    )
+    return record
+
+
+def _record(
+    trial: FrozenTrial,
+    config: Any,
+    objective: Objective,
+    quality: float,
+    costs: list[float],
+    size: int | None,
+) -> dict:
+    profile = trial.user_attrs["profile"]
+    return {
+        "number": trial.number,
+        "quality": quality,
+        "proxy_quality": trial.user_attrs["evaluation"]["quality"],
+        "costs": costs,
+        "search_costs": profile["costs"],
+        "worth": objective.values(quality, costs)[0],
+        "within_budget": excess(objective, costs) == 0,
+        "params": profile.get("params"),
+        "macs": profile.get("macs"),
+        "file_bytes": size,
+        "config": pprint.pformat(config, width=99),
+    }

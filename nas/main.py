@@ -1,0 +1,170 @@
+"""The command line: flags to journeys, errors to one line."""
+
+import argparse
+import json
+import os
+import sys
+
+SEARCH_EPILOG = """examples:
+  nas search
+  nas search --space mnasnet:a1 --task fashion_mnist --target cpu:threads=1 --budget-ms 4.5 \\
+             --controller ppo --trials 2000 --workers 2 --study mnas1
+  nas search --target cpu:threads=1 --budget-ms 2 --target cpu:threads=2 --budget-ms 1.2
+The same command again resumes the study; more --trials extend it."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; it imports nothing heavy."""
+    top = argparse.ArgumentParser(
+        prog="nas",
+        description="Hardware-aware neural architecture search and compression, on real devices.",
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    search = commands.add_parser(
+        "search",
+        parents=[common],
+        help="find a network that is as good as it can be within a latency budget",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=SEARCH_EPILOG,
+    )
+    what = search.add_argument_group("what to search")
+    what.add_argument("--space", default="mnasnet", help="search space[:base] (%(default)s)")
+    what.add_argument(
+        "--task",
+        default="digits",
+        help="proxy task, e.g. digits, fashion_mnist, image_folder:PATH, table:FILE (%(default)s)",
+    )
+    what.add_argument(
+        "--target", action="append", help="device to time on; repeat for several (cpu:threads=1)"
+    )
+    what.add_argument(
+        "--budget-ms",
+        action="append",
+        type=float,
+        help="latency budget, one for each --target (0.8 of the base network's)",
+    )
+    what.add_argument("--input", type=int, help="side of the timed input (the task's)")
+    what.add_argument("--max-params", type=float, help="hard limit on trainable parameters")
+    what.add_argument("--max-macs", type=float, help="hard limit on multiply-adds")
+    what.add_argument("--max-bytes", type=float, help="hard limit on the .tflite file")
+    how = search.add_argument_group("how to search")
+    how.add_argument("--controller", default="surrogate", help="see `nas list` (%(default)s)")
+    how.add_argument(
+        "--reward",
+        default="absolute",
+        choices=["absolute", "soft", "hard", "relu", "pareto"],
+        help="how quality and latency become one number; pareto: they do not (%(default)s)",
+    )
+    how.add_argument(
+        "--beta",
+        type=_beta,
+        help="exponent or weight of latency in the reward;"
+        " auto: calibrate on the first networks (the reward's own)",
+    )
+    how.add_argument("--trials", type=int, help="networks to train (24)")
+    how.add_argument(
+        "--minutes",
+        type=float,
+        help="stop the search after this long (3.5 unless --trials is given)",
+    )
+    how.add_argument(
+        "--profiles",
+        type=int,
+        help="networks to time for each one trained (4 if the"
+        " controller can choose among them, else 1)",
+    )
+    how.add_argument("--epochs", type=int, help="epochs on the proxy task (the task's)")
+    how.add_argument(
+        "--finalists",
+        type=int,
+        default=3,
+        help="best networks retrained for three times the epochs (%(default)s)",
+    )
+    how.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    how.add_argument("--prove", action="store_true", help="compare with random search")
+    where = search.add_argument_group("where it runs and what it leaves")
+    where.add_argument("--study", help="name of the study (made of the flags)")
+    where.add_argument("--out", default="runs", help="folder of the studies (%(default)s)")
+    where.add_argument("--storage", help="Optuna RDB URL (a journal file in the study's folder)")
+    where.add_argument(
+        "--workers", type=int, default=1, help="processes on this machine (%(default)s)"
+    )
+    where.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+
+    show = commands.add_parser("show", parents=[common], help="print a study's result again")
+    show.add_argument("run", help="folder of the study, e.g. runs/mnas1")
+
+    export = commands.add_parser(
+        "export", parents=[common], help="rebuild, train and write the network of any trial"
+    )
+    export.add_argument("run", help="folder of the study")
+    export.add_argument("--trial", type=int, help="number of the trial (the winner)")
+    export.add_argument("--epochs", type=int, help="epochs to train (as a finalist); 0: untrained")
+    export.add_argument("--out", help="folder to write to (RUN/trial_N)")
+
+    profile = commands.add_parser("profile", parents=[common], help="time a network on a device")
+    profile.add_argument("model", nargs="+", help=".tflite or .keras file, or family:variant")
+    profile.add_argument("--target", action="append", help="device (cpu:threads=1)")
+    profile.add_argument("--runs", type=int, default=50, help="timed runs (%(default)s)")
+
+    listing = commands.add_parser("list", parents=[common], help="what there is to name in flags")
+    listing.add_argument("kind", nargs="?", help="only this kind: family, space, task, ...")
+    return top
+
+
+def _beta(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 done, 2 an expected error (one line on stderr), 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args(argv)
+    arguments.argv = argv
+    try:
+        return COMMANDS.get(arguments.command, _journey)(arguments) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if arguments.debug or not _expected(error):
+            raise
+        print(f"nas: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _expected(error: Exception) -> bool:
+    from latency.target import TargetUnavailable
+
+    return isinstance(error, (ValueError, OSError, TargetUnavailable))
+
+
+def _list(arguments) -> None:
+    from nas import spec
+
+    kinds = [arguments.kind] if arguments.kind else list(spec.PACKAGES)
+    if arguments.kind and arguments.kind not in spec.PACKAGES:
+        raise ValueError(f"no kind {arguments.kind!r} (there is: {', '.join(spec.PACKAGES)})")
+    found = {kind: spec.listing(kind) for kind in kinds}
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return
+    for kind, entries in found.items():
+        for name, line in entries.items():
+            print(f"{kind:11} {name:14} {line}")
+
+
+def _journey(arguments) -> int | None:
+    from nas import commands
+
+    return getattr(commands, arguments.command)(arguments)
+
+
+COMMANDS = {"list": _list}

@@ -1,0 +1,276 @@
+"""The search loop: ask, profile, choose, train, tell - over any Optuna study and any controller.
+
+A round asks up to `profiles` trials, measures each (cheap), trains the one worth most (dear) and
+tells the rest PRUNED. The study is the only state: a killed loop goes on where it was.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import optuna
+from latency.target import TargetUnavailable
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from nas.reward import Reward
+from nas.storage import Worker, give_back
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# A network slower than this many budgets is not worth training: rewards fall steeply beyond it.
+FAR_OVER_BUDGET = 1.5
+# After so many proposals of known networks in a row the controller has nothing new to say.
+CONVERGED = 100
+# Finished curves before a network may be stopped for being worse than their median.
+STARTUP_CURVES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What trials are told: a scalar reward, or (quality, *costs) for a Pareto study."""
+
+    budgets: tuple[float, ...]  # one a target, in its unit; math.inf: none
+    reward: Reward | None = None  # None: multi-objective
+
+    @property
+    def directions(self) -> list[str]:
+        return ["maximize"] if self.reward else ["maximize"] + ["minimize"] * len(self.budgets)
+
+    def values(self, quality: float, costs: Iterable[float]) -> list[float]:
+        if self.reward:
+            return [float(self.reward(np.array([quality]), np.array([list(costs)]))[0])]
+        return [float(quality), *(float(cost) for cost in costs)]
+
+    def hopeless(self, record: dict) -> bool:
+        """Whether a profiled network is not worth training at all."""
+        return not record["costs"] or (
+            self.reward is not None
+            and any(
+                cost > FAR_OVER_BUDGET * budget
+                for cost, budget in zip(record["costs"], self.budgets, strict=True)
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something the user may want to see; `trial` is as stored after it."""
+
+    kind: str  # "trained", "stopped", "pruned", "duplicate", "failed", "returned"
+    trial: FrozenTrial
+    trained: int  # networks trained so far in this study
+    message: str = ""
+
+
+def trained(study: optuna.Study) -> list[FrozenTrial]:
+    """One trial for each network that was trained, the first where several describe it."""
+    found = {}
+    for trial in study.get_trials(deepcopy=False, states=FINISHED):
+        if "evaluation" in trial.user_attrs:
+            found.setdefault(trial.user_attrs["profile"]["key"], trial)
+    return list(found.values())
+
+
+def explore(
+    study: optuna.Study,
+    evaluator: Any,
+    objective: Objective,
+    *,
+    trials: int,
+    worker: Worker,
+    profiles: int = 1,
+    deadline: float | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    keep: Callable[[Any, dict, dict], None] | None = None,
+) -> str:
+    """Search until `trials` networks are trained; say why it stopped.
+
+    `deadline` is a `time.monotonic()`: no round starts that would probably end after it.
+    `keep(model, profile, evaluation)` sees each network just trained, before the study hears of it.
+    Returns "trials", "deadline" or "converged". KeyboardInterrupt and every error other than a lost
+    device or memory leave the round to be given back (`nas.storage.give_back`) by the next worker.
+    """
+    loop = _Loop(study, evaluator, objective, worker, profiles, on_event, keep)
+    longest = 0.0
+    while True:
+        for trial in give_back(study, worker):
+            on_event(Event("returned", trial, loop.trained, "its worker died; proposal kept"))
+        loop.refresh()
+        if loop.trained + loop.others_at_work() >= trials:
+            return "trials"
+        if deadline is not None and time.monotonic() + longest > deadline:
+            return "deadline"
+        if loop.nothing_new >= CONVERGED:
+            return "converged"
+        started = time.monotonic()
+        loop.round()
+        longest = max(longest * 0.9, time.monotonic() - started)
+
+
+@dataclasses.dataclass
+class _Loop:
+    study: optuna.Study
+    evaluator: Any
+    objective: Objective
+    worker: Worker
+    profiles: int
+    on_event: Callable[[Event], None]
+    keep: Callable[[Any, dict, dict], None] | None
+    trained: int = 0
+    rounds: int = 0
+    nothing_new: int = 0
+    known: dict[str, FrozenTrial] = dataclasses.field(default_factory=dict)
+    _read: int = 0
+
+    def refresh(self) -> None:
+        """Learn of the trials that other workers, or earlier processes, finished."""
+        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        if len(finished) != self._read:
+            for trial in finished:
+                self._learn(trial)
+        self._read = len(finished)
+
+    def _learn(self, trial: FrozenTrial) -> None:
+        record = trial.user_attrs.get("profile")
+        if record is None or "duplicate_of" in record or record["key"] in self.known:
+            return
+        if "evaluation" in trial.user_attrs:
+            self.known[record["key"]] = trial
+            self.trained += 1
+
+    def others_at_work(self) -> int:
+        """Rounds that other workers have not ended yet: each will train one network."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return len({trial.user_attrs.get("round", trial.number) for trial in running})
+
+    def round(self) -> None:
+        name = f"{self.worker.id}/{self.rounds}"
+        self.rounds += 1
+        asked, configs = [], []
+        for _ in range(self.profiles):
+            trial = self.study.ask()
+            trial.set_user_attr("round", name)
+            asked.append(trial)
+            configs.append(self.evaluator.config(trial))
+            self._profile(trial, configs[-1])
+        new = [i for i, trial in enumerate(asked) if self._is_candidate(trial)]
+        chosen = new[self._choose([asked[i] for i in new])] if new else None
+        self.nothing_new = 0 if new else self.nothing_new + self.profiles
+        if chosen is not None:
+            self._train(asked[chosen], configs[chosen])
+        for index, trial in enumerate(asked):
+            if index != chosen:
+                self._tell_unchosen(trial)
+        self.evaluator.forget()
+
+    def _profile(self, trial: Trial, config: Any) -> None:
+        network = self.evaluator.key(config)
+        earlier = self.known.get(network)
+        if earlier is not None:
+            record = earlier.user_attrs["profile"] | {"duplicate_of": earlier.number}
+        else:
+            record = self._retry(trial, lambda: self.evaluator.profile(config))
+        record["config"] = repr(config)
+        trial.set_user_attr("profile", record)
+
+    def _retry(self, trial: Trial, work: Callable[[], dict]) -> dict:
+        """Do the work; while the device is away, say so and wait for it."""
+        while True:
+            try:
+                return work()
+            except TargetUnavailable as error:
+                frozen = _frozen(self.study, trial)
+                self.on_event(Event("failed", frozen, self.trained, f"waiting: {error}"))
+                time.sleep(10)
+
+    def _is_candidate(self, trial: Trial) -> bool:
+        record = trial.user_attrs["profile"]
+        return "duplicate_of" not in record and not self.objective.hopeless(record)
+
+    def _choose(self, candidates: list[Trial]) -> int:
+        """Index of the candidate to train: the controller's choice if it makes one."""
+        if len(candidates) == 1:
+            return 0
+        select = getattr(self.study.sampler, "select", None)
+        if select is not None:
+            return select(self.study, [_frozen(self.study, trial) for trial in candidates])
+        if self.objective.reward is None:
+            return 0
+        # All else unknown and so equal, the one whose cost the reward likes most.
+        costs = np.array([trial.user_attrs["profile"]["costs"] for trial in candidates])
+        return int(np.argmax(self.objective.reward(np.full(len(costs), 0.5), costs)))
+
+    def _train(self, trial: Trial, config: Any) -> None:
+        costs = trial.user_attrs["profile"]["costs"]
+        curves = self._curves(costs)
+
+        def hopeless(epoch: int, quality: float) -> bool:
+            at_epoch = [curve[epoch] for curve in curves if len(curve) > epoch]
+            if epoch < 1 or len(at_epoch) < STARTUP_CURVES:
+                return False
+            return self._worth(quality, costs) < statistics.median(at_epoch)
+
+        profile = trial.user_attrs["profile"]
+        keep = self.keep and (lambda model, record: self.keep(model, profile, record))
+        try:
+            record = self.evaluator.train(config, on_epoch=hopeless, keep=keep)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            # PRUNED, not FAIL: a failed trial is no history, and would be proposed again.
+            self._tell("failed", trial, TrialState.PRUNED, None, "out of memory")
+            return
+        trial.set_user_attr("evaluation", record)
+        if record.get("stopped"):
+            kind, state, values = "stopped", TrialState.PRUNED, None
+        else:
+            kind, state = "trained", TrialState.COMPLETE
+            values = self.objective.values(record["quality"], costs)
+        self._tell(kind, trial, state, values)
+
+    def _worth(self, quality: float, costs: list[float]) -> float:
+        return self.objective.values(quality, costs)[0]
+
+    def _curves(self, costs: list[float]) -> list[list[float]]:
+        """Learning curves to be compared with, in worth: whole ones, of no costlier networks."""
+        found = []
+        for trial in self.known.values():
+            record, profile = trial.user_attrs["evaluation"], trial.user_attrs["profile"]
+            fair = self.objective.reward is not None or all(
+                theirs <= ours for theirs, ours in zip(profile["costs"], costs, strict=True)
+            )
+            if fair and not record.get("stopped") and record.get("curve"):
+                found.append([self._worth(q, profile["costs"]) for q in record["curve"]])
+        return found
+
+    def _tell_unchosen(self, trial: Trial) -> None:
+        record = trial.user_attrs["profile"]
+        if "duplicate_of" not in record:
+            self._tell("pruned", trial, TrialState.PRUNED, None, record.get("excess", ""))
+            return
+        earlier = self.known[record["key"]]
+        trial.set_user_attr("evaluation", earlier.user_attrs["evaluation"])
+        self._tell("duplicate", trial, earlier.state, earlier.values)
+
+    def _tell(
+        self,
+        kind: str,
+        trial: Trial,
+        state: TrialState,
+        values: list[float] | None,
+        message: str = "",
+    ) -> None:
+        frozen = self.study.tell(trial, values, state=state)
+        self._read += 1
+        self._learn(frozen)
+        self.on_event(Event(kind, frozen, self.trained, message))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
+def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:
+    return study._storage.get_trial(trial._trial_id)
