@@ -285,6 +285,50 @@ class FromHistory:
         self._lock = threading.RLock()
 
 
+class Reseeded:
+    """Mix-in before one of Optuna's samplers: its random state follows from seed and history.
+
+    Every sampling call starts its own stream, so nothing carries over from one trial to the next.
+    """
+
+    _history: History
+
+    def start(self, seed: int | None) -> None:
+        """Call once, after Optuna's constructor."""
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._history = History()
+
+    def reseed(self, study: Study, trial: FrozenTrial, *context: int | str) -> None:
+        """Points every random state of the sampler at the stream of `trial` and `context`."""
+        words = generator(self._seed, self._history.read(study, trial).count, *context)
+        state = words.integers(2**32, size=4, dtype=np.uint32)
+        for name in ("_random_sampler", "_independent_sampler"):
+            if hasattr(self, name):
+                getattr(self, name)._rng.rng.seed(state)
+        self._rng.rng.seed(state)
+
+    def reseed_rng(self) -> None:
+        """Nothing to do: no two trials of a study share a stream."""
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Optuna's, from the stream of this trial."""
+        self.reseed(study, trial)
+        return super().sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Optuna's, from the stream of this trial and parameter."""
+        self.reseed(study, trial, param_name)
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
