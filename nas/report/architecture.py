@@ -1,0 +1,85 @@
+"""A Config's text as a table of blocks: read from its syntax, never evaluated."""
+
+import ast
+import dataclasses
+from html import escape
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The items of one field that holds several of a kind, a row each."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, object], ...]
+
+
+def read(config: str | None) -> tuple[dict[str, str], list[Table]]:
+    """(plain fields, tables) of a repr like Config(classes=10, blocks=(Block(...), ...))."""
+    try:
+        call = ast.parse(config or "", mode="eval").body
+    except (SyntaxError, ValueError):
+        return {}, []
+    if not isinstance(call, ast.Call):
+        return {}, []
+    plain, tables = {}, []
+    for field in call.keywords:
+        value = field.value
+        items = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+        if items and all(isinstance(item, ast.Call) and item.keywords for item in items):
+            rows = tuple({k.arg: _value(k.value) for k in item.keywords} for item in items)
+            columns = tuple(dict.fromkeys(name for row in rows for name in row))
+            tables.append(Table(str(field.arg), columns, rows))
+        else:
+            plain[str(field.arg)] = ast.unparse(value)
+    return plain, tables
+
+
+def _value(node: ast.AST) -> object:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
+def html(config: str | None, baseline: str | None) -> str:
+    """The blocks as HTML tables; cells that differ from the baseline's are marked."""
+    plain, tables = read(config)
+    theirs = {table.name: table for table in read(baseline)[1]}
+    drawn = []
+    for table in tables:
+        other = theirs.get(table.name)
+        comparable = other is not None and len(other.rows) == len(table.rows)
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("", *table.columns))
+        body = []
+        for index, row in enumerate(table.rows):
+            cells = [f"<td>{escape(table.name.removesuffix('s'))} {index + 1}</td>"]
+            for name in table.columns:
+                was = other.rows[index].get(name) if comparable else row.get(name)
+                cells.append(_cell(row.get(name, ""), was, _most(table, name)))
+            body.append(f"<tr>{''.join(cells)}</tr>")
+        drawn.append(
+            f'<div class="panel"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(body)}</tbody></table></div>"
+        )
+    rest = " · ".join(f"{escape(name)} {escape(value)}" for name, value in plain.items())
+    marked = ""
+    if any(table.name in theirs for table in tables):
+        marked = " Bold: differs from the baseline, whose value is in the cell's tooltip."
+    return "".join(drawn) + (f'<p class="note">{rest}.{marked}</p>' if rest else "")
+
+
+def _most(table: Table, name: str) -> float:
+    """The largest value of a column of sizes; 0 where a bar would say nothing."""
+    values = [row.get(name) for row in table.rows]
+    sized = all(isinstance(v, int | float) and not isinstance(v, bool) and v >= 0 for v in values)
+    return max(values) if sized and len(set(values)) > 1 else 0
+
+
+def _cell(value: object, was: object, most: float) -> str:
+    changed = " changed" if value != was else ""
+    title = f' title="baseline: {escape(str(was))}"' if changed else ""
+    if most:
+        style = f' style="--share:{value / most:.3f}"'
+        return f'<td class="fill{changed}"{style}{title}>{escape(str(value))}</td>'
+    return f'<td class="{changed.strip()}"{title}>{escape(str(value))}</td>'

@@ -1,0 +1,241 @@
+"""A study as plain rows: what each trial is, what it cost, which are on the Pareto front."""
+
+import ast
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from nas import pareto
+
+TRAINED, STOPPED, PROFILED = "trained", "stopped", "profiled"
+LIMITED, DUPLICATE = "limited", "duplicate"
+FAILED, RUNNING = "failed", "running"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One trial: quality in 0..1 (None until trained), one cost per target in the target's unit."""
+
+    number: int
+    state: str
+    quality: float | None
+    costs: tuple[float, ...]
+    latency: tuple[Mapping, ...]
+    reward: float | None
+    choices: Mapping[str, Any]
+    params: int | None
+    macs: int | None
+    config: str | None
+
+    def interval(self, axis: int) -> tuple[float, float] | None:
+        """The confidence interval of the median latency on one target, where it was timed."""
+        found = self.latency[axis].get("interval_ms") if axis < len(self.latency) else None
+        return tuple(found) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """One target of the search: its spec, the device behind it and the budget in `unit`."""
+
+    spec: str
+    device: str
+    budget: float | None
+    unit: str
+
+
+def networks(study: optuna.Study) -> list[Network]:
+    """Every trial of the study as a row, by trial number; the study is not changed."""
+    single = len(study.directions) == 1
+    return [_network(trial, single) for trial in study.get_trials(deepcopy=False)]
+
+
+def _network(trial: optuna.trial.FrozenTrial, single: bool) -> Network:
+    profile = trial.user_attrs.get("profile") or {}
+    evaluation = trial.user_attrs.get("evaluation") or {}
+    told = trial.state == optuna.trial.TrialState.COMPLETE
+    return Network(
+        number=trial.number,
+        state=_state(trial, profile, evaluation),
+        quality=evaluation.get("quality"),
+        costs=tuple(profile.get("costs") or ()),
+        latency=tuple(profile.get("latency") or ()),
+        reward=trial.value if single and told else None,
+        choices=trial.params,
+        params=profile.get("params"),
+        macs=profile.get("macs"),
+        config=profile.get("config"),
+    )
+
+
+def _state(trial: optuna.trial.FrozenTrial, profile: Mapping, evaluation: Mapping) -> str:
+    if trial.state == optuna.trial.TrialState.FAIL:
+        return FAILED
+    if not trial.state.is_finished():
+        return RUNNING
+    if profile.get("duplicate_of") is not None:
+        return DUPLICATE
+    if not profile.get("costs"):
+        return LIMITED
+    if evaluation.get("quality") is None:
+        return PROFILED
+    return STOPPED if evaluation.get("stopped") else TRAINED
+
+
+def front(rows: Iterable[Network], axis: int | None = None) -> list[Network]:
+    """The fully trained rows that no other beats in quality and every cost, cheapest first.
+
+    With `axis` only that target's cost counts. Of equal networks the earliest trial stays.
+    """
+    distinct: dict[tuple, Network] = {}
+    for row in sorted(rows, key=lambda row: row.number):
+        if row.state == TRAINED:
+            costs = row.costs if axis is None else (row.costs[axis],)
+            distinct.setdefault((*costs, -row.quality), row)
+    if not distinct:
+        return []
+    mask = pareto.front(list(distinct))
+    return [distinct[key] for key in sorted(itertools.compress(distinct, mask))]
+
+
+def leader(rows: Iterable[Network], goals: Sequence["Goal"]) -> Network | None:
+    """The best network so far: by reward, without one by quality within the budgets."""
+    rows = [row for row in rows if row.state == TRAINED]
+    if any(row.reward is not None for row in rows):
+        return max((row for row in rows if row.reward is not None), key=lambda row: row.reward)
+    return max((r for r in rows if within(r.costs, goals)), key=lambda r: r.quality, default=None)
+
+
+def within(costs: Sequence[float], goals: Sequence["Goal"]) -> bool:
+    """Whether every cost is within its budget; a target without one allows all."""
+    return all(g.budget is None or c <= g.budget for c, g in zip(costs, goals, strict=False))
+
+
+def goals(summary: Mapping, rows: Sequence[Network]) -> list[Goal]:
+    """The targets of the search; unnamed ones where the summary does not say."""
+    told = [
+        Goal(
+            spec=str(target.get("spec") or f"target {index + 1}"),
+            device=str(target.get("device") or ""),
+            budget=target.get("budget_ms"),
+            unit=str(target.get("unit") or "ms"),
+        )
+        for index, target in enumerate(summary.get("targets") or ())
+    ]
+    costs = max((len(row.costs) for row in rows), default=0)
+    return told + [Goal(f"target {n + 1}", "", None, "ms") for n in range(len(told), costs)]
+
+
+def part(summary: Mapping, name: str | int) -> Mapping:
+    """What is known of the named part of the summary: an interrupted search leaves gaps."""
+    return {key: value for key, value in (summary.get(name) or {}).items() if value is not None}
+
+
+def cost(record: Mapping, axis: int, name: str = "costs") -> float | None:
+    """One cost of a summary record, None where it is not there."""
+    costs = record.get(name) or ()
+    return costs[axis] if axis < len(costs) else None
+
+
+def finalists(summary: Mapping) -> dict[int, Mapping]:
+    """The networks timed again, the winner among them, by number; "quality" only if retrained."""
+    listed = {f["number"]: f for f in summary.get("finalists") or () if "number" in f}
+    found, best = dict(listed), part(summary, "winner")
+    if "number" in best:
+        found[best["number"]] = {**found.get(best["number"], {}), **best}
+    for number, final in found.items():
+        # One over the budget when timed again, or of an interrupted search, was not trained again.
+        if number not in listed or final.get("within_budget") is False:
+            proxy = final.get("proxy_quality") or final.get("quality")
+            found[number] = {**final, "quality": None, "proxy_quality": proxy}
+    return found
+
+
+def winner(summary: Mapping) -> Mapping:
+    """The winner, its "quality" missing where it was not retrained; empty where there is none."""
+    number = part(summary, "winner").get("number")
+    return {} if number is None else part(finalists(summary), number)
+
+
+def tally(rows: Iterable[Network]) -> dict[str, int]:
+    """How many trials are in each state."""
+    count = dict.fromkeys((TRAINED, STOPPED, PROFILED, LIMITED, DUPLICATE, FAILED, RUNNING), 0)
+    for row in rows:
+        count[row.state] += 1
+    return count
+
+
+def tally_words(rows: Iterable[Network]) -> str:
+    """'312 trained, 1,240 profiled only, 2 failed': states that occur, in words."""
+    words = {
+        TRAINED: "trained",
+        STOPPED: "stopped early",
+        PROFILED: "profiled only",
+        LIMITED: "over a limit",
+        DUPLICATE: "seen before",
+        FAILED: "failed",
+        RUNNING: "running",
+    }
+    return ", ".join(f"{n:,} {words[state]}" for state, n in tally(rows).items() if n)
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number with `digits` significant digits and no exponent; '-' where there is none."""
+    if value is None:
+        return "-"
+    rounded = abs(float(f"{value:.{digits}g}"))
+    whole = math.floor(math.log10(rounded)) + 1 if rounded else digits
+    return f"{value:,.{max(digits - whole, 0)}f}"
+
+
+def percent(quality: float | None, digits: int = 2) -> str:
+    """A quality of 0..1 as a percentage without the sign; '-' where there is none."""
+    return "-" if quality is None else f"{100 * quality:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """A count as 950, 12.3k, 4.56M; '-' where there is none."""
+    if value is None:
+        return "-"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{figure(value / limit)}{unit}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 8.2 s, 4 min 12 s or 3 h 05 min."""
+    if seconds < 60:
+        return f"{figure(seconds, 2)} s"
+    minutes = round(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {round(seconds) % 60:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shape(config: str, width: int = 100) -> str:
+    """The text of a Python expression broken over lines where it is long; same value."""
+
+    def lines(node: ast.AST, indent: str) -> str:
+        text = ast.unparse(node)
+        if len(indent) + len(text) <= width:
+            return text
+        inner = indent + "    "
+        if isinstance(node, ast.Call):
+            parts = [lines(arg, inner) for arg in node.args]
+            parts += [f"{key.arg}={lines(key.value, inner)}" for key in node.keywords]
+            begin, end = ast.unparse(node.func) + "(", ")"
+        elif isinstance(node, ast.Tuple | ast.List):
+            parts = [lines(item, inner) for item in node.elts]
+            begin, end = ("(", ")") if isinstance(node, ast.Tuple) else ("[", "]")
+        else:
+            return text
+        return begin + "\n" + "".join(f"{inner}{item},\n" for item in parts) + indent + end
+
+    try:
+        return lines(ast.parse(config, mode="eval").body, "")
+    except (SyntaxError, ValueError):
+        return config

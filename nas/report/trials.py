@@ -1,0 +1,109 @@
+"""The trials on the HTML page: the tables, and what the tooltips of the dots say."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from nas.report import records
+from nas.report.records import Goal, Network
+
+MOST_ROWS = 500  # of the table of all trials; the dots of the charts are never thinned
+
+
+def _cells(values: Sequence[tuple[str, Any]]) -> str:
+    return "".join(
+        f'<td data-v="{escape(str("" if value is None else value))}">{escape(text)}</td>'
+        for text, value in values
+    )
+
+
+def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> str:
+    """The front and the finalists, then all trained networks; sortable."""
+    retrained = records.finalists(summary)
+    winner = records.winner(summary).get("number")
+    front = {row.number for row in records.front(rows)}
+    head = ["trial", "quality %", *(["retrained %"] if retrained else [])]
+    head += [f"{goal.unit}, {goal.spec}" for goal in goals]
+    head += ["params", "MMACs", "reward", "note"]
+    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
+
+    def line(row: Network) -> str:
+        final = retrained.get(row.number, {})
+        words = {"winner": row.number == winner, "finalist": bool(final) and row.number != winner}
+        words |= {"front": row.number in front, "over budget": not records.within(row.costs, goals)}
+        note = ", ".join(word for word, holds in words.items() if holds)
+        cells = [(str(row.number), row.number), (records.percent(row.quality), row.quality)]
+        if retrained:
+            cells.append((records.percent(final.get("quality")), final.get("quality")))
+        for axis, value in enumerate(row.costs):
+            again = records.cost(final, axis)
+            arrow = "" if again is None else f" → {records.figure(again)}"
+            cells.append((records.figure(value) + arrow, value))
+        macs = None if row.macs is None else row.macs / 1e6
+        cells += [(records.count(row.params), row.params), (records.figure(macs), macs)]
+        cells += [(records.figure(row.reward, 4), row.reward), (note, note)]
+        css = ' class="win"' if row.number == winner else ""
+        return f'<tr data-row="{row.number}"{css}>{_cells(cells)}</tr>'
+
+    def drawn(shown: Sequence[Network], extra: str = "") -> str:
+        body = "".join(map(line, shown)) + extra
+        return (
+            f'<div class="panel"><table class="sort"><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+    trained = [row for row in rows if row.state == records.TRAINED]
+    kept = [row for row in trained if row.number in front or row.number in retrained]
+    ranked = sorted(trained, key=lambda r: -(r.quality if r.reward is None else r.reward))
+    left = f" (the best {MOST_ROWS} of {len(ranked):,})" if len(ranked) > MOST_ROWS else ""
+    return (
+        "<h2>The front and the finalists</h2>"
+        '<p class="lede">Quality and latency as the search saw them; finalists were then retrained '
+        "longer and timed again (→), because short training picks wrong winners. Click a heading "
+        "to sort.</p>"
+        + drawn(sorted(kept, key=lambda row: row.costs), _baseline(summary, goals, bool(retrained)))
+        + f"<details><summary>All trained networks{left}</summary>{drawn(ranked[:MOST_ROWS])}"
+        "</details>"
+    )
+
+
+def _baseline(summary: Mapping, goals: Sequence[Goal], retrained: bool) -> str:
+    baseline = records.part(summary, "baseline")
+    if not baseline:
+        return ""
+    quality, macs = baseline.get("quality"), baseline.get("macs")
+    macs = None if macs is None else macs / 1e6
+    costs = [records.cost(baseline, axis) for axis in range(len(goals))]
+    cells = [("-", -1), (records.percent(quality), quality)] + [("-", None)] * retrained
+    cells += [(records.figure(value), value) for value in costs]
+    cells += [(records.count(baseline.get("params")), baseline.get("params"))]
+    cells += [(records.figure(macs), macs), ("-", None), ("baseline", "baseline")]
+    return f"<tr>{_cells(cells)}</tr>"
+
+
+def data(rows: Sequence[Network], goals: Sequence[Goal]) -> dict:
+    """What the tooltips say; choices as indices, since a study may have thousands of trials."""
+    decisions = list(dict.fromkeys(name for row in rows for name in row.choices))
+    options: list[dict[str, int]] = [{} for _ in decisions]
+    trials = {}
+    for row in rows:
+        if row.state not in (records.TRAINED, records.STOPPED):
+            continue
+        lines = [f"quality {records.percent(row.quality)} %"]
+        lines += [
+            f"{records.figure(value)} {goal.unit} on {goal.spec}"
+            for value, goal in zip(row.costs, goals, strict=False)
+        ]
+        lines += [f"reward {records.figure(row.reward, 4)}"] if row.reward is not None else []
+        if row.params is not None:
+            macs = f", {records.count(row.macs)} MACs" if row.macs is not None else ""
+            lines.append(f"{records.count(row.params)} params{macs}")
+        trials[row.number] = {
+            "state": row.state,
+            "lines": lines,
+            "choices": [
+                seen.setdefault(str(row.choices[name]), len(seen)) if name in row.choices else -1
+                for name, seen in zip(decisions, options, strict=True)
+            ],
+        }
+    return {"decisions": decisions, "options": [list(seen) for seen in options], "trials": trials}
