@@ -85,6 +85,7 @@ class History:
         codes: int (len(finished), d).
         values: float (len(finished), m), more is better in every column (minimized ones negated);
             NaN for pruned trials.
+        minimized: bool (m,), the objectives that were negated.
         pending_codes: int (p, d), of those pending trials whose parameters are known.
         unchanged: how many leading rows are the same as after the previous `encode`.
     """
@@ -186,8 +187,8 @@ class History:
         self._seen_pending: set[bytes] = set()
         self._encoded = 0
         if objectives:
-            minimize = [d == StudyDirection.MINIMIZE for d in self._directions]
-            self._signs = np.where(minimize, -1.0, 1.0)
+            self.minimized = np.array([d == StudyDirection.MINIMIZE for d in self._directions])
+            self._signs = np.where(self.minimized, -1.0, 1.0)
 
     def _encode_pending(self, space: Space) -> np.ndarray:
         rows = []
