@@ -44,14 +44,14 @@ class Frame:
         for value in axes.ticks(self.bottom, self.top, most=6):
             y = self.y(value)
             drawn.append(f'<path class="hair" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            drawn.append(text(LEFT - 8, y + 4, axes.tick_text(value), "tick", "end"))
+            drawn.append(write(LEFT - 8, y + 4, axes.tick_text(value), "tick", "end"))
         for value in axes.ticks(self.left, self.right, log=self.log, most=9):
             x = self.x(value)
             drawn.append(f'<path class="axis" d="M{x:.1f} {floor}v4"/>')
-            drawn.append(text(x, floor + 18, axes.tick_text(value), "tick", "middle"))
+            drawn.append(write(x, floor + 18, axes.tick_text(value), "tick", "middle"))
         drawn.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
-        drawn.append(text(LEFT, TOP - 4, name, "title", "start"))
-        drawn.append(text(WIDTH - RIGHT, self.height - 5, across, "title", "end"))
+        drawn.append(write(LEFT, TOP - 4, name, "title", "start"))
+        drawn.append(write(WIDTH - RIGHT, self.height - 5, across, "title", "end"))
         return "".join(drawn)
 
     def clipped(self, drawn: str, name: str) -> str:
@@ -224,7 +224,7 @@ class _Labels:
         # Grow away from the point, so that a misjudged text width leaves no gap.
         anchor, x = ("end", x + size[0]) if x + size[0] <= at[0] else ("start", x)
         return "".join(
-            text(x, y + 12 + 15 * index, text, f"label {css}", anchor)
+            write(x, y + 12 + 15 * index, text, f"label {css}", anchor)
             for index, text in enumerate(lines)
         )
 
@@ -240,10 +240,10 @@ def _at(frame: Frame, point: tuple[float, float]) -> str:
     return f'cx="{frame.x(point[0]):.1f}" cy="{frame.y(point[1]):.1f}"'
 
 
-def text(x: float, y: float, words: str, css: str, anchor: str) -> str:
+def write(x: float, y: float, text: str, css: str, anchor: str) -> str:
     """A text element at a point."""
     return (
-        f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+        f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
     )
 
 

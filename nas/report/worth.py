@@ -77,7 +77,7 @@ def _bars(
         y = 12 + 24 * row
         won = chosen is not None and repr(chosen) == key
         name = _short(str(shown[key]), 15) + (" ●" if won else "")
-        drawn.append(svg.text(0, y + 4, name, "level won" if won else "level", "start"))
+        drawn.append(svg.write(0, y + 4, name, "level won" if won else "level", "start"))
         for side, center, css in ((quality, 200, "gain"), (latency, 372, "cost")):
             level = next((x for x in side.levels if repr(x.choice) == key), None) if side else None
             if level is None or not level.trials:
@@ -88,7 +88,7 @@ def _bars(
             x = center + min(level.effect, 0) * scale
             a, b = (center + max(min(v * scale, 58), -58) for v in (level.low, level.high))
             unit = "" if css == "gain" else " %"
-            value = svg.text(center + 64, y + 4, _signed(level.effect) + unit, "value", "start")
+            value = svg.write(center + 64, y + 4, _signed(level.effect) + unit, "value", "start")
             told = f"{level.trials} networks, {level.effect:+.2f}{unit}"
             drawn.append(
                 f'<g class="{css}{known}"><title>{told} '
