@@ -74,7 +74,7 @@ def hypervolumes(points: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, f
 
 
 def winner(quality, costs, budgets, tolerance: float = 0.03, slack: float = 0.003) -> int:
-    """Index of the network that lands on the budgets: all costs in ((1 - tolerance) * budget, budget].
+    """Index of the network that lands: every cost in ((1 - tolerance) * budget, budget].
 
     The best quality among those that land, if it is within `slack` (in the unit of quality; 0.003:
     proxy noise) of the best within the budgets; else that best one. If none is within the budgets,

@@ -1,0 +1,407 @@
+"""Our default: a small model of quality and log cost, and the networks that promise most.
+
+Two Gaussian processes over the choices (nas/gaussian_process.py), expected improvement of value or
+reward or of the front's hypervolume (nas/controllers/improvement.py). Costs of networks that were
+only profiled train the cost model; once profiled, `select` picks the one worth training.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from nas import pareto
+from nas.controllers.history import FromHistory, History, Space, generator
+from nas.controllers.improvement import Costs, HypervolumeGain, Quality, RewardGain, ValueGain
+from nas.gaussian_process import Choices
+
+# Cost of a proposal: models are renewed after every evaluation at first, then ever more rarely, so
+# that the work per trial stays bounded; their hyperparameters more rarely still.
+RENEW_SHARE = 40  # new evaluations, or ...
+RENEW_PROFILES = 16  # ... new profiles, of one in so many that there are, renew the models
+REFIT_GROWTH = 1.25
+MOST_FITTED = 200  # networks from which hyperparameters are fitted
+MOST_KNOWN = 400  # networks that a model is conditioned on
+RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates
+ELITES = 20
+AT_ONCE = 64  # proposals that take account of one another
+
+
+@dataclasses.dataclass
+class _Records:
+    """What the finished trials say: codes (d,), quality or NaN, costs (m,) or None, by number."""
+
+    codes: list[np.ndarray] = dataclasses.field(default_factory=list)
+    quality: list[float] = dataclasses.field(default_factory=list)
+    costs: list[np.ndarray | None] = dataclasses.field(default_factory=list)
+    evaluated: list[int] = dataclasses.field(default_factory=list)  # running count, one a row
+    renewals: list[int] = dataclasses.field(default_factory=list)  # lengths at which models renew
+    refits: list[int] = dataclasses.field(default_factory=list)
+
+    def cut(self, length: int) -> None:
+        """Forget all rows from `length` on."""
+        for rows in (self.codes, self.quality, self.costs, self.evaluated):
+            del rows[length:]
+        for marks in (self.renewals, self.refits):
+            while marks and marks[-1] > length:
+                marks.pop()
+
+    def add(self, codes: np.ndarray, quality: float, costs: Any, startup: int) -> None:
+        """Append a row; marks where models renew, a function of the rows alone."""
+        self.codes.append(codes)
+        self.quality.append(quality)
+        self.costs.append(costs)
+        count = (self.evaluated[-1] if self.evaluated else 0) + (not math.isnan(quality))
+        self.evaluated.append(count)
+        if count < startup:
+            return
+        length = len(self.codes)
+        if self.renewals:
+            last = self.renewals[-1]
+            new = count - self.evaluated[last - 1]
+            due = new >= max(1, count // RENEW_SHARE)
+            if not due and length - last < max(16, length // RENEW_PROFILES):
+                return
+        self.renewals.append(length)
+        growth = REFIT_GROWTH if count < MOST_FITTED else REFIT_GROWTH**2
+        if not self.refits or count >= growth * self.evaluated[self.refits[-1] - 1]:
+            self.refits.append(length)
+
+
+@dataclasses.dataclass
+class _Models:
+    """All that follows from the first `length` records."""
+
+    length: int
+    quality: Quality
+    costs: Costs | None
+    gain: Callable
+    pool: np.ndarray  # proposals (n, d), the best first
+
+
+class Surrogate(FromHistory, BaseSampler):
+    """Proposes where a probabilistic model expects the greatest improvement.
+
+    One objective: of `reward(quality, costs)` where given and known, else of the trial values.
+    Several: of the hypervolume of (quality, *costs), the study's objectives in this order. Random
+    until `startup` networks are evaluated. `candidates` restricts a search to these parameter sets
+    (a tabular benchmark that knows few networks of a large space).
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+        startup: int = 10,
+        candidates: Sequence[Mapping[str, Any]] | None = None,
+    ):
+        if startup < 2:
+            raise ValueError(f"startup={startup}: a model needs at least 2 evaluated networks")
+        super().__init__(seed)
+        self._reward, self._startup, self._candidates = reward, startup, candidates
+        self._forget()
+
+    def _forget(self) -> None:
+        self._records = _Records()
+        self._space: Space | None = None
+        self._models: _Models | None = None
+        self._fitted: tuple[int, list[np.ndarray]] | None = None
+
+    # --- Optuna's interface; the rest of it is in FromHistory -----------------------------------
+
+    def propose(
+        self, study: Study, history: History, space: Space, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The first of the pool that nobody proposed; random before there is a model."""
+        models = self._current(study, history, space)
+        if models is not None:
+            for codes in models.pool:
+                if not history.seen(codes):
+                    return codes
+        if self._allowed is not None:
+            unseen = [codes for codes in self._allowed if not history.seen(codes)]
+            return unseen[rng.integers(len(unseen))] if unseen else rng.choice(self._allowed)
+        return history.unseen(lambda: space.random(rng), rng)
+
+    def select(self, study: Study, trials: Sequence[FrozenTrial]) -> int:
+        """Index of the one of these profiled, running trials that is most worth training."""
+        with self._lock:
+            history = self._history.read(study, max(trials, key=lambda trial: trial.number))
+            costs = np.array([trial.user_attrs["profile"]["costs"] for trial in trials], float)
+            models = None
+            if all(set(history.distributions) <= set(trial.params) for trial in trials):
+                space = history.encode(dict(history.distributions))
+                models = self._current(study, history, space)
+            if models is None:
+                return self._select_first(study, costs)
+            codes = np.array([self._encode(space, trial) for trial in trials])
+            posterior = models.quality.process.posterior(codes)
+            known = models.costs.exact(costs) if models.costs else None
+            return int(np.argmax(models.gain(posterior, known)))
+
+    def recommend(self, study: Study) -> int | None:
+        """Number of the finished trial that is best once the noise of evaluation is smoothed out.
+
+        None before there is a model. For one objective only.
+        """
+        with self._lock:
+            history = self._history.read(
+                study, _After(study._storage.get_n_trials(study._study_id))
+            )
+            space = history.encode(dict(history.distributions))
+            if self._current(study, history, space) is None:
+                return None
+            codes, values, costs = self._evaluated(len(self._records.codes))
+            quality = Quality(self._choices, codes, values)
+            quality.process.condition(self._fitted[1][0])
+            worth = quality.smoothed(codes)
+            if costs is not None and self._reward is not None:
+                worth = self._reward(worth, costs)
+            rows = np.flatnonzero(~np.isnan(self._records.quality))
+            return history.finished[rows[int(np.argmax(worth))]].number
+
+    # --- From history to records ----------------------------------------------------------------
+
+    def _current(self, study: Study, history: History, space: Space) -> _Models | None:
+        self._read(study, history, space)
+        records = self._records
+        if not records.renewals:
+            return None
+        if self._models is None or self._models.length != records.renewals[-1]:
+            self._models = self._renew(study, records.renewals[-1])
+        return self._models
+
+    def _read(self, study: Study, history: History, space: Space) -> None:
+        if space is not self._space:
+            self._forget()
+            self._space, self._choices = space, _choices(space)
+            self._allowed = None
+            if self._candidates is not None:
+                self._allowed = np.array([space.encode(params) for params in self._candidates])
+        same = min(history.unchanged, len(self._records.codes))
+        if same < len(self._records.codes):
+            self._records.cut(same)
+            if self._models is not None and self._models.length > same:
+                self._models = None
+            if self._fitted is not None and self._fitted[0] > same:
+                self._fitted = None
+        several = history.values.shape[1] > 1
+        for row in range(same, len(history.finished)):
+            trial = history.finished[row]
+            quality, costs = self._what(trial, history.values[row], several)
+            self._records.add(self._encode(space, trial), quality, costs, self._startup)
+
+    def _what(
+        self, trial: FrozenTrial, values: np.ndarray, several: bool
+    ) -> tuple[float, np.ndarray | None]:
+        """Quality (NaN: unknown) and costs (None: unknown) of a finished trial."""
+        profile = trial.user_attrs.get("profile")
+        if profile is not None and (several or self._reward is not None):
+            if "duplicate_of" in profile:  # a copy, no second observation
+                return math.nan, None
+            evaluation = trial.user_attrs.get("evaluation")
+            quality = math.nan if evaluation is None else float(evaluation["quality"])
+            costs = profile.get("costs")
+            return quality, np.asarray(costs, float) if costs else None
+        return float(values[0]), -values[1:] if several and not np.isnan(values[0]) else None
+
+    def _encode(self, space: Space, trial: FrozenTrial) -> np.ndarray:
+        """Codes of what was evaluated, which may be another point than was proposed."""
+        params = trial.user_attrs.get("profile", {}).get("canonical") or trial.params
+        return space.encode(params)
+
+    # --- From records to models -----------------------------------------------------------------
+
+    def _evaluated(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        records = self._records
+        quality = np.array(records.quality[:length])
+        rows = np.flatnonzero(~np.isnan(quality))
+        values = quality[rows]
+        finite = np.isfinite(values)
+        if not finite.all():  # infinite values: as bad, or as good, as any other
+            low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0, 0)
+            values = np.clip(values, low, high)
+        known = [records.costs[row] for row in rows]
+        costs = None if any(c is None or not len(c) for c in known) else np.array(known)
+        return np.array([records.codes[row] for row in rows]), values, costs
+
+    def _profiled(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        records = self._records
+        rows = [row for row in range(length) if records.costs[row] is not None]
+        costs = np.array([records.costs[row] for row in rows])
+        return np.array([records.codes[row] for row in rows]), _finite(costs)
+
+    def _renew(self, study: Study, length: int) -> _Models:
+        rng = generator(self._seed, length, "models")
+        codes, values, costs = self._evaluated(length)
+        fitted = self._hyperparameters(max(mark for mark in self._records.refits if mark <= length))
+        kept = _thinned(len(values), MOST_KNOWN)
+        quality = Quality(self._choices, codes[kept], values[kept])
+        quality.process.condition(fitted[0])
+        models = None
+        if costs is not None:
+            known, measured = self._profiled(length)
+            sample = _thinned(len(known), MOST_KNOWN)
+            models = Costs(self._choices, known[sample], measured[sample])
+            for process, hyperparameters in zip(models.processes, fitted[1:], strict=True):
+                process.condition(hyperparameters)
+        if models is None:
+            gain = ValueGain(quality, codes[kept])
+            elites = codes[np.argsort(-values, kind="stable")[:ELITES]]
+        elif len(study.directions) == 1:
+            gain = RewardGain(quality, self._reward, codes[kept], costs[kept])
+            order = np.argsort(-self._reward(values, costs), kind="stable")
+            elites = codes[order[:ELITES]]
+        else:
+            lowest = np.minimum(measured.min(axis=0), self._lowest(models, rng))
+            gain = HypervolumeGain(
+                quality, values, _finite(costs), lowest, measured.max(axis=0), rng
+            )
+            elites = codes[pareto.front(np.column_stack([-values, costs]))]
+        seen = {row.tobytes() for row in self._records.codes[:length]}
+        pool = self._pool(quality, models, gain, elites, seen, rng)
+        return _Models(length, quality, models, gain, pool)
+
+    def _lowest(self, models: Costs, rng: np.random.Generator) -> np.ndarray:
+        guess = models.predict(self._random(200, rng))
+        return guess.values(guess.mean).min(axis=0)
+
+    def _hyperparameters(self, length: int) -> list[np.ndarray]:
+        """Of the quality model and every cost model, fitted to the first `length` records."""
+        if self._fitted is not None and self._fitted[0] == length:
+            return self._fitted[1]
+        codes, values, costs = self._evaluated(length)
+        kept = _thinned(len(values), MOST_FITTED)
+        found = [Quality(self._choices, codes[kept], values[kept]).process.fit()]
+        if costs is not None:
+            known, measured = self._profiled(length)
+            kept = _thinned(len(known), MOST_FITTED)
+            models = Costs(self._choices, known[kept], measured[kept])
+            found += [process.fit() for process in models.processes]
+        self._fitted = (length, found)
+        return found
+
+    # --- From models to proposals ---------------------------------------------------------------
+
+    def _random(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        if self._allowed is not None:
+            return self._allowed[rng.integers(len(self._allowed), size=count)]
+        return rng.integers(self._space.sizes, size=(count, len(self._space)))
+
+    def _mutated(self, parents: np.ndarray, count: int, most: int, rng) -> np.ndarray:
+        """Children that differ from a parent in 1..`most` decisions."""
+        children = parents[rng.integers(len(parents), size=count)]
+        decisions = children.shape[1]
+        changes = rng.integers(1, min(most, decisions) + 1, size=count)
+        order = np.argsort(rng.random(children.shape), axis=1)
+        changed = order < changes[:, None]
+        step = 1 + rng.integers(np.maximum(self._space.sizes - 1, 1), size=children.shape)
+        return np.where(changed, (children + step) % self._space.sizes, children)
+
+    def _pool(self, quality, models, gain, elites, seen, rng) -> np.ndarray:
+        """Unseen networks, the best first, the first ones chosen with regard to one another."""
+        if self._allowed is not None:
+            scored = self._score(quality, models, gain, self._allowed, seen)
+        else:
+            mates = elites[rng.integers(len(elites), size=(2, CROSSED))]
+            mixed = np.where(rng.random(mates[0].shape) < 0.5, mates[0], mates[1])
+            start = [self._random(RANDOM, rng), self._mutated(elites, MUTATED, 3, rng), mixed]
+            scored = self._score(quality, models, gain, np.concatenate(start), seen)
+            if scored is None:
+                return np.zeros((0, len(self._space)), dtype=np.int64)
+            best = scored[0][np.argsort(-scored[3], kind="stable")[:REFINED]]
+            near = self._mutated(best[:ELITES], REFINED, 1, rng)
+            scored = self._score(quality, models, gain, np.concatenate([best, near]), seen)
+        if scored is None:
+            return np.zeros((0, len(self._space)), dtype=np.int64)
+        codes, posterior, costs, gains = scored
+        order = np.argsort(-gains, kind="stable")
+        top = order[: 2 * AT_ONCE]
+        posterior = posterior.keep(top)
+        costs = None if costs is None else costs.keep(top)
+        left, chosen = gains[top], []
+        for _ in range(min(AT_ONCE, len(top))):
+            index = int(np.argmax(left))
+            chosen.append(index)
+            posterior.believe(index)
+            left = gain(posterior, costs)
+            left[chosen] = -np.inf
+        rest = np.setdiff1d(np.arange(len(top)), chosen)
+        return codes[np.concatenate([top[chosen], top[rest], order[len(top) :]])]
+
+    def _score(self, quality, models, gain, codes, seen):
+        codes = np.unique(codes, axis=0)
+        new = [i for i, row in enumerate(codes) if row.tobytes() not in seen]
+        if not new:
+            return None
+        codes = codes[new]
+        posterior = quality.process.posterior(codes)
+        costs = None if models is None else models.predict(codes)
+        return codes, posterior, costs, gain(posterior, costs)
+
+    # --- Before there is a model ----------------------------------------------------------------
+
+    def _select_first(self, study: Study, costs: np.ndarray) -> int:
+        if self._reward is not None and len(study.directions) == 1:
+            return int(np.argmax(self._reward(np.full(len(costs), 0.5), costs)))
+        known = [c for c, q in zip(self._records.costs, self._records.quality) if q == q]
+        if not known:
+            return 0
+        logs = np.log(np.maximum(costs, 1e-12))
+        apart = np.abs(logs[:, None] - np.log(np.maximum(np.array(known), 1e-12)))
+        return int(np.argmax(apart.max(axis=2).min(axis=1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _After:
+    """Stands for a trial that comes after all others."""
+
+    number: int
+    _trial_id: None = None
+
+
+def _finite(costs: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(costs)
+    if finite.all():
+        return costs
+    return np.clip(costs, *((costs[finite].min(), costs[finite].max()) if finite.any() else (0, 0)))
+
+
+def _thinned(count: int, most: int) -> np.ndarray:
+    """Rows that stand for `count`: all, or the newest half of `most` and an even sample before."""
+    if count <= most:
+        return np.arange(count)
+    recent = most // 2
+    earlier = np.linspace(0, count - recent - 1, most - recent).astype(int)
+    return np.concatenate([earlier, np.arange(count - recent, count)])
+
+
+def _choices(space: Space) -> Choices:
+    groups: dict[Any, int] = {}
+    positions = []
+    for name, size in zip(space.names, space.sizes, strict=True):
+        distribution: BaseDistribution = space.distributions[name]
+        order: tuple[float, ...] | None = tuple(range(size))
+        key: Any = name
+        if isinstance(distribution, CategoricalDistribution):
+            key = tuple(map(repr, distribution.choices))
+            numbers = all(
+                isinstance(c, int | float) and not isinstance(c, bool) for c in distribution.choices
+            )
+            order = tuple(distribution.choices) if numbers else None
+            if order is not None and np.ptp(order) == 0:
+                order = None
+        groups.setdefault(key, len(groups))
+        positions.append((groups[key], order))
+    return Choices(
+        tuple(int(size) for size in space.sizes),
+        tuple(group for group, _ in positions),
+        tuple(order for _, order in positions),
+    )
