@@ -14,7 +14,7 @@ from optuna.study import Study
 from nas.controllers.history import FromHistory, History, Space, generator
 
 KEPT = 8  # newest states in memory: enough for KEPT * batch trials in flight
-POOL = 64  # proposals drawn at once
+POOL = 32  # proposals drawn at once
 CLIP = 3.0  # robust deviations
 
 
