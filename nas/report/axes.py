@@ -123,7 +123,7 @@ def finals(rows: Sequence[Network], summary: Mapping, axis: int) -> list[Final]:
     return sorted(found, key=lambda final: -final.at[1])
 
 
-def along(corners: Sequence, step: float = 6.0) -> np.ndarray:
+def along(corners: Sequence, step: float = 14.0) -> np.ndarray:
     """Points every `step` pixels on a line through the corners."""
     points = [np.empty((0, 2))]
     for a, b in zip(corners[:-1], corners[1:], strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 LEAST_TRIALS = 20  # below this the interval of any effect spans the whole range seen in practice
+MOST_CHOICES = 16  # a decision with more is a continuous one, which a bar per value cannot show
 LEAST_EXPLAINED = 0.1  # leave-one-out R^2; below it the additive model is no better than the mean
 
 
@@ -88,18 +89,17 @@ def _groups(choices: Sequence[Mapping[str, Any]]) -> list[tuple[str, list, np.nd
     groups = []
     for name in dict.fromkeys(name for row in choices for name in row):
         column = [row.get(name) for row in choices]
-        options = sorted({repr(value): value for value in column}.items(), key=_order)
-        if 1 < len(options) <= 16:
-            index = {key: place for place, (key, _) in enumerate(options)}
-            member = np.eye(len(options), dtype=bool)[[index[repr(value)] for value in column]]
-            groups.append((name, [value for _, value in options], member))
+        options = sorted(set(column), key=_order)
+        if 1 < len(options) <= MOST_CHOICES:
+            index = {value: place for place, value in enumerate(options)}
+            member = np.eye(len(options), dtype=bool)[[index[value] for value in column]]
+            groups.append((name, options, member))
     return groups
 
 
-def _order(item: tuple[str, Any]) -> tuple:
-    key, value = item
+def _order(value: Any) -> tuple:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, value, "") if number else (1, 0, key)
+    return (0, value, "") if number else (1, 0, str(value))
 
 
 class _Fit:
@@ -108,22 +108,24 @@ class _Fit:
     def __init__(self, hot: np.ndarray, y: np.ndarray) -> None:
         n, width = hot.shape
         x, target = hot - hot.mean(axis=0), y - y.mean()
-        u, s, vt = np.linalg.svd(x, full_matrices=False)
-        rank = s > 1e-9 * s[0]
-        u, s, vt = u[:, rank], s[rank], vt[rank]
-        z = u.T @ target
+        square, v = np.linalg.eigh(x.T @ x)  # a hundred columns, maybe 10,000 rows: no SVD of x
+        rank = square > 1e-10 * square[-1]
+        square, v = square[rank], v[:, rank]
+        scores = x @ v
+        z = scores.T @ target / np.sqrt(square)
         rest = max(float(target @ target - z @ z), 1e-12 * float(target @ target))
 
         def evidence(ridge: float) -> float:
-            scale = 1 + s**2 / ridge
+            scale = 1 + square / ridge
             return -n / 2 * np.log((z**2 / scale).sum() + rest) - np.log(scale).sum() / 2
 
         ridge = max(np.logspace(-4, 5, 91), key=evidence)
-        noise = ((z**2 / (1 + s**2 / ridge)).sum() + rest) / n
-        self.mean = vt.T @ (s / (s**2 + ridge) * z)
-        shrink = noise / (s**2 + ridge) - noise / ridge
-        self.cov = noise / ridge * np.eye(width) + (vt.T * shrink) @ vt
-        leverage = (u**2 * (s**2 / (s**2 + ridge))).sum(axis=1) + 1 / n
+        noise = ((z**2 / (1 + square / ridge)).sum() + rest) / n
+        self.mean = v @ (np.sqrt(square) / (square + ridge) * z)
+        self.cov = (
+            noise / ridge * np.eye(width) + (v * (noise / (square + ridge) - noise / ridge)) @ v.T
+        )
+        leverage = (scores**2 / (square + ridge)).sum(axis=1) + 1 / n
         residual = (target - x @ self.mean) / np.maximum(1 - leverage, 1e-9)
         alone = target * n / (n - 1)  # the leave-one-out error of the plain mean
         self.explained = float(1 - (residual**2).sum() / (alone**2).sum())

@@ -17,7 +17,7 @@ h1 { font-size: 27px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -.01em
 h2 { font-size: 18px; margin: 48px 0 4px; letter-spacing: -.005em; }
 h3 { font-size: 13px; font-weight: 600; margin: 0 0 6px; }
 p { margin: 0 0 12px; max-width: 92ch; } .lede, .note { color: var(--muted); }
-.note { font-size: 13px; }
+.note { font-size: 13px; margin-top: 10px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px;
   margin: 24px 0 8px; }
 .card { background: var(--card); border: 1px solid var(--hair); border-radius: 10px;
@@ -66,7 +66,7 @@ path.interval { stroke: var(--front); stroke-width: 4; opacity: .35; }
 .key .open { border: 1px solid var(--muted); }
 .effects { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 12px; }
 .effects .panel { margin: 0; padding: 12px 16px 10px; }
-.heads { display: grid; grid-template-columns: 145px 172px 1fr; color: var(--muted);
+.heads { display: grid; grid-template-columns: 32% 37% 1fr; color: var(--muted);
   font-size: 11.5px; }
 .gain rect { fill: var(--front); } .cost rect { fill: var(--random); }
 .unsure rect { opacity: .28; } svg .unsure .value { fill: var(--muted); }
@@ -92,7 +92,7 @@ pre { background: var(--card); border: 1px solid var(--hair); border-radius: 10p
   SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .split { display: flex; height: 26px; border-radius: 6px; overflow: hidden; margin: 8px 0;
   gap: 2px; } .split div { min-width: 2px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 12px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 760px)); gap: 12px; }
 .facts td:first-child { color: var(--muted); } .facts td + td { text-align: left;
   white-space: normal; overflow-wrap: anywhere; }
 pre.shell { white-space: pre-wrap; }

@@ -10,6 +10,7 @@ from nas.report.importance import Decision, Effects
 from nas.report.records import Goal, Network
 
 SHOWN_DECISIONS = 8
+QUALITY, LATENCY, REACH = 196, 376, 62  # where the bars begin and how far they reach, pixels
 
 
 def html(rows: Sequence[Network], goals: Sequence[Goal], chosen: Mapping[str, Any]) -> str:
@@ -78,17 +79,19 @@ def _bars(
         won = chosen is not None and repr(chosen) == key
         name = _short(str(shown[key]), 15) + (" ●" if won else "")
         drawn.append(svg.write(0, y + 4, name, "level won" if won else "level", "start"))
-        for side, center, css in ((quality, 200, "gain"), (latency, 372, "cost")):
+        for side, center, css in ((quality, QUALITY, "gain"), (latency, LATENCY, "cost")):
             level = next((x for x in side.levels if repr(x.choice) == key), None) if side else None
             if level is None or not level.trials:
                 continue
-            scale = 52 / (reach[css] or 1)
+            scale = 0.85 * REACH / (reach[css] or 1)
             known = "" if level.low > 0 or level.high < 0 else " unsure"
             width = abs(level.effect) * scale
             x = center + min(level.effect, 0) * scale
-            a, b = (center + max(min(v * scale, 58), -58) for v in (level.low, level.high))
+            a, b = (center + max(min(v * scale, REACH), -REACH) for v in (level.low, level.high))
             unit = "" if css == "gain" else " %"
-            value = svg.write(center + 64, y + 4, _signed(level.effect) + unit, "value", "start")
+            value = svg.write(
+                center + REACH + 6, y + 4, _signed(level.effect) + unit, "value", "start"
+            )
             told = f"{level.trials} networks, {level.effect:+.2f}{unit}"
             drawn.append(
                 f'<g class="{css}{known}"><title>{told} '
@@ -98,7 +101,7 @@ def _bars(
                 f"{value}</g>"
             )
     height = 24 * len(choices) + 2
-    zero = "".join(f'<path class="axis" d="M{x} 0V{height}"/>' for x in (200, 372))
+    zero = "".join(f'<path class="axis" d="M{x} 0V{height}"/>' for x in (QUALITY, LATENCY))
     return (
         f'<svg viewBox="0 0 486 {height}" role="img" aria-label="effect of {escape(decision)}">'
         f"{zero}{''.join(drawn)}</svg>"
