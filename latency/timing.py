@@ -1,0 +1,163 @@
+"""Timing on a shared and busy machine: pinned cores, two clocks, short blocks taken in turns.
+
+A candidate and a reference network run alternately in blocks of about a millisecond. The time of a
+block is its fastest sample; a sample that was preempted counts the time that it had the core.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+_SAMPLE_NS = 200_000  # a sample: long for the clock (0.1 us), short for the scheduler (3 ms slices)
+_BLOCK_NS = 1_000_000  # a block: short against the phases of a busy neighbour (tens of ms)
+_WARM_NS = 1_000_000  # networks below this find their caches emptied by the other one: run once
+_PREEMPTED = 0.97  # CPU time below this share of wall time: something else had the core
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Times of one network in milliseconds, one a block."""
+
+    fastest_ms: np.ndarray  # the fastest sample of each block
+    wall_ms: np.ndarray  # the mean wall time of a run in each block
+    share: float  # CPU time over wall time: below 1 where something else ran meanwhile
+
+
+class Stopwatch:
+    """Times blocks of runs of a network on the calling thread (and its pool, if `threads` > 1)."""
+
+    def __init__(self, run: Callable[[], None], threads: int, warmup: int):
+        self._run = run
+        # The clock of the thread tells its time on the core, but nothing of a pool's other threads.
+        self._cpu_clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+        for _ in range(warmup):
+            run()
+        self.run_ns = min(self._sample(1)[0] for _ in range(3))
+        self._group = max(1, round(_SAMPLE_NS / self.run_ns))
+        self._samples = max(1, round(_BLOCK_NS / (self._group * self.run_ns)))
+        self._fastest: list[float] = []
+        self._wall: list[float] = []
+        self._share: list[float] = []
+
+    def block(self) -> None:
+        """Times one block."""
+        if self.run_ns < _WARM_NS:
+            self._run()
+        samples = [self._sample(self._group) for _ in range(self._samples)]
+        wall = [sample[0] for sample in samples]
+        self._fastest.append(min(busy for _, busy in samples) / 1e6)
+        self._wall.append(sum(wall) / len(wall) / 1e6)
+        self._share.append(sum(min(busy, all_) for all_, busy in samples) / sum(wall))
+
+    def blocks(self) -> Blocks:
+        """What was timed so far."""
+        return Blocks(np.array(self._fastest), np.array(self._wall), float(np.mean(self._share)))
+
+    def _sample(self, runs: int) -> tuple[float, float]:
+        """The nanoseconds of a run: by the wall clock, and without the time of other processes."""
+        run = self._run
+        cpu, wall = self._cpu_clock(), time.perf_counter_ns()
+        for _ in range(runs):
+            run()
+        wall = time.perf_counter_ns() - wall
+        cpu = self._cpu_clock() - cpu
+        return wall / runs, (wall if cpu > _PREEMPTED * wall else cpu) / runs
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def undisturbed(threads: int, locks: Path) -> Iterator[tuple[int, ...] | None]:
+    """Pins the calling thread to `threads` cores that no other measurement uses, garbage unswept.
+
+    Threads started inside inherit the cores. Waits while other processes measure on all cores.
+    Yields the cores, or None where the system cannot pin (macOS, Windows).
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    before = allowed_cores()
+    try:
+        with _locked(before, threads, locks) as cores:
+            can_pin = hasattr(os, "sched_setaffinity")
+            if can_pin:
+                os.sched_setaffinity(0, cores)
+                niceness = _raise_priority()
+            try:
+                yield cores if can_pin else None
+            finally:
+                if can_pin:
+                    os.sched_setaffinity(0, before)
+                    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _raise_priority() -> int:
+    """Puts the calling thread before others, where the user may (root); its niceness until now."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    return niceness
+
+
+@contextlib.contextmanager
+def _locked(cores: tuple[int, ...], count: int, locks: Path) -> Iterator[tuple[int, ...]]:
+    """Locks `count` of `cores` against other measurements on this machine."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield cores[:count]
+        return
+    locks.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # One process at a time picks: two that want two cores each cannot block each other.
+        gate = stack.enter_context(open(locks / "cores.lock", "w"))
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        taken: list[int] = []
+        while len(taken) < count:
+            for core in cores:
+                if core in taken or len(taken) == count:
+                    continue
+                lock = stack.enter_context(open(locks / f"core{core}.lock", "w"))
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    taken.append(core)
+            if len(taken) < count:
+                time.sleep(0.005)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield tuple(sorted(taken))
+
+
+def cpu_model() -> str:
+    """The name that the CPU gives itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Hardware", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine_state(core: int) -> dict[str, object]:
+    """What the system tells of its load and the clock of a core; the rest is left out."""
+    state: dict[str, object] = {}
+    with contextlib.suppress(OSError, AttributeError):
+        state["load_average"] = round(os.getloadavg()[0], 2)
+        state["niceness"] = os.getpriority(os.PRIO_PROCESS, 0)
+    frequency = Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq")
+    with contextlib.suppress(OSError, ValueError):
+        state["governor"] = (frequency / "scaling_governor").read_text().strip()
+        state["frequency_mhz"] = int((frequency / "scaling_cur_freq").read_text()) // 1000
+    return state
