@@ -47,8 +47,7 @@ def load(size: int = 28, limit: int | None = None, path: str | None = None, seed
 def _read(path: str | None) -> tuple[np.ndarray, np.ndarray]:
     if path is not None:
         return _read_npz(pathlib.Path(path).expanduser())
-    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
-    cached = home / "datasets" / "fashion-mnist"
+    cached = home()
     if (cached / IMAGES).is_file() and (cached / LABELS).is_file():
         return _read_idx(cached / IMAGES, 16).reshape(-1, 28, 28), _read_idx(cached / LABELS, 8)
     shared = os.environ.get("NAS_DATA")
@@ -56,6 +55,12 @@ def _read(path: str | None) -> tuple[np.ndarray, np.ndarray]:
     if found:
         return _read_npz(found[0])
     return _download()
+
+
+def home() -> pathlib.Path:
+    """Where `keras.datasets` keeps this data set."""
+    keras_home = os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras")
+    return pathlib.Path(keras_home, "datasets", "fashion-mnist")
 
 
 def _read_npz(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -91,6 +96,6 @@ def _download() -> tuple[np.ndarray, np.ndarray]:
         return fashion_mnist.load_data()[0]
     except Exception as error:  # get_file wraps HTTP and socket errors in bare Exception
         raise ValueError(
-            "fashion_mnist: not in Keras' cache and the download failed; give path=FILE.npz "
-            f"(x_train, y_train) or put the .gz files into ~/.keras/datasets/fashion-mnist ({error})"
+            f"fashion_mnist: not in {home()} and the download failed ({error}); give path=FILE.npz "
+            "with x_train and y_train"
         ) from error

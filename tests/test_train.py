@@ -1,0 +1,254 @@
+"""The training engine: equal to stock Keras where it claims so, deterministic, and leak-free."""
+
+import gc
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nas import backend
+from nas.tasks import digits
+from nas.tasks.task import Task
+
+keras = backend.load()
+
+from nas import train  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parent.parent
+on_tensorflow = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="the TensorFlow engine"
+)
+
+
+def network(size: int = 8, filters: int = 16, classes: int = 10) -> keras.Model:
+    """A depthwise block between two convolutions, one shortcut, dropout."""
+    layers = keras.layers
+    inputs = keras.Input((size, size, 1))
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(inputs)
+    x = stem = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, scale=False)(x))
+    x = layers.Conv2D(filters, 1, use_bias=False)(x)
+    x = layers.Add()([layers.BatchNormalization(momentum=0.9, center=False)(x), stem])
+    x = layers.Dropout(0.1)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(classes)(x))
+
+
+def seeded(seed: int, **options) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    return network(**options)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits.load(size=8)
+
+
+def test_digits_are_learned_and_every_epoch_is_reported(task):
+    model, seen = seeded(0, filters=24), []
+    result = train.fit(
+        model, task, 6, seed=0, learning_rate=1e-2, on_epoch=lambda *now: seen.append(now)
+    )
+    assert result.quality > 0.8  # chance: 0.1
+    assert [quality for _, quality in seen] == list(result.curve)
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert result.quality == result.curve[-1] == pytest.approx(train.evaluate(model, task))
+    assert 0 < sum(result.phases.values()) <= result.seconds
+
+
+def test_on_epoch_stops_the_training(task):
+    result = train.fit(seeded(0), task, 5, seed=0, on_epoch=lambda epoch, quality: epoch == 2)
+    assert len(result.curve) == 2
+
+
+def test_the_seed_decides_the_curve(task):
+    first, again = (train.fit(seeded(3), task, 2, seed=5) for _ in range(2))
+    other = train.fit(seeded(3), task, 2, seed=6)
+    assert first.curve == again.curve != other.curve
+
+
+IN_A_NEW_PROCESS = """
+import hashlib, json, sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from test_train import digits, seeded, train
+model = seeded(7)
+curve = train.fit(model, digits.load(size=8), 2, seed=1).curve
+digest = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+print(json.dumps([curve, digest]))
+"""
+
+
+def test_two_processes_train_the_same_bits():
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "2"}
+    command = [sys.executable, "-c", IN_A_NEW_PROCESS.format(root=str(ROOT))]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        for _ in range(2)
+    ]
+    assert json.loads(outputs[0]) == json.loads(outputs[1])
+
+
+@on_tensorflow
+def test_fused_normalization_is_stock_normalization():
+    import tensorflow as tf
+
+    from nas.tensorflow_step import fused_normalization
+
+    model = seeded(1, filters=6)
+    images = tf.random.stateless_normal((5, 8, 8, 1), (1, 2)) * 3 + 1
+    start = model.get_weights()
+
+    def gradients(training):
+        model.set_weights(start)
+        variables = [variable.value for variable in model.trainable_variables]
+        with tf.GradientTape() as tape:
+            tape.watch([images, *variables])
+            outputs = model(images, training=training)
+            loss = tf.reduce_sum(outputs**2)
+        found = tape.gradient(loss, [images, *variables])
+        return [outputs, *found, *(v.value for v in model.non_trainable_variables)]
+
+    for layer in model.layers:  # dropout draws a new mask in every call
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    for training in (True, False):
+        stock = [tensor.numpy() for tensor in gradients(training)]
+        with fused_normalization(model):
+            fused = [tensor.numpy() for tensor in gradients(training)]
+        assert len(stock) > 10
+        for expected, found in zip(stock, fused, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@on_tensorflow
+def test_moving_averages_follow_faster_in_the_first_steps():
+    import tensorflow as tf
+
+    from nas.tensorflow_step import fused_normalization
+
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, keras.layers.BatchNormalization(momentum=0.99)(inputs))
+    number = tf.Variable(1.0)
+    with fused_normalization(model, number):
+        model(tf.ones((3, 4, 4, 2)), training=True)
+        np.testing.assert_allclose(model.layers[1].moving_mean, [0.9, 0.9], rtol=1e-6)
+        number.assign(1e6)  # later the momentum is the layer's own
+        model(2 * tf.ones((3, 4, 4, 2)), training=True)
+    np.testing.assert_allclose(model.layers[1].moving_mean, [0.911, 0.911], rtol=1e-6)
+
+
+@on_tensorflow
+def test_what_is_saved_are_stock_layers(task, tmp_path):
+    model = seeded(0)
+    stopped = []
+    with pytest.raises(KeyboardInterrupt):  # even when the training is interrupted
+
+        def interrupt(epoch, quality):
+            stopped.append(epoch)
+            raise KeyboardInterrupt
+
+        train.fit(model, task, 2, seed=0, on_epoch=interrupt)
+    assert stopped == [1]
+    assert all("call" not in vars(layer) for layer in model.layers)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in model.layers]
+    assert train.evaluate(loaded, task) == train.evaluate(model, task)
+
+
+@on_tensorflow
+def test_the_optimizer_is_adam_of_keras(task):
+    """Three steps of the engine and of `train_on_batch` with Keras' Adam end at equal weights."""
+    import tensorflow as tf
+
+    from nas.tensorflow_step import compiled
+
+    def linear():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((8, 8, 1))
+        return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs)))
+
+    ours, stock = linear(), linear()
+    stock.compile(
+        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    with compiled(ours, 64) as (step, _):
+        for start in (0, 64, 128):
+            part = slice(start, start + 64)
+            step(task.train[0][part], task.train[1][part], 0.01)
+            stock.train_on_batch(task.train[0][part], task.train[1][part])
+    assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
+    for found, expected in zip(ours.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_of_another_shape_is_refused(task):
+    with pytest.raises(ValueError, match=r"maps \(None, 16, 16, 1\).*set input_shape"):
+        train.fit(network(size=16), task, 1, seed=0)
+    with pytest.raises(ValueError, match=r"classes of its Config"):
+        train.fit(network(classes=3), task, 1, seed=0)
+    with pytest.raises(ValueError, match="epochs=0"):
+        train.fit(network(), task, 0, seed=0)
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(task):
+    few = Task("few", (task.train[0][:20], task.train[1][:20]), task.valid, (8, 8, 1), 10, "few")
+    assert len(train.fit(seeded(0), few, 1, seed=0).curve) == 1
+
+
+def test_schedule_warms_up_and_falls_to_zero():
+    rates = list(train.schedule(100, peak=1.0))
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
+    assert rates[9:] == sorted(rates[9:], reverse=True) and 0 < rates[-1] < 0.001
+
+
+def test_batches_cover_the_images_once_and_differ_between_epochs():
+    first = np.concatenate(list(train.batches(100, 30, seed=0, epoch=1)))
+    assert len(first) == len(set(first)) == 90
+    assert list(first) != list(np.concatenate(list(train.batches(100, 30, seed=0, epoch=2))))
+
+
+@pytest.mark.slow
+@on_tensorflow
+def test_memory_does_not_grow_with_the_networks_trained(task):
+    few = Task("few", (task.train[0][:64], task.train[1][:64]), task.valid, (8, 8, 1), 10, "few")
+    resident = []
+    for number in range(60):
+        train.fit(seeded(number, filters=4 + number % 7), few, 1, seed=0)
+        keras.backend.clear_session()
+        gc.collect()
+        resident.append(_resident_mb())
+    # 0.5 MB a network are 250 MB in a search of 500.
+    assert (resident[-1] - resident[19]) / 40 < 0.5, resident
+
+
+def _resident_mb() -> float:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({"KERAS_BACKEND": "jax"}, "jax"), ({"CUDA_VISIBLE_DEVICES": "-1"}, "tensorflow")],
+)
+def test_the_backend_is_chosen_before_keras_is_imported(environment, expected):
+    code = (
+        "import sys; from nas import backend; name = backend.choose();"
+        "print(name, [m for m in ('keras', 'jax', 'tensorflow') if m in sys.modules])"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean | environment
+    )
+    if expected == "tensorflow" and backend.accelerator():
+        pytest.skip("this machine has an accelerator")
+    assert done.stdout.strip() == f"{expected} []", done.stderr
+
+
+def test_threads_are_at_least_one():
+    with pytest.raises(ValueError, match="threads=0"):
+        backend.threads(0)
