@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from nas import report
-from nas.report import architecture, axes, importance, records
+from nas.report import architecture, axes, importance, records, style
 
 OPS = ("identity", "mbconv3_k3", "mbconv6_k5")
 BLOCKS = 8
@@ -348,6 +349,12 @@ def test_choices_of_a_study_cannot_end_the_script(tmp_path):
         study = optuna.create_study(direction="maximize")
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="no JavaScript engine to check with")
+def test_script_of_the_page_parses(tmp_path):
+    (tmp_path / "page.js").write_text(style.SCRIPT)
+    subprocess.run(["node", "--check", str(tmp_path / "page.js")], check=True)
+
+
 def read_png(path):
     from PIL import Image
 
@@ -384,7 +391,8 @@ GAPS = [
 @pytest.mark.parametrize("gaps", GAPS)
 def test_an_interrupted_search_is_reported(networks, tmp_path, gaps):
     study = make_study(networks[:5])
-    assert "trained" in report.table(study, gaps)
+    text = report.table(study, gaps)
+    assert "trained" in text and max(map(len, text.splitlines())) <= 100
     Page(report.html(tmp_path / "report.html", study, gaps))
     read_png(report.pareto_png(tmp_path / "pareto.png", study, gaps))
 

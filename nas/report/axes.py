@@ -81,6 +81,11 @@ def stairs(points: Sequence[tuple[float, float]], right: float, bottom: float) -
     return corners + ([(max(right, kept[-1][0]), level)] if kept else [])
 
 
+def faint(marks: int) -> float:
+    """Opacity at which so many ticks on an axis still show where they are dense."""
+    return max(0.15, min(0.5, 300 / max(marks, 1)))
+
+
 def middle(steps: Sequence, view: View, share: float) -> tuple[float, float]:
     """A corner of the staircase to write at, `share` of the way along its visible part."""
     inside = [p for p in steps if view.left <= p[0] <= view.right and p[1] > view.bottom]
@@ -99,13 +104,14 @@ class Final:
     """A finalist: where it ended and where the search had seen it, both (cost, quality %)."""
 
     number: int
+    name: str
     wins: bool
     at: tuple[float, float]
     before: tuple[float, float] | None
 
 
 def finals(rows: Sequence[Network], summary: Mapping, axis: int) -> list[Final]:
-    """The finalists with both figures, best first."""
+    """The finalists with both figures, best first; without a winner, the best network so far."""
     by_number = {row.number: row for row in rows}
     winner = records.winner(summary).get("number")
     found = []
@@ -119,7 +125,12 @@ def finals(rows: Sequence[Network], summary: Mapping, axis: int) -> list[Final]:
         if first is None and row is not None and row.costs:
             first = row.costs[axis]
         before = None if proxy is None or first is None else (first, 100 * proxy)
-        found.append(Final(number, number == winner, (cost, 100 * quality), before))
+        name = "winner" if number == winner else "finalist"
+        found.append(Final(number, name, number == winner, (cost, 100 * quality), before))
+    best = records.leader(rows, records.goals(summary, rows)) if winner is None else None
+    if best is not None:
+        at = (best.costs[axis], 100 * best.quality)
+        found.append(Final(best.number, "best so far", True, at, None))
     return sorted(found, key=lambda final: -final.at[1])
 
 

@@ -156,8 +156,9 @@ def _cloud(panel, rows: Sequence[Network], axis: int, view: axes.View) -> None:
     )  # fmt: skip
     profiled = [row.costs[axis] for row in rows if row.state == records.PROFILED]
     panel.plot(
-        profiled, np.full(len(profiled), 0.012), "|", color=MUTED, alpha=0.45, markersize=6,
-        markeredgewidth=0.7, transform=panel.get_xaxis_transform(),
+        profiled, np.full(len(profiled), 0.012), "|", color=MUTED, markersize=6,
+        markeredgewidth=0.7, alpha=axes.faint(len(profiled)),
+        transform=panel.get_xaxis_transform(),
     )  # fmt: skip
     key = panel.inset_axes((0.855, 1.022, 0.09, 0.018))
     key.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=order)
@@ -188,7 +189,7 @@ def _marks(panel, rows, summary: Mapping, axis: int, view: axes.View, labels: "_
         if mark.wins:
             panel.plot(*mark.at, "*", color=color, markersize=17, markeredgecolor="white", zorder=7)
             quality = f"{mark.at[1]:.2f} %, {records.figure(mark.at[0])} {unit}"
-            texts.insert(0, (f"winner, trial {mark.number}\n{quality}", mark.at, color))
+            texts.insert(0, (f"{mark.name}, trial {mark.number}\n{quality}", mark.at, color))
         else:
             panel.plot(*mark.at, "o", color="white", markeredgecolor=color, ms=5.5, zorder=6)
             if not any("finalists" in text for text, _, _ in texts):

@@ -44,8 +44,8 @@ svg .label.random { fill: var(--random); }
 path.front { fill: none; stroke: var(--front); stroke-width: 1.8; }
 path.random { fill: none; stroke: var(--random); stroke-width: 1.2; stroke-dasharray: 5 3; }
 path.interval { stroke: var(--front); stroke-width: 4; opacity: .35; }
-.luck { fill: var(--random); opacity: .45; } .rug { stroke: var(--muted); opacity: .4; }
-.halt { stroke: var(--budget); opacity: .8; }
+.luck { fill: var(--random); opacity: .45; } .rug { stroke: var(--muted); }
+.halt { stroke: var(--budget); }
 .stop { fill: var(--card); stroke: var(--muted); opacity: .8; }
 .chart [class^=o][data-n] { stroke: var(--card); stroke-width: .7; }
 .o0 { fill: var(--o0); } .o1 { fill: var(--o1); } .o2 { fill: var(--o2); }

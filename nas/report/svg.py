@@ -82,12 +82,9 @@ def pareto(rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int) -> 
         )
         labels.line([(x, TOP), (x, floor)])
     drawn.append(frame.grid("quality, %", f"{goal.unit}, {goal.spec}"))
-    ticks = "".join(
-        f"M{frame.x(row.costs[axis]):.1f} {floor}v-7"
-        for row in rows
-        if row.state == records.PROFILED and view.left <= row.costs[axis] <= view.right
-    )
-    drawn.append(f'<path class="rug" d="{ticks}"/>' if ticks else "")
+    costs = [row.costs[axis] for row in rows if row.state == records.PROFILED]
+    seen = [frame.x(cost) for cost in costs if view.left <= cost <= view.right]
+    drawn.append(_rug("rug", seen, floor))
     lines = []
     luck = axes.random_points(summary, axis)
     if luck:
@@ -144,8 +141,7 @@ def progress(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -
         line = f'<path class="front" d="{frame.path([*corners, (frame.right, best)])}"/>'
         drawn.append(frame.clipped(line, "best"))
     for state, css in ((records.PROFILED, "rug"), (records.STOPPED, "halt")):
-        ticks = [f"M{frame.x(r.number):.1f} {floor}v-7" for r in rows if r.state == state]
-        drawn.append(f'<path class="{css}" d="{"".join(ticks)}"/>' if ticks else "")
+        drawn.append(_rug(css, [frame.x(r.number) for r in rows if r.state == state], floor))
     labels = _Labels()
     told = dict(zip((row.number for row in trained), values, strict=True))
     drawn.append(_dots(trained, frame, lambda row: (row.number, told[row.number]), labels))
@@ -155,6 +151,13 @@ def progress(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -
         at = corners[len(corners) // 2]
         drawn.append(labels.put([text], (frame.x(at[0]), frame.y(at[1])), "front", frame.height))
     return _svg(drawn, frame.height, "reward over trials")
+
+
+def _rug(css: str, places: Sequence[float], floor: float) -> str:
+    if not places:
+        return ""
+    ticks = "".join(f"M{x:.1f} {floor}v-7" for x in places)
+    return f'<path class="{css}" opacity="{axes.faint(len(places)):.2f}" d="{ticks}"/>'
 
 
 def _dots(rows: Sequence[Network], frame: Frame, where: Callable, labels: "_Labels") -> str:
@@ -188,7 +191,7 @@ def _marks(
         if mark.wins:
             drawn.append(f'<path class="star" data-n="{mark.number}" d="{_star(x, y, 10)}"/>')
             figures = f"{mark.at[1]:.2f} %, {records.figure(mark.at[0])} {goal.unit}"
-            texts.insert(0, ([f"winner, trial {mark.number}", figures], (x, y), "winner"))
+            texts.insert(0, ([f"{mark.name}, trial {mark.number}", figures], (x, y), "winner"))
         else:
             drawn.append(
                 f'<circle class="final" data-n="{mark.number}" r="3.8" {_at(frame, mark.at)}/>'

@@ -55,13 +55,15 @@ def _body(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal], limi
     keep = _thin(front, limit, retrained)
     on_front = {row.number for row in front}
     chosen = {row.number: row for row in keep}
-    chosen.update({row.number: row for row in rows if row.number in retrained})
+    best = None if retrained else records.leader(rows, goals)
+    chosen.update({row.number: row for row in rows if row.number in retrained or row is best})
     head = ["trial", "quality %", *(["retrained %"] if retrained else [])]
     head += [_heading(goal, len(goals)) for goal in goals] + ["params", "MMACs", "note"]
     cells, codes = [], []
     for row in sorted(chosen.values(), key=lambda row: (row.costs, row.number)):
         final = retrained.get(row.number, {})
         note = "winner" if row.number == winner else "finalist" if final else ""
+        note = "best so far" if row is best else note
         note += ", over budget when timed again" if final.get("within_budget") is False else ""
         if row.number not in on_front:
             note += " (off the front)" if row.state == records.TRAINED else f" ({row.state})"

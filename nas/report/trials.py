@@ -56,11 +56,15 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
     kept = [row for row in trained if row.number in front or row.number in retrained]
     ranked = sorted(trained, key=lambda r: -(r.quality if r.reward is None else r.reward))
     left = f" (the best {MOST_ROWS} of {len(ranked):,})" if len(ranked) > MOST_ROWS else ""
+    about = "Quality and latency as the search saw them"
+    if retrained:
+        about += (
+            "; finalists were then retrained longer and timed again (→), because short training "
+            "picks wrong winners"
+        )
     return (
-        "<h2>The front and the finalists</h2>"
-        '<p class="lede">Quality and latency as the search saw them; finalists were then retrained '
-        "longer and timed again (→), because short training picks wrong winners. Click a heading "
-        "to sort.</p>"
+        f"<h2>The front{' and the finalists' if retrained else ''}</h2>"
+        f'<p class="lede">{about}. Click a heading to sort.</p>'
         + drawn(sorted(kept, key=lambda row: row.costs), _baseline(summary, goals, bool(retrained)))
         + f"<details><summary>All trained networks{left}</summary>{drawn(ranked[:MOST_ROWS])}"
         "</details>"
