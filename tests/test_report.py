@@ -414,6 +414,24 @@ def test_one_trained_network_is_enough(networks, tmp_path):
     assert re.search(r"^ +2 ", report.table(study, {}), re.MULTILINE)
 
 
+def test_the_best_so_far_is_within_the_budget_if_any_is(networks):
+    study = make_study(networks)
+    rows = [row for row in report.networks(study) if row.state == records.TRAINED]
+    cheapest = min(row.costs[0] for row in rows)
+    for budget, feasible in (
+        (float(np.median([row.costs[0] for row in rows])), True),
+        (1e-3, False),
+    ):
+        targets = [{"spec": "cpu", "budget_ms": budget}]
+        inside = [row for row in rows if row.costs[0] <= budget] or rows
+        best = max(inside, key=lambda row: row.quality)
+        assert (best.costs[0] <= budget) == feasible and cheapest > 1e-3
+        line = next(
+            x for x in report.table(study, {"targets": targets}).splitlines() if "best" in x
+        )
+        assert line.split()[0] == str(best.number)
+
+
 def test_an_empty_study_says_so(tmp_path):
     study = optuna.create_study(study_name="nothing", direction="maximize")
     assert "No network is trained yet" in report.table(study, {})

@@ -47,8 +47,10 @@ def view(rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int) -> Vi
     return View(left, right, log, low - pad, high + 1.6 * pad, int((quality < low - pad).sum()))
 
 
-def ticks(low: float, high: float, *, log: bool = False, most: int = 7) -> list[float]:
-    """Round values inside [low, high]."""
+def ticks(
+    low: float, high: float, *, log: bool = False, whole: bool = False, most: int = 7
+) -> list[float]:
+    """Round values inside [low, high], integers if `whole`."""
     if log:
         for digits in ((1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -57,8 +59,13 @@ def ticks(low: float, high: float, *, log: bool = False, most: int = 7) -> list[
                 break
         return found
     raw = (high - low) / most or 1.0
+    raw = max(raw, 1.0) if whole else raw
     scale = 10.0 ** math.floor(math.log10(raw))
-    step = next(scale * m for m in (1, 2, 2.5, 5, 10) if scale * m >= raw * (1 - 1e-9))
+    step = next(
+        scale * m
+        for m in ((1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10))
+        if scale * m >= raw * (1 - 1e-9)
+    )
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

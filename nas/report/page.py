@@ -95,7 +95,7 @@ def _card(name: str, value: str, unit: str, *notes: str, css: str = "") -> str:
 
 def _cards(best: Mapping, summary: Mapping, goals: Sequence[Goal], rows: Sequence[Network]) -> str:
     if not best:
-        return "<p>No trained network is within the budget yet.</p>"
+        return ""
     baseline = records.part(summary, "baseline")
     cards = []
     again = best["number"] in records.finalists(summary)
@@ -217,7 +217,7 @@ def _conditions(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]
         else:
             pill, count = "", "not recorded per trial"
         last = records_[-1].get("conditions") if records_ else None
-        facts += _flat(told.get(goal.spec) or last or {})
+        facts += [fact for fact in _flat(told.get(goal.spec) or last or {}) if fact not in facts]
         lines = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in facts
         )

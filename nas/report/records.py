@@ -102,11 +102,14 @@ def front(rows: Iterable[Network], axis: int | None = None) -> list[Network]:
 
 
 def leader(rows: Iterable[Network], goals: Sequence["Goal"]) -> Network | None:
-    """The best network so far: by reward, without one by quality within the budgets."""
+    """The best network so far, within the budgets if any is: by reward, without one by quality."""
     rows = [row for row in rows if row.state == TRAINED]
-    if any(row.reward is not None for row in rows):
-        return max((row for row in rows if row.reward is not None), key=lambda row: row.reward)
-    return max((r for r in rows if within(r.costs, goals)), key=lambda r: r.quality, default=None)
+    inside = [row for row in rows if within(row.costs, goals)]
+    return max(
+        inside or rows,
+        key=lambda row: (row.quality if row.reward is None else row.reward, -row.number),
+        default=None,
+    )
 
 
 def within(costs: Sequence[float], goals: Sequence["Goal"]) -> bool:

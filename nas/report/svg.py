@@ -45,7 +45,9 @@ class Frame:
             y = self.y(value)
             drawn.append(f'<path class="hair" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
             drawn.append(write(LEFT - 8, y + 4, axes.tick_text(value), "tick", "end"))
-        for value in axes.ticks(self.left, self.right, log=self.log, most=9):
+        for value in axes.ticks(
+            self.left, self.right, log=self.log, whole=across == "trial", most=9
+        ):
             x = self.x(value)
             drawn.append(f'<path class="axis" d="M{x:.1f} {floor}v4"/>')
             drawn.append(write(x, floor + 18, axes.tick_text(value), "tick", "middle"))

@@ -177,7 +177,8 @@ def _summary(
                       f"{figure4(random)}")
         )  # fmt: skip
     if folder is not None:
-        names = sorted(path.name for path in Path(folder).glob("*") if path.is_file())
+        kept = (".keras", ".tflite", ".py", ".json", ".png", ".html")
+        names = sorted(path.name for path in Path(folder).glob("*") if path.suffix in kept)
         told.append(("files", f"{folder}" + (": " + ", ".join(names) if names else "")))
     return [line for name, text in told for line in _wrap(name, text) if text]
 
