@@ -1,0 +1,1 @@
+"""What a network costs: by counting, and as devices time it."""

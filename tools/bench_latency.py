@@ -1,0 +1,175 @@
+"""How repeatable the CPU target is over fresh processes, and how the direct writer compares.
+
+    python tools/bench_latency.py repeatability --processes 10 --runs 50
+    python tools/bench_latency.py conversion
+
+`repeatability` times three networks in fresh processes, with this machine as it is and with one
+more core kept busy, and prints how far the medians of single processes lie from the common one.
+`conversion` compares the direct writer with the official converter: seconds, operations, latency.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def models() -> dict:
+    """Networks of about 0.1, 0.7 and 4 ms."""
+    from families import mnasnet, mobilenet_v2
+
+    v2 = next(iter(mobilenet_v2.VARIANTS.values()))
+    return {
+        "mnasnet:tiny": mnasnet.build(mnasnet.VARIANTS["tiny"]),
+        "mnasnet:a1 @ 96": mnasnet.build(
+            dataclasses.replace(mnasnet.VARIANTS["a1_x0.35"], input_shape=(96, 96, 3))
+        ),
+        "mobilenet_v2 @ 160": mobilenet_v2.build(
+            dataclasses.replace(v2, input_shape=(160, 160, 3))
+        ),
+    }
+
+
+def profile(arguments) -> None:
+    """Times files in this process and prints a JSON line: the fresh process of `repeatability`."""
+    from latency.cpu import CPU
+
+    target = CPU(threads=arguments.threads)
+    target.identity()  # establishes the nominal times if they are not known yet
+    rows = []
+    for path in arguments.files:
+        started = time.perf_counter()
+        latency = target.profile(path, runs=arguments.runs)
+        seconds = time.perf_counter() - started
+        rows.append(latency.to_json() | {"seconds": seconds})
+    print(json.dumps(rows))
+
+
+def repeatability(arguments) -> None:
+    """Fresh processes, alternately idle and with one core kept busy by another process."""
+    from latency import litert
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for name, model in models().items():
+            files.append(Path(folder) / f"{name.replace(' ', '').replace(':', '_')}.tflite")
+            files[-1].write_bytes(litert.assemble(model))
+        found: dict[str, list] = {"as it is": [], "a core kept busy": []}
+        for _ in range(arguments.processes):
+            for mode, rows in found.items():
+                busy = []
+                if mode != "as it is":
+                    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])]
+                try:
+                    rows.append(_fresh(files, arguments))
+                finally:
+                    for process in busy:
+                        process.kill()
+                        process.wait()
+    print(f"{arguments.processes} processes each, runs={arguments.runs}")
+    print(f"load average {os.getloadavg()[0]:.1f}; deviations from the median over all processes")
+    for position, path in enumerate(files):
+        everything = [rows[position]["median_ms"] for all_ in found.values() for rows in all_]
+        centre = np.median(everything)
+        for mode, processes in found.items():
+            rows = [rows[position] for rows in processes]
+            away = np.array([row["median_ms"] for row in rows]) / centre - 1
+            raw = np.array([row["conditions"]["raw_median_ms"] for row in rows])
+            drift = [row["conditions"]["drift"] for row in rows]
+            print(
+                f"{path.stem:22} {mode:17} {centre:8.4f} ms"
+                f"  worst {100 * np.abs(away).max():4.1f} %  sd {100 * away.std():4.1f} %"
+                f"  | wall median {100 * (raw.min() / centre - 1):+.0f}"
+                f"...{100 * (raw.max() / centre - 1):+.0f} %"
+                f"  drift {min(drift):.2f}...{max(drift):.2f}"
+                f"  not stable {sum(not row['conditions']['stable'] for row in rows)}"
+                f"  {np.median([row['seconds'] for row in rows]):.2f} s"
+            )
+
+
+def _fresh(files, arguments) -> list[dict]:
+    command = [sys.executable, __file__, "profile", *map(str, files)]
+    command += ["--runs", str(arguments.runs), "--threads", str(arguments.threads)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def conversion(arguments) -> None:
+    """Direct writer against the official converter, and the converter's slower route."""
+    from latency import litert
+    from latency.cpu import CPU
+    from latency.graph import operations
+
+    for name, model in models().items():
+        litert.assemble(model)
+        direct, direct_s = _timed(litert.assemble, model)
+        official, official_s = _timed(litert.convert, model)
+        _, saved_s = _timed(_through_saved_model, model)
+        inputs = np.random.default_rng(0).random((1, *model.input_shape[1:]), np.float32)
+        difference = np.abs(litert.run(direct, inputs) - litert.run(official, inputs)).max()
+        latencies = []
+        with tempfile.TemporaryDirectory() as folder:
+            for position, tflite in enumerate((direct, official)):
+                path = Path(folder) / f"{position}.tflite"
+                path.write_bytes(tflite)
+                latencies.append(CPU().profile(path, runs=arguments.runs).median_ms)
+        print(
+            f"{name:20} direct {1e3 * direct_s:6.1f} ms, converter {official_s:5.2f} s,"
+            f" through SavedModel {saved_s:5.2f} s;"
+            f" same operations {operations(direct) == operations(official)},"
+            f" outputs differ {difference:.1e}; latency {latencies[0]:.4f} / {latencies[1]:.4f} ms"
+            f" = {latencies[0] / latencies[1]:.3f}"
+        )
+
+
+def _timed(function, model):
+    started = time.perf_counter()
+    return function(model), time.perf_counter() - started
+
+
+def _through_saved_model(model) -> bytes:
+    import keras
+    import tensorflow as tf
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serve",
+        lambda x: model(x, training=False),
+        input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        archive.write_out(folder, verbose=False)
+        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    for function in (repeatability, conversion, profile):
+        command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
+        command.set_defaults(function=function)
+        command.add_argument("--runs", type=int, default=50)
+        command.add_argument("--threads", type=int, default=1)
+        if function is repeatability:
+            command.add_argument("--processes", type=int, default=10)
+        if function is profile:
+            command.add_argument("files", nargs="+")
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()
