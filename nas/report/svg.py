@@ -128,7 +128,7 @@ def progress(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -
     middle, high = np.quantile(values, 0.25), values.max()
     low = max(values.min(), middle - 2.5 * (high - middle)) if high > middle else values.min()
     pad = 0.08 * (high - low) or 0.01
-    frame = Frame(0, max(row.number for row in rows) or 1, low - pad, high + pad, height=300)
+    frame = Frame(0, max(row.number for row in rows) or 1, low - pad, high + 2.5 * pad, height=300)
     floor = frame.height - BOTTOM
     name = f"reward ({summary.get('reward') or 'scalar'})" if scalar else "quality, %"
     drawn = [frame.grid(name, "trial")]

@@ -31,6 +31,7 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
         final = retrained.get(row.number, {})
         words = {"winner": row.number == winner, "finalist": bool(final) and row.number != winner}
         words |= {"front": row.number in front, "over budget": not records.within(row.costs, goals)}
+        words["over budget when timed again"] = final.get("within_budget") is False
         note = ", ".join(word for word, holds in words.items() if holds)
         cells = [(str(row.number), row.number), (records.percent(row.quality), row.quality)]
         if retrained:

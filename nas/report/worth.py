@@ -103,7 +103,7 @@ def _bars(
     height = 24 * len(choices) + 2
     zero = "".join(f'<path class="axis" d="M{x} 0V{height}"/>' for x in (QUALITY, LATENCY))
     return (
-        f'<svg viewBox="0 0 486 {height}" role="img" aria-label="effect of {escape(decision)}">'
+        f'<svg viewBox="0 0 500 {height}" role="img" aria-label="effect of {escape(decision)}">'
         f"{zero}{''.join(drawn)}</svg>"
     )
 
