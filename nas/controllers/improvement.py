@@ -116,16 +116,17 @@ class RewardGain:
     def __call__(self, posterior: Posterior, costs: Spread) -> np.ndarray:
         """Gain (n,) of candidates."""
         quality = self._quality.at_nodes(posterior)
-        nodes = COST_NODES if costs.std.max() > 1e-8 else np.zeros(1)
-        weights = COST_WEIGHTS if len(nodes) > 1 else np.ones(1)
-        total = np.zeros(len(quality))
-        shape = (len(quality) * quality.shape[1], costs.mean.shape[1])
-        for node, weight in zip(nodes, weights, strict=True):
-            at = costs.values(costs.mean + node * costs.std)
-            spread = np.broadcast_to(at[:, None], (*quality.shape, shape[1])).reshape(shape)
-            reward = self._reward(quality.ravel(), spread).reshape(quality.shape)
-            total += weight * _expected(reward - self._best, QUALITY_WEIGHTS)
-        return total
+        uncertain = costs.std.max() > 1e-8
+        nodes, weights = (COST_NODES, COST_WEIGHTS) if uncertain else (np.zeros(1), np.ones(1))
+        # (candidates, quality nodes, cost nodes), flat for the reward
+        at = costs.values(costs.mean[:, None] + nodes[:, None] * costs.std[:, None])
+        shape = (*quality.shape, len(nodes))
+        every = np.broadcast_to(at[:, None], (*shape, at.shape[2])).reshape(-1, at.shape[2])
+        reward = self._reward(np.repeat(quality.ravel(), len(nodes)), every)
+        return _expected(
+            reward.reshape(len(quality), -1) - self._best,
+            np.outer(QUALITY_WEIGHTS, weights).ravel(),
+        )
 
 
 class HypervolumeGain:

@@ -82,7 +82,34 @@ class _Models:
     quality: Quality
     costs: Costs | None
     gain: Callable
-    pool: np.ndarray  # proposals (n, d), the best first
+    pool: "_Pool | tuple[()]"
+
+
+class _Pool:
+    """Proposals, the best first; each regards those before it as evaluated. Worked out on demand."""
+
+    def __init__(self, codes: np.ndarray, posterior: Any, costs: Any, gains: np.ndarray, gain):
+        order = np.argsort(-gains, kind="stable")
+        top = order[: 2 * AT_ONCE]
+        self._codes, self._later = codes[top], codes[order[2 * AT_ONCE :]]
+        self._posterior = posterior.keep(top)
+        self._costs = None if costs is None else costs.keep(top)
+        self._left, self._gain = gains[top], gain
+        self._chosen: list[int] = []
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        while place >= len(self._chosen) and len(self._chosen) < len(self._codes):
+            self._choose()
+        if place < len(self._chosen):
+            return self._codes[self._chosen[place]]
+        return self._later[place - len(self._chosen)]  # IndexError ends an iteration
+
+    def _choose(self) -> None:
+        if 0 < len(self._chosen) < AT_ONCE:
+            self._posterior.believe(self._chosen[-1])
+            self._left = self._gain(self._posterior, self._costs)
+        self._left[self._chosen] = -np.inf
+        self._chosen.append(int(np.argmax(self._left)))
 
 
 class Surrogate(FromHistory, BaseSampler):
@@ -305,8 +332,8 @@ class Surrogate(FromHistory, BaseSampler):
         step = 1 + rng.integers(np.maximum(self._space.sizes - 1, 1), size=children.shape)
         return np.where(changed, (children + step) % self._space.sizes, children)
 
-    def _pool(self, quality, models, gain, elites, seen, rng) -> np.ndarray:
-        """Unseen networks, the best first, the first ones chosen with regard to one another."""
+    def _pool(self, quality, models, gain, elites, seen, rng) -> Sequence[np.ndarray]:
+        """Unseen networks, the best first."""
         if self._allowed is not None:
             scored = self._score(quality, models, gain, self._allowed, seen)
         else:
@@ -315,26 +342,13 @@ class Surrogate(FromHistory, BaseSampler):
             start = [self._random(RANDOM, rng), self._mutated(elites, MUTATED, 3, rng), mixed]
             scored = self._score(quality, models, gain, np.concatenate(start), seen)
             if scored is None:
-                return np.zeros((0, len(self._space)), dtype=np.int64)
+                return ()
             best = scored[0][np.argsort(-scored[3], kind="stable")[:REFINED]]
             near = self._mutated(best[:ELITES], REFINED, 1, rng)
             scored = self._score(quality, models, gain, np.concatenate([best, near]), seen)
         if scored is None:
-            return np.zeros((0, len(self._space)), dtype=np.int64)
-        codes, posterior, costs, gains = scored
-        order = np.argsort(-gains, kind="stable")
-        top = order[: 2 * AT_ONCE]
-        posterior = posterior.keep(top)
-        costs = None if costs is None else costs.keep(top)
-        left, chosen = gains[top], []
-        for _ in range(min(AT_ONCE, len(top))):
-            index = int(np.argmax(left))
-            chosen.append(index)
-            posterior.believe(index)
-            left = gain(posterior, costs)
-            left[chosen] = -np.inf
-        rest = np.setdiff1d(np.arange(len(top)), chosen)
-        return codes[np.concatenate([top[chosen], top[rest], order[len(top) :]])]
+            return ()
+        return _Pool(*scored, gain)
 
     def _score(self, quality, models, gain, codes, seen):
         codes = np.unique(codes, axis=0)
@@ -351,7 +365,7 @@ class Surrogate(FromHistory, BaseSampler):
     def _select_first(self, study: Study, costs: np.ndarray) -> int:
         if self._reward is not None and len(study.directions) == 1:
             return int(np.argmax(self._reward(np.full(len(costs), 0.5), costs)))
-        known = [c for c, q in zip(self._records.costs, self._records.quality) if q == q]
+        known = [c for c, q in zip(self._records.costs, self._records.quality, strict=True) if q == q]
         if not known:
             return 0
         logs = np.log(np.maximum(costs, 1e-12))
