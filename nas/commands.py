@@ -19,7 +19,7 @@ from nas import study as studies
 from nas.begin import begin, controller_of, epochs_of, evaluator_of, profiles_of
 from nas.progress import Progress
 from nas.result import summarize
-from nas.search import explore, trained
+from nas.search import Objective, explore, trained
 from nas.study import Settings
 
 # The time of a search without --trials: the first one ends within five minutes.
@@ -32,7 +32,7 @@ DEFAULT_TRIALS = 24
 def search(arguments: argparse.Namespace) -> int:
     """`nas search`: begin or resume a study, hand over the best network."""
     settings = Settings(
-        targets=tuple(arguments.target or Settings.targets),
+        targets=_targets(arguments),
         budgets_ms=tuple(arguments.budget_ms) if arguments.budget_ms else None,
         **{
             field.name: getattr(arguments, field.name)
@@ -84,7 +84,7 @@ def search(arguments: argparse.Namespace) -> int:
         if why == "deadline":
             say(f"stopped after {arguments.minutes:g} minutes; the same command goes on")
         if why == "converged":
-            say("the controller proposes only networks it knows: stopped")
+            _say_converged(study, objective, say)
         if arguments.prove:
             summary["prove"] = _prove(folder, study, settings, evaluator, objective, worker, say)
         epochs = FINALIST_EPOCHS * epochs_of(settings)
@@ -93,7 +93,7 @@ def search(arguments: argparse.Namespace) -> int:
             study,
             evaluator,
             objective,
-            finalists=arguments.finalists,
+            most=arguments.finalists,
             epochs=epochs,
             say=say,
         )
@@ -111,6 +111,30 @@ def search(arguments: argparse.Namespace) -> int:
     _finish(folder, study, settings, summary)
     _print(folder, study, arguments.json)
     return 130 if interrupted else 0
+
+
+def _say_converged(study, objective: Objective, say) -> None:
+    if trained(study):
+        say("the controller proposes only networks it knows: stopped")
+        return
+    timed = [t.user_attrs["profile"]["costs"] for t in study.get_trials(deepcopy=False)]
+    cheapest = min((costs for costs in timed if costs), default=None)
+    if cheapest is None:
+        raise ValueError("every network exceeds --max-params, --max-macs or --max-bytes")
+    raise ValueError(
+        f"every network is far over budget: the cheapest of {len(timed)} takes {cheapest} ms of"
+        f" {list(objective.budgets)}; raise --budget-ms"
+    )
+
+
+def _targets(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """What is asked for; a table answers for its own devices."""
+    task = spec.parse(arguments.task)
+    if task.name != "table":
+        return tuple(arguments.target or Settings.targets)
+    if arguments.target:
+        raise ValueError("--task table has its own devices; name them: table:FILE,cost=A+B")
+    return tuple(str(dict(task.options).get("cost", "table")).split("+"))
 
 
 def _announce(folder, study, settings, objective, trials, deadline, say) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nas import cache
+from nas import backend, cache
 
 
 def key(config: Any) -> str:
@@ -23,8 +23,7 @@ def key(config: Any) -> str:
 
 def build(config: Any):
     """The `keras.Model` of a family's Config, weights drawn from a seed of its own."""
-    import keras
-
+    keras = backend.load()
     keras.utils.set_random_seed(int(key(config)[:7], 16))
     return sys.modules[type(config).__module__].build(config)
 
@@ -84,7 +83,7 @@ class Networks:
         cost = count(model)
         record = {
             "key": key(config),
-            "params": cost.params,
+            "params": cost.trainable_params,
             "macs": cost.macs,
             "build_s": time.perf_counter() - started,
         }

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nas import cache, storage
+from nas import cache, pareto, storage
 from nas.search import Objective, trained
 
 # The exported file must give the model's own outputs.
@@ -121,11 +121,11 @@ def hand_over(
     evaluator: Any,
     objective: Objective,
     *,
-    finalists: int,
+    most: int,
     epochs: int | None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Retrain and time again the best networks, write the winner; {"winner", "finalists"}.
+    """Retrain and time again the `most` best networks, write the winner; {"winner", "finalists"}.
 
     Short training picks wrong winners and the luckiest measurement wins: so each of the best is
     timed afresh, retrained for `epochs`, written, and its file timed. Each is done once: killed in
@@ -134,15 +134,22 @@ def hand_over(
     (folder / "finalists").mkdir(exist_ok=True)
     done, over = [], []
     for trial in ranked(study, objective):
-        if len(done) == finalists or (done and excess(objective, _costs(trial))):
+        if len(done) == most or (done and excess(objective, _costs(trial))):
             break
         finalist = _finalist(folder, trial, evaluator, objective, epochs, say)
         (done if finalist["within_budget"] else over).append(finalist)
-        if len(over) > finalists:
+        if len(over) > most:
             break
     if not done + over:
         return {}
-    best = max(done or over, key=lambda finalist: finalist["worth"])
+    finalists = done or over
+    best = finalists[
+        pareto.winner(
+            [finalist["quality"] for finalist in finalists],
+            [finalist["costs"] for finalist in finalists],
+            objective.budgets,
+        )
+    ]
     _publish(folder, folder / "finalists" / str(best["number"]))
     return {"winner": best, "finalists": sorted(done + over, key=lambda f: -f["worth"])}
 

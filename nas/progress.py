@@ -25,8 +25,8 @@ class Progress:
         if event.kind in ("pruned", "duplicate"):
             self._timed += 1
             return
-        if event.kind == "failed":
-            self.say(f"trial {event.trial.number}: {event.message}")
+        if event.kind in ("failed", "waiting"):
+            self.say(f"trial {event.trial.number} {event.kind}: {event.message}")
         if event.kind == "returned":
             self.say(f"trial {event.trial.number} was not finished; it is done again")
         if event.kind in ("trained", "stopped"):

@@ -8,8 +8,6 @@ import dataclasses
 
 import numpy as np
 
-from nas import pareto
-
 
 def soft(quality, costs, budgets, alpha: float = -0.07, beta: float = -0.07) -> np.ndarray:
     """MnasNet's quality * (cost / budget) ** (alpha if within budget else beta).
@@ -67,6 +65,8 @@ def calibrate(name: str, quality, costs, budgets) -> float:
     counting most, weighted towards the budget. Needs at least four measured networks of different
     cost, else ValueError.
     """
+    from nas import pareto
+
     quality = np.asarray(quality, float)
     relative = np.log(_ratio(costs, budgets)).mean(axis=1)
     if len(quality) < 4 or np.ptp(relative) < 1e-3:

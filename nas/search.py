@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-from latency.target import TargetUnavailable
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from latency.target import TargetUnavailable
 from nas.reward import Reward
-from nas.storage import Worker, give_back
+from nas.storage import Worker, end_unchosen, give_back
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # A network slower than this many budgets is not worth training: rewards fall steeply beyond it.
 FAR_OVER_BUDGET = 1.5
 # After so many proposals of known networks in a row the controller has nothing new to say.
 CONVERGED = 100
+WAIT_FOR_DEVICE_S = 10.0
 # Finished curves before a network may be stopped for being worse than their median.
 STARTUP_CURVES = 5
 
@@ -58,7 +59,7 @@ class Objective:
 class Event:
     """Something the user may want to see; `trial` is as stored after it."""
 
-    kind: str  # "trained", "stopped", "pruned", "duplicate", "failed", "returned"
+    kind: str  # "trained", "stopped", "pruned", "duplicate", "failed", "returned", "waiting"
     trial: FrozenTrial
     trained: int  # networks trained so far in this study
     message: str = ""
@@ -122,6 +123,7 @@ class _Loop:
     rounds: int = 0
     nothing_new: int = 0
     known: dict[str, FrozenTrial] = dataclasses.field(default_factory=dict)
+    curves: list[tuple[list[float], np.ndarray]] = dataclasses.field(default_factory=list)
     _read: int = 0
 
     def refresh(self) -> None:
@@ -136,9 +138,12 @@ class _Loop:
         record = trial.user_attrs.get("profile")
         if record is None or "duplicate_of" in record or record["key"] in self.known:
             return
-        if "evaluation" in trial.user_attrs:
+        evaluation = trial.user_attrs.get("evaluation")
+        if evaluation is not None:
             self.known[record["key"]] = trial
             self.trained += 1
+            if not evaluation.get("stopped") and evaluation.get("curve"):
+                self.curves.append((record["costs"], self._worth(evaluation["curve"], record)))
 
     def others_at_work(self) -> int:
         """Rounds that other workers have not ended yet: each will train one network."""
@@ -151,9 +156,9 @@ class _Loop:
         asked, configs = [], []
         for _ in range(self.profiles):
             trial = self.study.ask()
-            trial.set_user_attr("round", name)
             asked.append(trial)
             configs.append(self.evaluator.config(trial))
+            trial.set_user_attr("round", name)  # signed: all of its parameters are known
             self._profile(trial, configs[-1])
         new = [i for i, trial in enumerate(asked) if self._is_candidate(trial)]
         chosen = new[self._choose([asked[i] for i in new])] if new else None
@@ -162,7 +167,8 @@ class _Loop:
             self._train(asked[chosen], configs[chosen])
         for index, trial in enumerate(asked):
             if index != chosen:
-                self._tell_unchosen(trial)
+                kind = "duplicate" if "duplicate_of" in trial.user_attrs["profile"] else "pruned"
+                self._report(kind, end_unchosen(self.study, _frozen(self.study, trial)))
         self.evaluator.forget()
 
     def _profile(self, trial: Trial, config: Any) -> None:
@@ -182,8 +188,8 @@ class _Loop:
                 return work()
             except TargetUnavailable as error:
                 frozen = _frozen(self.study, trial)
-                self.on_event(Event("failed", frozen, self.trained, f"waiting: {error}"))
-                time.sleep(10)
+                self.on_event(Event("waiting", frozen, self.trained, str(error)))
+                time.sleep(WAIT_FOR_DEVICE_S)
 
     def _is_candidate(self, trial: Trial) -> bool:
         record = trial.user_attrs["profile"]
@@ -203,19 +209,19 @@ class _Loop:
         return int(np.argmax(self.objective.reward(np.full(len(costs), 0.5), costs)))
 
     def _train(self, trial: Trial, config: Any) -> None:
-        costs = trial.user_attrs["profile"]["costs"]
-        curves = self._curves(costs)
+        profile = trial.user_attrs["profile"]
+        curves = self._comparable(profile["costs"])
 
         def hopeless(epoch: int, quality: float) -> bool:
-            at_epoch = [curve[epoch] for curve in curves if len(curve) > epoch]
-            if epoch < 1 or len(at_epoch) < STARTUP_CURVES:
+            at_epoch = [curve[epoch - 1] for curve in curves if len(curve) >= epoch]
+            if epoch == 1 or len(at_epoch) < STARTUP_CURVES:
                 return False
-            return self._worth(quality, costs) < statistics.median(at_epoch)
+            return self._worth([quality], profile)[0] < statistics.median(at_epoch)
 
-        profile = trial.user_attrs["profile"]
         keep = self.keep and (lambda model, record: self.keep(model, profile, record))
         try:
-            record = self.evaluator.train(config, on_epoch=hopeless, keep=keep)
+            record = trial.user_attrs.get("evaluation")  # of a worker that died right after it
+            record = record or self.evaluator.train(config, on_epoch=hopeless, keep=keep)
         except Exception as error:
             if not _out_of_memory(error):
                 raise
@@ -224,35 +230,26 @@ class _Loop:
             return
         trial.set_user_attr("evaluation", record)
         if record.get("stopped"):
-            kind, state, values = "stopped", TrialState.PRUNED, None
+            self._tell("stopped", trial, TrialState.PRUNED, None)
         else:
-            kind, state = "trained", TrialState.COMPLETE
-            values = self.objective.values(record["quality"], costs)
-        self._tell(kind, trial, state, values)
+            values = self.objective.values(record["quality"], profile["costs"])
+            self._tell("trained", trial, TrialState.COMPLETE, values)
 
-    def _worth(self, quality: float, costs: list[float]) -> float:
-        return self.objective.values(quality, costs)[0]
+    def _worth(self, qualities: list[float], profile: dict) -> np.ndarray:
+        """What a network would be worth at each of these qualities."""
+        if self.objective.reward is None:
+            return np.asarray(qualities)
+        costs = np.tile(profile["costs"], (len(qualities), 1))
+        return self.objective.reward(np.asarray(qualities), costs)
 
-    def _curves(self, costs: list[float]) -> list[list[float]]:
-        """Learning curves to be compared with, in worth: whole ones, of no costlier networks."""
-        found = []
-        for trial in self.known.values():
-            record, profile = trial.user_attrs["evaluation"], trial.user_attrs["profile"]
-            fair = self.objective.reward is not None or all(
-                theirs <= ours for theirs, ours in zip(profile["costs"], costs, strict=True)
-            )
-            if fair and not record.get("stopped") and record.get("curve"):
-                found.append([self._worth(q, profile["costs"]) for q in record["curve"]])
-        return found
-
-    def _tell_unchosen(self, trial: Trial) -> None:
-        record = trial.user_attrs["profile"]
-        if "duplicate_of" not in record:
-            self._tell("pruned", trial, TrialState.PRUNED, None, record.get("excess", ""))
-            return
-        earlier = self.known[record["key"]]
-        trial.set_user_attr("evaluation", earlier.user_attrs["evaluation"])
-        self._tell("duplicate", trial, earlier.state, earlier.values)
+    def _comparable(self, costs: list[float]) -> list[np.ndarray]:
+        """Whole curves that a network must keep up with: without a scalar, of no costlier ones."""
+        return [
+            curve
+            for theirs, curve in self.curves
+            if self.objective.reward is not None
+            or all(their <= our for their, our in zip(theirs, costs, strict=True))
+        ]
 
     def _tell(
         self,
@@ -262,7 +259,9 @@ class _Loop:
         values: list[float] | None,
         message: str = "",
     ) -> None:
-        frozen = self.study.tell(trial, values, state=state)
+        self._report(kind, self.study.tell(trial, values, state=state), message)
+
+    def _report(self, kind: str, frozen: FrozenTrial, message: str = "") -> None:
         self._read += 1
         self._learn(frozen)
         self.on_event(Event(kind, frozen, self.trained, message))

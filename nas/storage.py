@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 JOURNAL = "journal.log"
-_SET_TRIAL_PARAM = 5  # optuna.storages.journal._storage.JournalOperation
+_SET_TRIAL_STATE_VALUES = 6  # optuna.storages.journal._storage.JournalOperation
 
 
 class Journal(JournalFileBackend):
@@ -37,7 +37,7 @@ class Journal(JournalFileBackend):
             self._heal()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append whole lines, or none; the disk has them when this returns."""
+        """Append whole lines, or none; on the disk, if they finish a trial."""
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self._locked():
             self._heal()
@@ -46,8 +46,9 @@ class Journal(JournalFileBackend):
                 try:
                     if file.write(lines.encode()) != len(lines.encode()):
                         raise OSError(28, "No space left on device")  # ENOSPC: a short write
-                    # A proposal that a power cut takes is proposed again: no need to wait for it.
-                    if any(log["op_code"] != _SET_TRIAL_PARAM for log in logs):
+                    # What a power cut takes of an unfinished trial is done again: only a finished
+                    # one is worth waiting for the disk, and takes all before it there.
+                    if any(log["op_code"] == _SET_TRIAL_STATE_VALUES for log in logs):
                         os.fsync(file.fileno())
                 except OSError as error:
                     with contextlib.suppress(OSError):
@@ -113,8 +114,8 @@ class Worker:
     """This process as one of the workers of a run: `id` is alive for as long as the object."""
 
     def __init__(self, folder: pathlib.Path):
-        self._folder = folder / "workers"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder / "workers"
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._file = open(self._path(self.id), "ab")  # noqa: SIM115 (open until it leaves)
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -135,7 +136,7 @@ class Worker:
 
     def others(self) -> list[str]:
         """The other live workers of this run on this machine."""
-        names = [path.stem for path in self._folder.glob("*.lock")]
+        names = [path.stem for path in self.folder.glob("*.lock")]
         return [name for name in names if name != self.id and self.alive(name)]
 
     def leave(self) -> None:
@@ -144,40 +145,76 @@ class Worker:
         self._file.close()
 
     def _path(self, worker: str) -> pathlib.Path:
-        return self._folder / f"{worker}.lock"
+        return self.folder / f"{worker}.lock"
 
 
 def give_back(study: optuna.Study, worker: Worker) -> list[FrozenTrial]:
     """Settle the trials of dead workers so that a resumed search goes on as if never stopped.
 
-    A round whose chosen network was told has ended: its other trials are told PRUNED, as the dead
-    worker would have. Any other unfinished trial is failed and its proposal queued again.
+    A round whose chosen network was told has ended: its other trials are told what the dead worker
+    would have told. Any other unfinished trial is failed and its proposal queued again, before
+    those that wait already. Killed itself, it is made good by the next call.
     """
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    stale = [trial for trial in running if not _alive(trial, worker)]
-    if not stale:
+    if not _stale(study, worker):
         return []
-    with locked(worker._folder / "give_back"):  # two survivors must not give back twice
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        numbers = {trial.number for trial in running} & {trial.number for trial in stale}
-        stale = [trial for trial in stale if trial.number in numbers]
-        ended = {
-            trial.user_attrs.get("round")
-            for trial in study.get_trials(
-                deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
-            )
-        }
+    with locked(worker.folder / "giving_back"):  # two survivors must not give back twice
+        stale = _stale(study, worker)
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        ended = {trial.user_attrs.get("round") for trial in finished}
+        sources = []
         for trial in stale:
             if trial.user_attrs.get("round") in ended and "profile" in trial.user_attrs:
-                study.tell(trial.number, state=TrialState.PRUNED)
+                end_unchosen(study, trial)
             else:
-                study.tell(trial.number, state=TrialState.FAIL)
-                if trial.params:
-                    study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+                sources.append(trial)
+        waiting: list[FrozenTrial] = []
+        if not worker.others():  # the order matters, and nobody else takes from the queue
+            waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        numbers = {trial.number for trial in (*sources, *waiting)}
+        for trial in waiting:
+            if trial.user_attrs.get("retry_of") in numbers:  # of a call that was killed
+                _fail(study, trial)
+            else:
+                sources.append(trial)
+        for trial in sources:
+            _queue_again(study, trial)
+        # In this order, so that whatever is left when this is killed is queued in the right order.
+        for trial in reversed(sources):
+            _fail(study, trial)
     return stale
 
 
-def _alive(trial: FrozenTrial, worker: Worker) -> bool:
-    owner, _, _ = trial.user_attrs.get("round", "").partition("/")
-    # Killed between asking and signing: nobody's, unless somebody is just about to sign it.
-    return worker.alive(owner) if owner else bool(worker.others())
+def _stale(study: optuna.Study, worker: Worker) -> list[FrozenTrial]:
+    """Running trials of workers that are dead."""
+    stale = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner, _, _ = trial.user_attrs.get("round", "").partition("/")
+        # Killed between asking and signing: nobody's, unless somebody is just about to sign it.
+        if not (worker.alive(owner) if owner else worker.others()):
+            stale.append(trial)
+    return stale
+
+
+def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a proposal again; an unsigned trial may lack parameters and will be proposed again."""
+    signed = "round" in trial.user_attrs
+    params = trial.params if signed else trial.system_attrs.get("fixed_params")
+    if params:
+        done = {key: trial.user_attrs[key] for key in ("evaluation",) if key in trial.user_attrs}
+        study.enqueue_trial(params, user_attrs={"retry_of": trial.number, **done})
+
+
+def _fail(study: optuna.Study, trial: FrozenTrial) -> None:
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+def end_unchosen(study: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
+    """Tell a timed trial that its round did not train: a copy of what is known, or PRUNED."""
+    number = trial.user_attrs["profile"].get("duplicate_of")
+    if number is None:
+        return study.tell(trial.number, state=TrialState.PRUNED)
+    original = study.get_trials(deepcopy=False)[number]
+    study._storage.set_trial_user_attr(
+        trial._trial_id, "evaluation", original.user_attrs["evaluation"]
+    )
+    return study.tell(trial.number, original.values, state=original.state)

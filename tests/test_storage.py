@@ -104,8 +104,8 @@ def die_in_a_round(folder, told: int):
     asked = []
     for number in range(3):
         trial = study.ask()
-        trial.set_user_attr("round", f"{worker.id}/0")
         trial.suggest_float("x", 0, 1)
+        trial.set_user_attr("round", f"{worker.id}/0")
         trial.set_user_attr("profile", {"key": str(number), "costs": [1.0]})
         asked.append(trial)
     for trial in asked[:told]:
