@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-7}  # as keras.optimizers.Adam
@@ -24,7 +25,7 @@ def compiled(model: keras.Model, batch_size: int) -> Iterator[tuple[Callable, Ca
     scalar = tf.TensorSpec((), tf.float32)
 
     def train(x, y, rate):
-        number.assign_add(1.0)
+        least_share.assign(9 / (number.assign_add(1.0) + 9))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = model(x, training=True)
@@ -33,23 +34,22 @@ def compiled(model: keras.Model, batch_size: int) -> Iterator[tuple[Callable, Ca
             if model.losses:  # regularizers and activity losses of layers
                 loss += tf.add_n(model.losses)
         gradients = tape.gradient(loss, variables)
-        beta1_power, beta2_power = ADAM["beta1"] ** number, ADAM["beta2"] ** number
+        rates = {name: tf.constant(value) for name, value in ADAM.items()}  # once, not per variable
+        rates |= {"lr": rate, "beta1_power": ADAM["beta1"] ** number}
+        rates |= {"beta2_power": ADAM["beta2"] ** number}
         for variable, (mean, square), gradient in zip(variables, moments, gradients, strict=True):
             if gradient is not None:
                 tf.raw_ops.ResourceApplyAdam(
-                    var=variable.handle,
-                    m=mean.handle,
-                    v=square.handle,
-                    beta1_power=beta1_power,
-                    beta2_power=beta2_power,
-                    lr=rate,
-                    grad=gradient,
-                    **ADAM,
+                    var=variable.handle, m=mean.handle, v=square.handle, grad=gradient, **rates
                 )
         return loss
 
     number = tf.Variable(0.0)  # of the step, counted from 1
-    with _graphs_as_written(), fused_normalization(model, number):
+    # Averages with a momentum of 0.99 remember their initial values for hundreds of steps, and the
+    # first epochs would be judged with those. So momentum n / (n + 9) at step n, as in
+    # tf.train.ExponentialMovingAverage.
+    least_share = tf.Variable(1.0)
+    with _graphs_as_written(), fused_normalization(model, least_share):
         step = tf.function(train, autograph=False).get_concrete_function(inputs, labels, scalar)
         infer = tf.function(lambda x: model(x, training=False), autograph=False)
         infer = infer.get_concrete_function(tf.TensorSpec(model.input_shape, tf.float32))
@@ -60,17 +60,17 @@ def compiled(model: keras.Model, batch_size: int) -> Iterator[tuple[Callable, Ca
 
 
 @contextlib.contextmanager
-def fused_normalization(model: keras.Model, number: tf.Variable | None = None) -> Iterator[None]:
+def fused_normalization(
+    model: keras.Model, least_share: tf.Variable | None = None
+) -> Iterator[None]:
     """Train with one fused operation per `BatchNormalization`; the layers stay stock layers.
 
-    Outputs, gradients and moving averages are those of Keras. With `number`, the step counted
-    from 1, the averages follow faster in the beginning: momentum min(momentum, n / (n + 9)), the
-    rule of `tf.train.ExponentialMovingAverage`, else the first epochs are judged with averages
-    that still remember their initial values.
+    Outputs, gradients and moving averages are those of Keras, but for `least_share`: the averages
+    take at least that share of each batch.
     """
     layers = [layer for layer in model.layers if _can_fuse(layer)]
     for layer in layers:
-        vars(layer)["call"] = _fused_call(layer, number)  # shadows the method of the class
+        vars(layer)["call"] = _fused_call(layer, least_share)  # shadows the method of the class
     try:
         yield
     finally:
@@ -90,29 +90,37 @@ def _can_fuse(layer: keras.Layer) -> bool:
     )
 
 
-def _fused_call(layer: keras.layers.BatchNormalization, number: tf.Variable | None) -> Callable:
+def _fused_call(
+    layer: keras.layers.BatchNormalization, least_share: tf.Variable | None
+) -> Callable:
     stock = layer.call
+    channels = layer.moving_mean.shape
+    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
 
     def call(inputs, training=None, mask=None):
-        if not training or mask is not None:
+        if mask is not None or (training and not inputs.shape.is_fully_defined()):
             return stock(inputs, training=training, mask=mask)
         mean, variance = layer.moving_mean.value, layer.moving_variance.value
         outputs, batch_mean, batch_variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=layer.gamma.value if layer.scale else tf.ones_like(mean),
-            offset=layer.beta.value if layer.center else tf.zeros_like(mean),
-            mean=[],
-            variance=[],
+            scale=layer.gamma.value if layer.scale else ones,
+            offset=layer.beta.value if layer.center else zeros,
+            mean=[] if training else mean,
+            variance=[] if training else variance,
             epsilon=layer.epsilon,
-            is_training=True,
+            is_training=bool(training),
         )
-        count = tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
-        biased = batch_variance * ((count - 1) / count)  # the operation's is unbiased, Keras' not
-        momentum = layer.momentum
-        if number is not None:
-            momentum = tf.minimum(momentum, number / (number + 9))
-        mean.assign_sub((mean - batch_mean) * (1 - momentum))
-        variance.assign_sub((variance - biased) * (1 - momentum))
+        if training:
+            share = 1 - layer.momentum
+            if least_share is not None:
+                share = tf.maximum(share, least_share)
+            count = inputs.shape.num_elements() // inputs.shape[-1]
+            # The operation estimates an unbiased variance, Keras a biased one.
+            biased = batch_variance * ((count - 1) / count)
+            for average, batch in ((mean, batch_mean), (variance, biased)):
+                tf.raw_ops.ResourceApplyGradientDescent(
+                    var=average.handle, alpha=share, delta=average - batch
+                )
         return outputs
 
     return call

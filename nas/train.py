@@ -49,7 +49,7 @@ def fit(
     same machine with the same number of threads.
     """
     _check(model, task, epochs)
-    inputs, labels = task.train
+    inputs, labels = task.train[0], task.train[1].astype(np.int32)
     batch_size = min(batch_size, len(labels))
     rates = schedule(epochs * (len(labels) // batch_size), learning_rate)
     seconds = {"trace": 0.0, "train": 0.0, "evaluate": 0.0}

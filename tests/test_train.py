@@ -132,11 +132,11 @@ def test_moving_averages_follow_faster_in_the_first_steps():
 
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, keras.layers.BatchNormalization(momentum=0.99)(inputs))
-    number = tf.Variable(1.0)
-    with fused_normalization(model, number):
+    least_share = tf.Variable(0.9)
+    with fused_normalization(model, least_share):
         model(tf.ones((3, 4, 4, 2)), training=True)
         np.testing.assert_allclose(model.layers[1].moving_mean, [0.9, 0.9], rtol=1e-6)
-        number.assign(1e6)  # later the momentum is the layer's own
+        least_share.assign(1e-6)  # later the momentum is the layer's own
         model(2 * tf.ones((3, 4, 4, 2)), training=True)
     np.testing.assert_allclose(model.layers[1].moving_mean, [0.911, 0.911], rtol=1e-6)
 

@@ -30,7 +30,7 @@ def pixels(inputs: np.ndarray) -> np.ndarray:
     """Inputs as a network sees them: float32, and uint8 pixels divided by 255."""
     if inputs.dtype == np.uint8:
         return inputs.astype(np.float32) / np.float32(255)
-    return inputs
+    return inputs.astype(np.float32, copy=False)
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
