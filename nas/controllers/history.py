@@ -28,10 +28,15 @@ BINS = 16
 READ_ALL_ABOVE = 32  # that many new trials are fetched with one call
 
 
-def generator(seed: int, *context: int | str) -> np.random.Generator:
-    """The random stream of one place of one proposal: equal arguments, equal stream."""
+def sequence(seed: int, *context: int | str) -> np.random.SeedSequence:
+    """What seeds one place of one proposal: equal arguments, equal seeds."""
     words = [zlib.crc32(c.encode()) if isinstance(c, str) else c for c in context]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words])))
+    return np.random.SeedSequence([seed, *words])
+
+
+def generator(seed: int, *context: int | str) -> np.random.Generator:
+    """The random stream of one place of one proposal."""
+    return np.random.Generator(np.random.PCG64(sequence(seed, *context)))
 
 
 def draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -219,7 +224,7 @@ class History:
             if not self.seen(codes):
                 return codes
             codes = propose()
-        if self.space.cardinality <= len(self._seen | self._seen_pending):
+        if self.space.cardinality <= len(self._seen) + len(self._seen_pending - self._seen):
             return codes
         codes = self.space.random(rng)
         while self.seen(codes):  # counts up from a random point: ends after at most len(seen) steps
@@ -301,8 +306,8 @@ class Reseeded:
 
     def reseed(self, study: Study, trial: FrozenTrial, *context: int | str) -> None:
         """Points every random state of the sampler at the stream of `trial` and `context`."""
-        words = generator(self._seed, self._history.read(study, trial).count, *context)
-        state = words.integers(2**32, size=4, dtype=np.uint32)
+        count = self._history.read(study, trial).count
+        state = sequence(self._seed, count, *context).generate_state(4)
         for name in ("_random_sampler", "_independent_sampler"):
             if hasattr(self, name):
                 getattr(self, name)._rng.rng.seed(state)

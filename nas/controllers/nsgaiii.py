@@ -1,5 +1,8 @@
 """NSGA-III (Deb and Jain 2014): Optuna's, resumable at any trial."""
 
+import warnings
+
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIIISampler
 
 from nas.controllers.nsgaii import SameParents
@@ -16,10 +19,12 @@ class NSGAIII(SameParents, NSGAIIISampler):
         crossover_prob: float = 0.9,
         mutation_prob: float | None = None,
     ):
-        super().__init__(
-            seed=seed,
-            population_size=population,
-            crossover_prob=crossover_prob,
-            mutation_prob=mutation_prob,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(
+                seed=seed,
+                population_size=population,
+                crossover_prob=crossover_prob,
+                mutation_prob=mutation_prob,
+            )
         self.start(seed)

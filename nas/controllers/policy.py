@@ -76,16 +76,15 @@ class PolicyGradient(FromHistory):
             del self._states[late]
             self._pool = None
         updates = len(complete) // self._batch
-        for k in range(max(self._states), updates):
-            rng = generator(self._seed, "update", k)
-            known = complete[: (k + 1) * self._batch]
-            rewards = _rewards(history.values[known], history.minimized, rng)
-            rewards = _standard(rewards)
+        for newest in range(max(self._states) + 1, updates + 1):
+            rng = generator(self._seed, "update", newest)
+            known = complete[: newest * self._batch]
+            rewards = _standard(_rewards(history.values[known], history.minimized, rng))
             batch = known[-self._batch :]
-            self._states[k + 1] = self.update(
-                self._states[k], history.codes[batch], rewards[-self._batch :], rng
+            self._states[newest] = self.update(
+                self._states[newest - 1], history.codes[batch], rewards[-self._batch :], rng
             )
-            for old in [k for k in self._states if 0 < k <= updates - KEPT]:
+            for old in [k for k in self._states if 0 < k <= newest - KEPT]:
                 del self._states[old]
         return updates
 
