@@ -86,7 +86,7 @@ class _Models:
 
 
 class _Pool:
-    """Proposals, the best first; each regards those before it as evaluated. Worked out on demand."""
+    """Proposals, the best first, worked out on demand; each regards those before as evaluated."""
 
     def __init__(self, codes: np.ndarray, posterior: Any, costs: Any, gains: np.ndarray, gain):
         order = np.argsort(-gains, kind="stable")
@@ -256,7 +256,7 @@ class Surrogate(FromHistory, BaseSampler):
             low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0, 0)
             values = np.clip(values, low, high)
         known = [records.costs[row] for row in rows]
-        costs = None if any(c is None or not len(c) for c in known) else np.array(known)
+        costs = None if any(c is None for c in known) else _finite(np.array(known))
         return np.array([records.codes[row] for row in rows]), values, costs
 
     def _profiled(self, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -280,25 +280,25 @@ class Surrogate(FromHistory, BaseSampler):
             for process, hyperparameters in zip(models.processes, fitted[1:], strict=True):
                 process.condition(hyperparameters)
         if models is None:
+            best = np.argsort(-values, kind="stable")[:ELITES]
             gain = ValueGain(quality, codes[kept])
-            elites = codes[np.argsort(-values, kind="stable")[:ELITES]]
         elif len(study.directions) == 1:
+            best = np.argsort(-self._reward(values, costs), kind="stable")[:ELITES]
             gain = RewardGain(quality, self._reward, codes[kept], costs[kept])
-            order = np.argsort(-self._reward(values, costs), kind="stable")
-            elites = codes[order[:ELITES]]
         else:
-            lowest = np.minimum(measured.min(axis=0), self._lowest(models, rng))
+            best = pareto.front(np.column_stack([-values, costs]))
+        start = self._start(codes[best], rng)
+        if models is not None and len(study.directions) > 1:
+            # The front may reach beyond what was measured, as far as the model can be believed.
+            guess = models.predict(start)
+            guess = np.clip(guess.values(guess.mean), *_margin(measured))
+            reach = np.concatenate([measured, guess])
             gain = HypervolumeGain(
-                quality, values, _finite(costs), lowest, measured.max(axis=0), rng
+                quality, values, costs, reach.min(axis=0), reach.max(axis=0), rng
             )
-            elites = codes[pareto.front(np.column_stack([-values, costs]))]
         seen = {row.tobytes() for row in self._records.codes[:length]}
-        pool = self._pool(quality, models, gain, elites, seen, rng)
+        pool = self._pool(quality, models, gain, start, seen, rng)
         return _Models(length, quality, models, gain, pool)
-
-    def _lowest(self, models: Costs, rng: np.random.Generator) -> np.ndarray:
-        guess = models.predict(self._random(200, rng))
-        return guess.values(guess.mean).min(axis=0)
 
     def _hyperparameters(self, length: int) -> list[np.ndarray]:
         """Of the quality model and every cost model, fitted to the first `length` records."""
@@ -332,23 +332,23 @@ class Surrogate(FromHistory, BaseSampler):
         step = 1 + rng.integers(np.maximum(self._space.sizes - 1, 1), size=children.shape)
         return np.where(changed, (children + step) % self._space.sizes, children)
 
-    def _pool(self, quality, models, gain, elites, seen, rng) -> Sequence[np.ndarray]:
-        """Unseen networks, the best first."""
+    def _start(self, elites: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Candidates: anywhere, near the best, between two of them; all there are where few are."""
         if self._allowed is not None:
-            scored = self._score(quality, models, gain, self._allowed, seen)
-        else:
-            mates = elites[rng.integers(len(elites), size=(2, CROSSED))]
-            mixed = np.where(rng.random(mates[0].shape) < 0.5, mates[0], mates[1])
-            start = [self._random(RANDOM, rng), self._mutated(elites, MUTATED, 3, rng), mixed]
-            scored = self._score(quality, models, gain, np.concatenate(start), seen)
-            if scored is None:
-                return ()
+            return self._allowed
+        mates = elites[rng.integers(len(elites), size=(2, CROSSED))]
+        mixed = np.where(rng.random(mates[0].shape) < 0.5, mates[0], mates[1])
+        mutated = self._mutated(elites, MUTATED, 3, rng)
+        return np.concatenate([self._random(RANDOM, rng), mutated, mixed])
+
+    def _pool(self, quality, models, gain, start, seen, rng) -> Sequence[np.ndarray]:
+        """Unseen networks, the best first."""
+        scored = self._score(quality, models, gain, start, seen)
+        if scored is not None and self._allowed is None:
             best = scored[0][np.argsort(-scored[3], kind="stable")[:REFINED]]
             near = self._mutated(best[:ELITES], REFINED, 1, rng)
             scored = self._score(quality, models, gain, np.concatenate([best, near]), seen)
-        if scored is None:
-            return ()
-        return _Pool(*scored, gain)
+        return () if scored is None else _Pool(*scored, gain)
 
     def _score(self, quality, models, gain, codes, seen):
         codes = np.unique(codes, axis=0)
@@ -365,7 +365,9 @@ class Surrogate(FromHistory, BaseSampler):
     def _select_first(self, study: Study, costs: np.ndarray) -> int:
         if self._reward is not None and len(study.directions) == 1:
             return int(np.argmax(self._reward(np.full(len(costs), 0.5), costs)))
-        known = [c for c, q in zip(self._records.costs, self._records.quality, strict=True) if q == q]
+        known = [
+            c for c, q in zip(self._records.costs, self._records.quality, strict=True) if q == q
+        ]
         if not known:
             return 0
         logs = np.log(np.maximum(costs, 1e-12))
@@ -386,6 +388,13 @@ def _finite(costs: np.ndarray) -> np.ndarray:
     if finite.all():
         return costs
     return np.clip(costs, *((costs[finite].min(), costs[finite].max()) if finite.any() else (0, 0)))
+
+
+def _margin(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = measured.min(axis=0), measured.max(axis=0)
+    if (low > 0).all():
+        return low / 2, high * 2
+    return low - (high - low) / 2, high + (high - low) / 2
 
 
 def _thinned(count: int, most: int) -> np.ndarray:
