@@ -36,12 +36,12 @@ class PPO(PolicyGradient, BaseSampler):
         self,
         *,
         seed: int | None = None,
-        lr: float = 3e-2,
+        lr: float = 1.5e-2,
         batch: int = 10,
-        epochs: int = 2,
+        epochs: int = 3,
         hidden: int = 32,
         clip: float = 0.2,
-        entropy: float = 1e-2,
+        entropy: float = 3e-2,
         baseline: float = 0.8,
     ):
         super().__init__(seed, batch)
