@@ -43,13 +43,13 @@ def convert(model: Any) -> bytes:
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
     function = tf.function(infer, autograph=False).get_concrete_function(*signature)
     freeze = convert_to_constants.convert_variables_to_constants_v2
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [freeze(function, lower_control_flow=False)]
-    )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)  # it warns of a trackable object, which a frozen graph lacks
     try:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [freeze(function, lower_control_flow=False)]
+        )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         return converter.convert()
     except ConverterError as error:
         reason = next((line for line in str(error).splitlines() if "error:" in line), str(error))

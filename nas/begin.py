@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from nas import spec, storage
+from nas import backend, spec, storage
 from nas import study as studies
 from nas.evaluate import Limits, Networks
 from nas.reward import calibrate
@@ -25,10 +25,14 @@ DEFAULT_EPOCHS = 6
 
 def evaluator_of(settings: Settings) -> tuple[Any, Any]:
     """What evaluates networks for these settings, and the base network's Config (or None)."""
-    task = spec.task(settings.task)
-    if hasattr(task, "profile"):  # a tabular benchmark is its own space and device
-        return task, None
     named = spec.parse(settings.space)
+    spec.known("space", named.name)
+    if spec.parse(settings.task).name == "table":  # its own space and device
+        return spec.task(settings.task), None
+    spec.known("task", spec.parse(settings.task).name)
+    targets = [spec.target(text) for text in settings.targets]
+    backend.load()
+    task = spec.task(settings.task)
     space = spec.module("space", named.name)
     base = {} if named.value is None else {"base": named.value}
     options = base | dict(named.options)
@@ -38,7 +42,7 @@ def evaluator_of(settings: Settings) -> tuple[Any, Any]:
     evaluator = Networks(
         sample=functools.partial(space.sample, **options),
         task=task,
-        targets=[spec.target(text) for text in settings.targets],
+        targets=targets,
         input_shape=(height, width, channels),
         epochs=epochs_of(settings),
         seed=settings.seed,
@@ -98,7 +102,7 @@ def _measure_baseline(evaluator, baseline, say) -> dict:
     say("measuring the base network")
     record = evaluator.profile(baseline)
     record["quality"] = evaluator.train(baseline)["quality"]
-    return record
+    return record | {"config": repr(baseline)}
 
 
 def _calibrate(study, settings, evaluator, budgets, say) -> float:

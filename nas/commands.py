@@ -46,7 +46,6 @@ def search(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     deadline = started + arguments.minutes * 60 if arguments.minutes else None
     folder = pathlib.Path(arguments.out) / (arguments.study or settings.name())
-    backend.choose()
     backend.threads(max(1, (os.cpu_count() or 1) // arguments.workers))
     study = studies.create(folder, settings, arguments.storage)
     worker = storage.Worker(folder)
@@ -239,7 +238,6 @@ def export(arguments: argparse.Namespace) -> None:
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False) if trial.params}
     if number not in trials:
         raise ValueError(f"{folder} has no trial {number}; it has {len(trials)}, from 0")
-    backend.choose()
     evaluator, _ = evaluator_of(settings)
     if not hasattr(evaluator, "targets"):
         raise ValueError(f"--task {settings.task} is a table: it has no networks to export")
@@ -280,7 +278,6 @@ def export(arguments: argparse.Namespace) -> None:
 
 def profile(arguments: argparse.Namespace) -> None:
     """`nas profile`: time networks on devices."""
-    backend.choose()
     targets = {text: spec.target(text) for text in arguments.target or Settings.targets}
     rows = []
     for name in arguments.model:
@@ -309,6 +306,7 @@ def _model(name: str) -> Any:
         if not path.exists():
             raise ValueError(f"no file {name}")
         return path
+    backend.load()
     named = spec.parse(name)
     family = spec.module("family", named.name)
     variant = named.value or next(iter(family.VARIANTS))

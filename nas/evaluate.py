@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nas import backend, cache
+from nas import cache
 
 
 def key(config: Any) -> str:
@@ -23,7 +23,8 @@ def key(config: Any) -> str:
 
 def build(config: Any):
     """The `keras.Model` of a family's Config, weights drawn from a seed of its own."""
-    keras = backend.load()
+    import keras
+
     keras.utils.set_random_seed(int(key(config)[:7], 16))
     return sys.modules[type(config).__module__].build(config)
 

@@ -37,7 +37,7 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
                 strict=True,
             )
         ],
-        "baseline": {k: baseline.get(k) for k in ("quality", "costs", "params", "macs")},
+        "baseline": {k: baseline.get(k) for k in ("quality", "costs", "params", "macs", "config")},
         "winner": found.get("winner"),
         "finalists": found.get("finalists", []),
         "prove": found.get("prove"),

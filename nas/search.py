@@ -196,9 +196,13 @@ class _Loop:
         return "duplicate_of" not in record and not self.objective.hopeless(record)
 
     def _choose(self, candidates: list[Trial]) -> int:
-        """Index of the candidate to train: the controller's choice if it makes one."""
+        """Index of the candidate to train: within budget if any is, else the controller's choice."""
         if len(candidates) == 1:
             return 0
+        if self.objective.reward is not None:
+            fitting = [i for i, trial in enumerate(candidates) if self._fits(trial)]
+            if 0 < len(fitting) < len(candidates):
+                return fitting[self._choose([candidates[i] for i in fitting])]
         select = getattr(self.study.sampler, "select", None)
         if select is not None:
             return select(self.study, [_frozen(self.study, trial) for trial in candidates])
@@ -207,6 +211,10 @@ class _Loop:
         # All else unknown and so equal, the one whose cost the reward likes most.
         costs = np.array([trial.user_attrs["profile"]["costs"] for trial in candidates])
         return int(np.argmax(self.objective.reward(np.full(len(costs), 0.5), costs)))
+
+    def _fits(self, trial: Trial) -> bool:
+        costs = trial.user_attrs["profile"]["costs"]
+        return all(cost <= b for cost, b in zip(costs, self.objective.budgets, strict=True))
 
     def _train(self, trial: Trial, config: Any) -> None:
         profile = trial.user_attrs["profile"]

@@ -92,13 +92,18 @@ def listing(kind: str) -> dict[str, str]:
     return found
 
 
+def known(kind: str, name: str) -> None:
+    """Raise ValueError, with the names there are, unless `name` is one of them."""
+    names = listing(kind)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no {kind} {name!r}{hint} (there is: {', '.join(names)})")
+
+
 def module(kind: str, name: str):
     """Import the entry `name` of a kind; an unknown name raises ValueError with the known ones."""
-    known = listing(kind)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no {kind} {name!r}{hint} (there is: {', '.join(known)})")
+    known(kind, name)
     return importlib.import_module(f"{PACKAGES[kind]}.{name}")
 
 
