@@ -29,16 +29,17 @@ _SPREAD = 0.06  # half width of the median's confidence interval beyond which it
 class CPU(Target):
     """This machine with `threads` LiteRT threads at batch 1.
 
-    Candidate and reference network take turns in blocks of about a millisecond. A sample is the
-    fastest stretch of a block, divided by how much slower than nominal the reference ran just
-    before and after it (`drift`). Of twice as many blocks as asked, those count in which the
-    reference ran fastest. The nominal time of a reference is established once a machine and kept in
-    the user's cache; the wall-clock median of all runs stays in the conditions.
+    Candidate and reference networks take turns in blocks of about a millisecond. A sample is the
+    fastest stretch of a block, divided by how much slower than nominal the references ran just
+    before and after it (`drift`). The nominal time of a reference is established once a machine and
+    kept in the user's cache; the wall-clock median of all runs stays in the conditions.
 
-    Chosen by measurement among 30 estimators (6 networks, 16 fresh processes, load average 7, the
-    neighbouring core busy): standard deviation of the median 0.6 % below 0.5 ms and 3 % at 2-4 ms.
-    There the plain median of wall times is off by up to 50 % and more, its minimum by 40 %, CPU
-    time by 50 %, and dividing medians of separate runs (not of turns) by 13 %.
+    Chosen by measurement among some 40 estimators (8 networks, 10 fresh processes of 60 blocks, a
+    load average of 8 on 2 cores): over the processes the median has a standard deviation of 1.0 to
+    1.5 % below 0.5 ms and of 2.0 to 2.6 % at 2 to 5 ms. Without the references it is 9 to 18 %, by
+    CPU time as by its minimum, and wall medians are off by factors. One reference alone gives 1.8
+    to 3.2 % at 2 to 5 ms; the calmer half of the blocks is no better than all. Networks bound by
+    reading their weights (over 10 MB a millisecond) vary by 10 %: neighbours empty the caches.
 
     >>> CPU(threads=1)
     CPU(threads=1)
@@ -70,29 +71,31 @@ class CPU(Target):
             candidate = timing.Stopwatch(
                 _runner(tflite, self.threads), self.threads, max(warmup, 1)
             )
-            name = _nearest(nominal, candidate.run_ns / 1e6)
-            beside = timing.Stopwatch(_reference(name, self.threads), self.threads, 3)
-            beside.block()
-            for _ in range(2 * runs):
-                candidate.block()
-                beside.block()
+            beside = {
+                name: timing.Stopwatch(_reference(name, self.threads), self.threads, 3)
+                for name in _suited(nominal, candidate.run_ns / 1e6)
+            }
+            for turn in range(runs + 1):
+                if turn:
+                    candidate.block()
+                for watch in beside.values():
+                    watch.block()
             state = timing.machine_state(cores[0] if cores else 0)
-        network, measured = candidate.blocks(), beside.blocks()
-        around = (measured.fastest_ms[:-1] + measured.fastest_ms[1:]) / 2
-        drifts = around / nominal[name]
-        self._lower(name, measured.fastest_ms, nominal)
-        calm = np.sort(np.argsort(drifts, kind="stable")[:runs])
-        samples = tuple(float(sample) for sample in (network.fastest_ms / drifts)[calm])
-        drift = float(np.median(drifts[calm]))
+        network = candidate.blocks()
+        seen_ms = {name: watch.blocks().fastest_ms for name, watch in beside.items()}
+        slowness = np.mean([seen_ms[name] / nominal[name] for name in beside], axis=0)
+        drifts = (slowness[:-1] + slowness[1:]) / 2
+        self._lower(seen_ms, nominal)
+        samples = tuple((network.fastest_ms / drifts).tolist())
+        drift = float(np.median(drifts))
         conditions = self._conditions() | {
             "pinned_cores": list(cores) if cores else None,
             **state,
             "contention": round(network.share, 3),
-            "reference": name,
-            "reference_nominal_ms": nominal[name],
+            "reference_ms": {name: nominal[name] for name in beside},
             "drift": round(drift, 4),
             "raw_median_ms": float(np.median(network.wall_ms)),
-            "blocks": 2 * runs,
+            "runs": runs,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         return Timing(samples, conditions | _stability(samples, drift))
@@ -126,11 +129,15 @@ class CPU(Target):
         self._store(nominal)
         return nominal
 
-    def _lower(self, name: str, seen_ms: np.ndarray, nominal: dict[str, float]) -> None:
-        """Stores a lower nominal time where a reference is clearly faster now."""
-        fast = float(np.quantile(seen_ms, 0.25))
-        if len(seen_ms) > 20 and fast < _FASTER * nominal[name]:
-            self._store(nominal | {name: float(np.quantile(seen_ms, _LOW))})
+    def _lower(self, seen_ms: dict[str, np.ndarray], nominal: dict[str, float]) -> None:
+        """Stores lower nominal times where the references are clearly faster now."""
+        faster = {
+            name: float(np.quantile(seen, _LOW))
+            for name, seen in seen_ms.items()
+            if len(seen) > 20 and np.quantile(seen, 0.25) < _FASTER * nominal[name]
+        }
+        if faster:
+            self._store(nominal | faster)
 
     def _nominal_path(self) -> Path:
         conditions = json.dumps(self._conditions(), sort_keys=True)
@@ -188,9 +195,10 @@ def _runner(tflite: bytes | Path, threads: int) -> Callable[[], None]:
     return interpreter.invoke
 
 
-def _nearest(nominal: dict[str, float], run_ms: float) -> str:
-    """The reference whose time is nearest to that of a network, as a ratio."""
-    return min(nominal, key=lambda name: abs(np.log(run_ms / nominal[name])))
+def _suited(nominal: dict[str, float], run_ms: float) -> tuple[str, ...]:
+    """The references to time beside a network: both, or only the small one beside a small one."""
+    small = run_ms < (nominal["small"] * nominal["large"]) ** 0.5
+    return ("small",) if small else ("small", "large")
 
 
 def _stability(samples: tuple[float, ...], drift: float) -> dict[str, Any]:

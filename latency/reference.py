@@ -1,7 +1,7 @@
 """Fixed networks whose time on a device is known: they tell a slow machine from a slow network.
 
 A busy neighbour costs a network that lives in the core's own cache something else than a larger one
-(here 42 % and 50 % on the same occasion), so there is a reference for either kind.
+(here 42 % and 50 % on the same occasion), so there is a reference of either kind.
 """
 
 import functools

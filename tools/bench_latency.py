@@ -33,8 +33,8 @@ def models() -> dict:
     v2 = next(iter(mobilenet_v2.VARIANTS.values()))
     return {
         "mnasnet:tiny": mnasnet.build(mnasnet.VARIANTS["tiny"]),
-        "mnasnet:a1 @ 96": mnasnet.build(
-            dataclasses.replace(mnasnet.VARIANTS["a1_x0.35"], input_shape=(96, 96, 3))
+        "mnasnet:a1_x0.35 @ 96": mnasnet.build(
+            dataclasses.replace(mnasnet.VARIANTS["a1_x0.35"], input_shape=(96, 96, 3), classes=10)
         ),
         "mobilenet_v2 @ 160": mobilenet_v2.build(
             dataclasses.replace(v2, input_shape=(160, 160, 3))
