@@ -4,6 +4,10 @@ The policy after k updates is a pure function of the first k * batch trained tri
 process keeps the newest states, so a trial that finishes late rolls back an update or two; a fresh
 process replays all. Proposals come from a pool drawn once per update: the next new point of it,
 from a place that depends on how many trials there are.
+
+Pruned trials teach nothing. With the worst reward for them, a search on NAS-Bench-201 asked half the
+trials for 200 trained ones, yet its best was worse (mean regret 1.1 against .8 points): profiling is
+the cheap part.
 """
 
 from typing import Any
