@@ -56,9 +56,14 @@ def epochs_of(settings: Settings) -> int:
 
 
 def controller_of(
-    settings: Settings, name: str, objective: Objective
+    settings: Settings, name: str, objective: Objective, evaluator: Any
 ) -> optuna.samplers.BaseSampler:
-    return spec.controller(name, seed=settings.seed, reward=objective.reward)
+    return spec.controller(
+        name,
+        seed=settings.seed,
+        reward=objective.reward,
+        candidates=getattr(evaluator, "candidates", None),  # where a table holds only some
+    )
 
 
 def profiles_of(settings: Settings, sampler: optuna.samplers.BaseSampler) -> int:

@@ -60,7 +60,7 @@ def search(arguments: argparse.Namespace) -> int:
         progress = Progress(objective, trials, deadline)
         for trial in trained(study):
             progress.seed(trial)
-        study.sampler = controller_of(settings, settings.controller, objective)
+        study.sampler = controller_of(settings, settings.controller, objective, evaluator)
         search_for = functools.partial(
             explore,
             study,
@@ -170,7 +170,7 @@ def _prove(folder, study, settings, evaluator, objective, worker, say) -> dict:
     rival = optuna.create_study(
         study_name=name,
         storage=study._storage,
-        sampler=controller_of(settings, "random", objective),
+        sampler=controller_of(settings, "random", objective, evaluator),
         directions=objective.directions,
         load_if_exists=True,
     )
