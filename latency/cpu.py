@@ -22,24 +22,24 @@ _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: ab
 _LOW = 0.03  # quantile of them that counts as undisturbed
 _FASTER = 0.95  # the nominal time is replaced when the reference is seen below this share of it
 _TRUSTED = 1.8  # drift beyond which a correction is not trusted
-_SPREAD = 0.06  # half width of the median's confidence interval beyond which it is not stable
+_SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
 
 
 @dataclasses.dataclass(frozen=True)
 class CPU(Target):
     """This machine with `threads` LiteRT threads at batch 1.
 
-    Candidate and reference networks take turns in blocks of about a millisecond. A sample is the
+    Candidate and reference networks take turns in blocks of a few milliseconds. A sample is the
     fastest stretch of a block, divided by how much slower than nominal the references ran just
     before and after it (`drift`). The nominal time of a reference is established once a machine and
     kept in the user's cache; the wall-clock median of all runs stays in the conditions.
 
     Chosen by measurement among some 40 estimators (8 networks, 10 fresh processes of 60 blocks, a
     load average of 8 on 2 cores): over the processes the median has a standard deviation of 1.0 to
-    1.5 % below 0.5 ms and of 2.0 to 2.6 % at 2 to 5 ms. Without the references it is 9 to 18 %, by
-    CPU time as by its minimum, and wall medians are off by factors. One reference alone gives 1.8
-    to 3.2 % at 2 to 5 ms; the calmer half of the blocks is no better than all. Networks bound by
-    reading their weights (over 10 MB a millisecond) vary by 10 %: neighbours empty the caches.
+    1.5 % where the weights fit the core's cache and of 2 to 4 % for larger networks. Without the
+    references it is 9 to 18 %, by CPU time as by its minimum, and wall medians are off by factors.
+    Ratios of quantiles, other mixes of references and the calmer half of the blocks are no better.
+    Networks bound by reading their weights (over 10 MB a millisecond) vary by 10 %.
 
     >>> CPU(threads=1)
     CPU(threads=1)

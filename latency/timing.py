@@ -1,6 +1,6 @@
 """Timing on a shared and busy machine: pinned cores, two clocks, short blocks taken in turns.
 
-A candidate and a reference network run alternately in blocks of about a millisecond. The time of a
+A candidate and a reference network run alternately in blocks of a few milliseconds. The time of a
 block is its fastest sample; a sample that was preempted counts the time that it had the core.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 _SAMPLE_NS = 200_000  # a sample: long for the clock (0.1 us), short for the scheduler (3 ms slices)
-_BLOCK_NS = 1_000_000  # a block: short against the phases of a busy neighbour (tens of ms)
+_BLOCK_NS = 2_500_000  # a block: short against the phases of a busy neighbour (tens of ms)
 _WARM_NS = 1_000_000  # networks below this find their caches emptied by the other one: run once
 _PREEMPTED = 0.97  # CPU time below this share of wall time: something else had the core
 

@@ -132,7 +132,7 @@ def test_sampled_mnasnets_are_the_converters():
     from search_spaces import mnasnet as space
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
-    for _ in range(3):
+    for _ in range(2):
         model = trained(mnasnet.build(space.sample(study.ask())))
         assert operations(litert.assemble(model)) == operations(litert.convert(model))
 
