@@ -137,7 +137,8 @@ def surrogate(
     for t in range(d):
         states[t + 1], cells[t + 1], gates[t] = _lstm(given[t] + states[t] @ recurrent, cells[t])
     logits = states[1:] @ weights["head"] + weights["head_bias"]
-    logits = np.where(np.arange(logits.shape[2]) < sizes[:, None, None], logits, -1e9)
+    exists = np.arange(logits.shape[2]) < sizes[:, None, None]
+    logits = np.where(exists, logits, -1e9)
     log = _log_softmax(logits)
     probs = np.exp(log)
     chosen = codes.T[:, :, None] == np.arange(log.shape[2])
@@ -173,10 +174,13 @@ def surrogate(
         np.multiply(factors[t, :, 3], into, out=pre[t, :, 3])
         back = pre[t].reshape(n, 4 * width) @ weights["recurrent"].T
         back_cell *= forget[t]
-    flat = pre.reshape(d * n, 4 * width)
-    which = np.arange(len(inputs))[:, None] == tokens.reshape(1, d * n)
-    to_inputs = which.astype(float) @ flat
-    gradient["recurrent"] = states[:-1].reshape(d * n, width).T @ flat
+    # Batches of small products: too small for BLAS to split, so equal bits for any thread count.
+    pre = pre.reshape(d, n, 4 * width)
+    gradient["recurrent"] = (states[:-1].transpose(0, 2, 1) @ pre).sum(axis=0)
+    by_choice = chosen[:-1].transpose(0, 2, 1).astype(float) @ pre[1:]
+    to_inputs = np.zeros_like(inputs)
+    to_inputs[0] = pre[0].sum(axis=0)
+    to_inputs[1 : 1 + sizes[:-1].sum()] = by_choice[exists[:-1, 0]]
     gradient["embed"] = to_inputs @ weights["input"].T
     gradient["input"] = weights["embed"].T @ to_inputs
     gradient["bias"] = to_inputs.sum(axis=0)
