@@ -25,10 +25,10 @@ DEFAULT_EPOCHS = 6
 
 def evaluator_of(settings: Settings) -> tuple[Any, Any]:
     """What evaluates networks for these settings, and the base network's Config (or None)."""
-    named = spec.parse(settings.space)
-    spec.known("space", named.name)
     if spec.parse(settings.task).name == "table":  # its own space and device
         return spec.task(settings.task), None
+    named = spec.parse(settings.space)
+    spec.known("space", named.name)
     spec.known("task", spec.parse(settings.task).name)
     targets = [spec.target(text) for text in settings.targets]
     backend.load()

@@ -23,7 +23,9 @@ from nas.search import Objective, explore, trained
 from nas.study import Settings
 
 # The time of a search without --trials: the first one ends within five minutes.
-DEFAULT_MINUTES = 3.5
+DEFAULT_MINUTES = 4.5
+# The share of --minutes after which no further candidate is tried: the rest is the finalists'.
+SEARCH_SHARE = 0.75
 # A finalist is trained for so many times the epochs of the search.
 FINALIST_EPOCHS = 3
 DEFAULT_TRIALS = 24
@@ -31,20 +33,16 @@ DEFAULT_TRIALS = 24
 
 def search(arguments: argparse.Namespace) -> int:
     """`nas search`: begin or resume a study, hand over the best network."""
-    settings = Settings(
-        targets=_targets(arguments),
-        budgets_ms=tuple(arguments.budget_ms) if arguments.budget_ms else None,
-        **{
-            field.name: getattr(arguments, field.name)
-            for field in dataclasses.fields(Settings)
-            if field.name not in ("targets", "budgets_ms")
-        },
-    )
+    settings = _settings(arguments)
     if arguments.trials is None and arguments.minutes is None:
         arguments.minutes = DEFAULT_MINUTES
-    trials = arguments.trials or DEFAULT_TRIALS
+    trials = DEFAULT_TRIALS if arguments.trials is None else arguments.trials
+    if min(trials, arguments.workers) < 1 or arguments.finalists < 0:
+        raise ValueError("--trials and --workers must be at least 1, --finalists at least 0")
     started = time.monotonic()
-    deadline = started + arguments.minutes * 60 if arguments.minutes else None
+    minutes = arguments.minutes or math.inf
+    end = started + 60 * minutes
+    deadline = started + 60 * minutes * SEARCH_SHARE
     folder = pathlib.Path(arguments.out) / (arguments.study or settings.name())
     backend.threads(max(1, (os.cpu_count() or 1) // arguments.workers))
     study = studies.create(folder, settings, arguments.storage)
@@ -55,7 +53,7 @@ def search(arguments: argparse.Namespace) -> int:
         evaluator, baseline = evaluator_of(settings)
         objective = begin(study, settings, folder, evaluator, baseline, say)
         if not arguments.child:
-            _announce(folder, study, settings, objective, trials, deadline, say)
+            _announce(folder, study, settings, objective, say)
             children = _start_children(arguments)
         progress = Progress(objective, trials, deadline)
         for trial in trained(study):
@@ -81,21 +79,24 @@ def search(arguments: argparse.Namespace) -> int:
         if children:
             why = search_for()  # what a killed worker left undone
         if why == "deadline":
-            say(f"stopped after {arguments.minutes:g} minutes; the same command goes on")
+            say("time for the finalists; the same command goes on with the search")
         if why == "converged":
             _say_converged(study, objective, say)
         if arguments.prove:
             summary["prove"] = _prove(folder, study, settings, evaluator, objective, worker, say)
-        epochs = FINALIST_EPOCHS * epochs_of(settings)
-        summary |= handover.hand_over(
-            folder,
-            study,
-            evaluator,
-            objective,
-            most=arguments.finalists,
-            epochs=epochs,
-            say=say,
-        )
+        if arguments.finalists:
+            summary |= handover.hand_over(
+                folder,
+                study,
+                evaluator,
+                objective,
+                most=arguments.finalists,
+                epochs=FINALIST_EPOCHS * epochs_of(settings),
+                end=end,
+                say=say,
+            )
+        else:
+            summary |= handover.hand_over_as_trained(folder, study, evaluator, objective)
     except KeyboardInterrupt:
         interrupted = True
         for child in children:
@@ -126,17 +127,24 @@ def _say_converged(study, objective: Objective, say) -> None:
     )
 
 
-def _targets(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """What is asked for; a table answers for its own devices."""
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(Settings)
+        if hasattr(arguments, field.name)
+    }
+    given["targets"] = arguments.target or Settings.targets
+    given["budgets_ms"] = arguments.budget_ms
     task = spec.parse(arguments.task)
-    if task.name != "table":
-        return tuple(arguments.target or Settings.targets)
-    if arguments.target:
-        raise ValueError("--task table has its own devices; name them: table:FILE,cost=A+B")
-    return tuple(str(dict(task.options).get("cost", "table")).split("+"))
+    if task.name == "table":  # its own space and devices
+        if arguments.target:
+            raise ValueError("--task table has its own devices; name them: table:FILE,cost=A+B")
+        given["space"] = "table"
+        given["targets"] = str(dict(task.options).get("cost", "cost")).split("+")
+    return Settings(**given)
 
 
-def _announce(folder, study, settings, objective, trials, deadline, say) -> None:
+def _announce(folder, study, settings, objective, say) -> None:
     kept = study.user_attrs["objective"]
     say(f"study {folder}: {settings.space} on {settings.task}, controller {settings.controller}")
     baseline = kept["baseline"] or {}
@@ -182,7 +190,7 @@ def _prove(folder, study, settings, evaluator, objective, worker, say) -> dict:
         objective,
         trials=budget,
         worker=worker,
-        on_event=Progress(objective, budget, None, prefix="random "),
+        on_event=Progress(objective, budget, prefix="random "),
     )
     points = {
         kind: [

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import pprint
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -123,18 +125,20 @@ def hand_over(
     *,
     most: int,
     epochs: int | None,
+    end: float = math.inf,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Retrain and time again the `most` best networks, write the winner; {"winner", "finalists"}.
 
     Short training picks wrong winners and the luckiest measurement wins: so each of the best is
     timed afresh, retrained for `epochs`, written, and its file timed. Each is done once: killed in
-    between, the next call goes on with the rest.
+    between, the next call goes on with the rest. After `end` (`time.monotonic()`) one must do.
     """
-    (folder / "finalists").mkdir(exist_ok=True)
     done, over = [], []
     for trial in ranked(study, objective):
-        if len(done) == most or (done and excess(objective, _costs(trial))):
+        if len(done) == most or (
+            done and (excess(objective, _costs(trial)) or time.monotonic() > end)
+        ):
             break
         finalist = _finalist(folder, trial, evaluator, objective, epochs, say)
         (done if finalist["within_budget"] else over).append(finalist)
@@ -159,7 +163,13 @@ def hand_over_as_trained(
 ) -> dict:
     """Write the best network with the weights of the search; for an interrupted one."""
     best = BestSoFar(folder, objective).read()
-    by_key = {trial.user_attrs["profile"]["key"]: trial for trial in ranked(study, objective)}
+    ranking = ranked(study, objective)
+    if ranking and not hasattr(evaluator, "targets"):  # a table has no weights
+        return {
+            "winner": _finalist(folder, ranking[0], evaluator, objective, None),
+            "finalists": [],
+        }
+    by_key = {trial.user_attrs["profile"]["key"]: trial for trial in ranking}
     if best is None or best["profile"]["key"] not in by_key:
         return {}
     import keras
@@ -198,8 +208,9 @@ def _finalist(
     evaluator: Any,
     objective: Objective,
     epochs: int | None,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict:
+    (folder / "finalists").mkdir(exist_ok=True)
     stem = folder / "finalists" / str(trial.number)
     path = stem.with_suffix(".json")
     if path.exists():

@@ -11,7 +11,9 @@ from nas.search import Event, Objective
 class Progress:
     """Prints events of the search; call it with each `nas.search.Event`."""
 
-    def __init__(self, objective: Objective, trials: int, deadline: float | None, prefix: str = ""):
+    def __init__(
+        self, objective: Objective, trials: int, deadline: float = math.inf, prefix: str = ""
+    ):
         self._objective = objective
         self._trials = trials
         self._deadline = deadline
@@ -67,8 +69,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         each = elapsed / max(trained - self._first, 1)
         seconds = each * max(self._trials - trained, 0)
-        if self._deadline is not None:
-            seconds = min(seconds, max(self._deadline - time.monotonic(), 0))
+        seconds = min(seconds, max(self._deadline - time.monotonic(), 0))
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -19,8 +19,9 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
         {**trial.user_attrs.get("profile", {}), **trial.user_attrs.get("evaluation", {})}
         for trial in every
     ]
+    done_here = [r for r in records if not r.get("cached") and "duplicate_of" not in r]
     spent = {
-        name: sum(record.get(f"{name}_s", 0.0) for record in records)
+        name: sum(record.get(f"{name}_s", 0.0) for record in done_here)
         for name in ("build", "profile", "train")
     }
     states = [trial.state.name.lower() for trial in every]

@@ -5,6 +5,7 @@ tells the rest PRUNED. The study is the only state: a killed loop goes on where 
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -82,7 +83,7 @@ def explore(
     trials: int,
     worker: Worker,
     profiles: int = 1,
-    deadline: float | None = None,
+    deadline: float = math.inf,
     on_event: Callable[[Event], None] = lambda event: None,
     keep: Callable[[Any, dict, dict], None] | None = None,
 ) -> str:
@@ -101,7 +102,7 @@ def explore(
         loop.refresh()
         if loop.trained + loop.others_at_work() >= trials:
             return "trials"
-        if deadline is not None and time.monotonic() + longest > deadline:
+        if time.monotonic() + longest > deadline:
             return "deadline"
         if loop.nothing_new >= CONVERGED:
             return "converged"
@@ -196,7 +197,7 @@ class _Loop:
         return "duplicate_of" not in record and not self.objective.hopeless(record)
 
     def _choose(self, candidates: list[Trial]) -> int:
-        """Index of the candidate to train: within budget if any is, else the controller's choice."""
+        """Index of the candidate to train: one within budget if any, the controller's choice."""
         if len(candidates) == 1:
             return 0
         if self.objective.reward is not None:
