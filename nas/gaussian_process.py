@@ -89,7 +89,11 @@ class GaussianProcess:
     def fit(self, steps: int = 40) -> np.ndarray:
         """Hyperparameters of (locally) highest posterior probability."""
         found = optimize.minimize(
-            self._loss, self.prior, jac=True, method="L-BFGS-B", options={"maxiter": steps}
+            self._loss,
+            self.prior,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps, "maxfun": 3 * steps // 2},
         )
         return found.x
 

@@ -19,8 +19,8 @@ landing: reward absolute, one search of `--landing-samples` for each of 20 targe
     log over the latencies of the true front, each moved to the nearest network of the front. The
     network picked (nas.pareto.winner) lands if its cost is within 3 % of the target and its quality
     at most 0.3 points below the best of the table within the target.
-time: milliseconds an ask + tell on a study that holds 1,000 and 10,000 trials (28 decisions), in
-    memory and in a journal file, mean of 300, and what of it is not Optuna's random sampler.
+time: CPU milliseconds an ask + tell on a study that holds 1,000 and 10,000 trials (28 decisions),
+    in memory and in a journal file, mean of 300 in turns with Optuna's random sampler.
 
 Prints Markdown tables; writes the figures of every seed to --json (tools/results/).
 """
@@ -41,12 +41,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
 
 from nas import pareto, search, spec
 from nas.reward import Reward
 from nas.search import Objective
-from nas.storage import Worker
+from nas.storage import Worker, open_storage
 from nas.tasks.table import Table, load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -159,11 +159,8 @@ def run(job: Job) -> dict:
             within = found[costs[found] <= job.target]
             best = quality[costs <= job.target].max()
             # Nothing within the budget: as bad as the worst network.
-            figures[count] = (
-                100 * (best - (quality[within] if len(within) else quality).max())
-                if (len(within))
-                else 100 * (best - quality.min())
-            )
+            found_best = quality[within].max() if len(within) else quality.min()
+            figures[count] = 100 * (best - found_best)
         else:
             picked = found[pareto.winner(quality[found], costs[found][:, None], [job.target])]
             gap = 100 * (quality[costs <= job.target].max() - quality[picked])
@@ -192,45 +189,41 @@ def with_finalists(table: Table, rows: np.ndarray, count: int) -> int:
 
 
 def milliseconds(job: Job) -> dict:
-    """Mean ask + tell, and the first ask of a fresh process, on studies of some sizes."""
+    """Mean CPU time of ask + tell, in turns with random on a study of its own; the first ask."""
     table = read_table("accel/a100")
     multi = job.controller not in SCALAR_ONLY
-    distributions = {
-        name: optuna.distributions.CategoricalDistribution(places)
-        for name, places in table.choices.items()
-    }
+    rng = np.random.default_rng(0)
+    past = []
+    for _ in range(max(job.samples)):
+        params = {n: p[rng.integers(len(p))] for n, p in table.choices.items()}
+        past.append(_past(table, params, multi))
     found = {}
     for kind in ("memory", "journal"):
         for size in job.samples:
             with tempfile.TemporaryDirectory() as folder:
-                storage = None
-                if kind == "journal":
-                    from nas.storage import open_storage
-
-                    storage = open_storage(folder)
-                study = optuna.create_study(
-                    storage=storage,
-                    directions=["maximize", "minimize"] if multi else ["maximize"],
-                    sampler=spec.controller(job.controller, seed=job.seed),
-                )
-                rng = np.random.default_rng(0)
-                past = []
-                for _ in range(size):
-                    params = {n: p[rng.integers(len(p))] for n, p in table.choices.items()}
-                    past.append(_past(table, params, distributions, multi))
-                study.add_trials(past)
-                started = time.perf_counter()
-                _step(study, table, multi)
-                first = time.perf_counter() - started
-                started = time.perf_counter()
+                studies = [
+                    optuna.create_study(
+                        study_name=name,
+                        storage=open_storage(f"{folder}/{name}") if kind == "journal" else None,
+                        directions=["maximize", "minimize"] if multi else ["maximize"],
+                        sampler=spec.controller(name, seed=job.seed),
+                    )
+                    for name in (job.controller, "random")
+                ]
+                spent, first = np.zeros(2), np.zeros(2)
+                for index, study in enumerate(studies):
+                    study.add_trials(past[:size])
+                    first[index] = _step(study, table, multi)
                 for _ in range(TIMED):
-                    _step(study, table, multi)
-                mean = (time.perf_counter() - started) / TIMED
-                found[f"{kind} {size}"] = {"ms": 1e3 * mean, "first_s": first}
+                    for index, study in enumerate(studies):
+                        spent[index] += _step(study, table, multi)
+                ours, random = 1e3 * spent / TIMED
+                found[f"{kind} {size}"] = {"ms": ours, "random_ms": random, "first_s": first[0]}
     return found
 
 
-def _past(table: Table, params: dict, distributions: dict, multi: bool):
+def _past(table: Table, params: dict, multi: bool):
+    distributions = {n: CategoricalDistribution(p) for n, p in table.choices.items()}
     config = table.sample(optuna.trial.FixedTrial(params))
     quality, costs = table.quality(config), table.costs(config)
     return optuna.trial.create_trial(
@@ -241,13 +234,16 @@ def _past(table: Table, params: dict, distributions: dict, multi: bool):
     )
 
 
-def _step(study: optuna.Study, table: Table, multi: bool) -> None:
+def _step(study: optuna.Study, table: Table, multi: bool) -> float:
+    """One ask + tell; CPU seconds."""
+    started = time.process_time()
     trial = study.ask()
     config = table.sample(trial)
     trial.set_user_attr("profile", table.profile(config))
     trial.set_user_attr("evaluation", table.train(config))
     values = [table.quality(config), *table.costs(config)]
-    study.tell(trial, values if multi else values[0], state=TrialState.COMPLETE)
+    study.tell(trial, values if multi else values[0])
+    return time.process_time() - started
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
@@ -322,19 +318,14 @@ def print_section(section: str, results: list[dict]) -> None:
 
 
 def print_time(found: list[dict]) -> None:
-    """Milliseconds, and how many more than random's."""
+    """Milliseconds more than random's, and all of it."""
     keys = list(found[0]["figures"])
-    base = {r["controller"]: r["figures"] for r in found}.get("random")
     print(
-        f"\n### ms an ask + tell (more than random)\n\n| controller | {' | '.join(keys)} |"
+        f"\n### CPU ms an ask + tell beyond random's (all)\n\n| controller | {' | '.join(keys)} |"
     )
     print("|---|" + "---|" * len(keys))
     for r in found:
-        cells = []
-        for key in keys:
-            ms = r["figures"][key]["ms"]
-            more = f" (+{ms - base[key]['ms']:.2f})" if base and r["controller"] != "random" else ""
-            cells.append(f"{ms:.2f}{more}")
+        cells = [f"{v['ms'] - v['random_ms']:.2f} ({v['ms']:.2f})" for v in r["figures"].values()]
         print(f"| {r['controller']} | {' | '.join(cells)} |")
 
 

@@ -19,7 +19,7 @@ COST_NODES = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
 COST_WEIGHTS = np.exp(-0.5 * COST_NODES**2) / np.exp(-0.5 * COST_NODES**2).sum()
 HYPERVOLUME_NODES = 64  # places in cost space at which the front's gain is looked at, one cost
 # Headroom above the best seen value in the scale of quality, in units of (best - median).
-HEADROOM = 0.3
+HEADROOM = 0.5
 
 
 class Quality:

@@ -23,11 +23,12 @@ from nas.gaussian_process import Choices
 
 # Cost of a proposal: models are renewed after every evaluation at first, then ever more rarely, so
 # that the work per trial stays bounded; their hyperparameters more rarely still.
-RENEW_SHARE = 40  # new evaluations, or ...
-RENEW_PROFILES = 16  # ... new profiles, of one in so many that there are, renew the models
-REFIT_GROWTH = 1.25
+SOON, SELDOM = 40, 16  # one new evaluation in so many renews them, up to MANY and above
+MANY = 200
+RENEW_PROFILES = 16  # and so does one new profile in so many
+REFIT_GROWTH, REFIT_SELDOM = 1.25, 2.0  # below and above MOST_FITTED networks
 MOST_FITTED = 200  # networks from which hyperparameters are fitted
-MOST_KNOWN = 400  # networks that a model is conditioned on
+MOST_KNOWN = 300  # networks that a model is conditioned on
 RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates
 ELITES = 20
 AT_ONCE = 64  # proposals that take account of one another
@@ -65,11 +66,11 @@ class _Records:
         if self.renewals:
             last = self.renewals[-1]
             new = count - self.evaluated[last - 1]
-            due = new >= max(1, count // RENEW_SHARE)
+            due = new >= max(1, count // (SOON if count <= MANY else SELDOM))
             if not due and length - last < max(16, length // RENEW_PROFILES):
                 return
         self.renewals.append(length)
-        growth = REFIT_GROWTH if count < MOST_FITTED else REFIT_GROWTH**2
+        growth = REFIT_GROWTH if count < MOST_FITTED else REFIT_SELDOM
         if not self.refits or count >= growth * self.evaluated[self.refits[-1] - 1]:
             self.refits.append(length)
 
@@ -172,27 +173,6 @@ class Surrogate(FromHistory, BaseSampler):
             posterior = models.quality.process.posterior(codes)
             known = models.costs.exact(costs) if models.costs else None
             return int(np.argmax(models.gain(posterior, known)))
-
-    def recommend(self, study: Study) -> int | None:
-        """Number of the finished trial that is best once the noise of evaluation is smoothed out.
-
-        None before there is a model. For one objective only.
-        """
-        with self._lock:
-            history = self._history.read(
-                study, _After(study._storage.get_n_trials(study._study_id))
-            )
-            space = history.encode(dict(history.distributions))
-            if self._current(study, history, space) is None:
-                return None
-            codes, values, costs = self._evaluated(len(self._records.codes))
-            quality = Quality(self._choices, codes, values)
-            quality.process.condition(self._fitted[1][0])
-            worth = quality.smoothed(codes)
-            if costs is not None and self._reward is not None:
-                worth = self._reward(worth, costs)
-            rows = np.flatnonzero(~np.isnan(self._records.quality))
-            return history.finished[rows[int(np.argmax(worth))]].number
 
     # --- From history to records ----------------------------------------------------------------
 
@@ -373,14 +353,6 @@ class Surrogate(FromHistory, BaseSampler):
         logs = np.log(np.maximum(costs, 1e-12))
         apart = np.abs(logs[:, None] - np.log(np.maximum(np.array(known), 1e-12)))
         return int(np.argmax(apart.max(axis=2).min(axis=1)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _After:
-    """Stands for a trial that comes after all others."""
-
-    number: int
-    _trial_id: None = None
 
 
 def _finite(costs: np.ndarray) -> np.ndarray:
