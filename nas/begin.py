@@ -20,7 +20,7 @@ BUDGET_OF_BASELINE = 0.8
 CALIBRATION_NETWORKS = 8
 # Networks timed for each one trained, where the controller can choose among them.
 PROFILES_WITH_CHOICE = 4
-DEFAULT_EPOCHS = 6
+DEFAULT_EPOCHS = 4
 
 
 def evaluator_of(settings: Settings) -> tuple[Any, Any]:
@@ -45,6 +45,13 @@ def evaluator_of(settings: Settings) -> tuple[Any, Any]:
         targets=targets,
         input_shape=(height, width, channels),
         epochs=epochs_of(settings),
+        final_task=functools.cache(
+            lambda: (
+                task
+                if task.input_shape[:2] == (height, width)
+                else spec.task(settings.task, size=height)
+            )
+        ),
         seed=settings.seed,
         limits=Limits(settings.max_params, settings.max_macs, settings.max_bytes),
     )

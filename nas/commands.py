@@ -28,7 +28,7 @@ DEFAULT_MINUTES = 4.5
 SEARCH_SHARE = 0.75
 # A finalist is trained for so many times the epochs of the search.
 FINALIST_EPOCHS = 3
-DEFAULT_TRIALS = 24
+DEFAULT_TRIALS = 16
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -266,7 +266,7 @@ def export(arguments: argparse.Namespace) -> None:
         def keep(model, record):
             handover.write_network(model, config, stem)
 
-        quality = evaluator.train(config, epochs=epochs, keep=keep, fresh=True)["quality"]
+        quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
     files = [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]
     latency = evaluator.measure_again(stem.with_suffix(".tflite"))
     result = {

@@ -54,10 +54,11 @@ class Networks:
     """
 
     sample: Callable  # optuna trial -> Config
-    task: Any  # nas.tasks Task
+    task: Any  # nas.tasks Task, at the size that candidates are trained at
     targets: list
     input_shape: tuple[int, int, int]  # what is timed; the task may train at another size
     epochs: int
+    final_task: Callable[[], Any]  # the same task at `input_shape`
     seed: int = 0
     limits: Limits = Limits()
     runs: int = 50
@@ -125,19 +126,21 @@ class Networks:
         epochs: int | None = None,
         on_epoch: Callable[[int, float], bool] | None = None,
         keep: Callable[[Any, dict], None] | None = None,
-        fresh: bool = False,
+        final: bool = False,
     ) -> dict:
-        """Train a network and return {quality, curve, stopped, ...}, or recall it unless `fresh`.
+        """Train a network and return {quality, curve, stopped, ...}, or recall it.
 
-        `keep(model, record)` receives what was trained; a recalled result has no model.
+        `final` trains it at the size it is deployed at and recalls nothing. `keep(model, record)`
+        receives what was trained; a recalled result has no model.
         """
         from nas import train
 
         epochs = epochs or self.epochs
-        small = dataclasses.replace(config, input_shape=self.task.input_shape)
+        task = self.final_task() if final else self.task
+        small = dataclasses.replace(config, input_shape=task.input_shape)
         identity = {
             "network": key(small),
-            "task": self.task.recipe,
+            "task": task.recipe,
             "epochs": epochs,
             "seed": self.seed,
             "engine": train.RECIPE,
@@ -147,7 +150,7 @@ class Networks:
             built = self._built.pop(key(config), None) if small == config else None
             self._built.clear()
             model = built or build(small)
-            done = train.fit(model, self.task, epochs, self.seed, on_epoch=on_epoch)
+            done = train.fit(model, task, epochs, self.seed, on_epoch=on_epoch)
             record = {
                 "quality": done.quality,
                 "curve": list(done.curve),
@@ -159,7 +162,7 @@ class Networks:
                 keep(_at(config, small, model), record)
             return record
 
-        if fresh:
+        if final:
             return compute()
         record, known = cache.remember("quality", identity, compute)
         return record | {"cached": known}

@@ -231,7 +231,7 @@ def _finalist(
                 nonlocal size
                 size = write_network(model, config, stem)
 
-            quality = evaluator.train(config, epochs=epochs, keep=keep, fresh=True)["quality"]
+            quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
             latencies = evaluator.measure_again(stem.with_suffix(".tflite"))
             costs = [latency["median_ms"] for latency in latencies]
         record = _record(trial, config, objective, quality, costs, size)

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         help="exponent or weight of latency in the reward;"
         " auto: calibrate on the first networks (the reward's own)",
     )
-    how.add_argument("--trials", type=int, help="networks to train (24)")
+    how.add_argument("--trials", type=int, help="networks to train (16)")
     how.add_argument(
         "--minutes",
         type=float,

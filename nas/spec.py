@@ -116,9 +116,10 @@ def target(text: str):
 
 
 def task(text: str, **options):
-    """Load a task, e.g. `image_folder:photos,size=64`."""
+    """Load a task, e.g. `image_folder:photos,size=64`; `options` win over those in the text."""
     spec = parse(text)
-    return _call(module("task", spec.name).load, spec, **options)
+    spec = dataclasses.replace(spec, options=tuple((dict(spec.options) | options).items()))
+    return _call(module("task", spec.name).load, spec)
 
 
 def controller(text: str, **options):

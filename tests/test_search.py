@@ -44,7 +44,7 @@ class Towers:
     def quality(self, config):
         return 1 - 1 / (sum(config) + 0.1 * config[1])
 
-    def train(self, config, on_epoch=None, keep=None, epochs=None, fresh=False):
+    def train(self, config, on_epoch=None, keep=None, epochs=None, final=False):
         time.sleep(self.seconds)
         curve = []
         for epoch in range(1, 5):
