@@ -95,6 +95,11 @@ def search(arguments: argparse.Namespace) -> int:
                 end=end,
                 say=say,
             )
+            if baseline is not None and time.monotonic() < end:
+                say("retraining the base network, for comparison")
+                summary["baseline_quality"] = handover.retrain_baseline(
+                    folder, evaluator, baseline, FINALIST_EPOCHS * epochs_of(settings)
+                )
         else:
             summary |= handover.hand_over_as_trained(folder, study, evaluator, objective)
     except KeyboardInterrupt:

@@ -158,6 +158,14 @@ def hand_over(
     return {"winner": best, "finalists": sorted(done + over, key=lambda f: -f["worth"])}
 
 
+def retrain_baseline(folder: pathlib.Path, evaluator: Any, config: Any, epochs: int) -> float:
+    """Quality of the base network, trained as the finalists are: what to compare them with."""
+    path = folder / "finalists" / "baseline.json"
+    if not path.exists():
+        cache.write_json(path, evaluator.train(config, epochs=epochs, final=True))
+    return json.loads(path.read_text())["quality"]
+
+
 def hand_over_as_trained(
     folder: pathlib.Path, study: optuna.Study, evaluator: Any, objective: Objective
 ) -> dict:

@@ -38,7 +38,8 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
                 strict=True,
             )
         ],
-        "baseline": {k: baseline.get(k) for k in ("quality", "costs", "params", "macs", "config")},
+        "baseline": {k: baseline.get(k) for k in ("costs", "params", "macs", "config")}
+        | {"proxy_quality": baseline.get("quality"), "quality": found.get("baseline_quality")},
         "winner": found.get("winner"),
         "finalists": found.get("finalists", []),
         "prove": found.get("prove"),

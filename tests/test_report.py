@@ -102,7 +102,13 @@ def make_summary(study, targets=1):
         "beta": -0.07,
         "controller": "random",
         "seed": 0,
-        "baseline": {"quality": 0.9, "costs": [4.0, 3.0][:targets], "params": 3, "macs": 10**8},
+        "baseline": {
+            "quality": 0.9,
+            "proxy_quality": 0.88,
+            "costs": [4.0, 3.0][:targets],
+            "params": 3,
+            "macs": 10**8,
+        },
         "winner": finalists[0] | {"file_bytes": 123456},
         "finalists": finalists,
         "prove": {

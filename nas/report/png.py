@@ -202,7 +202,7 @@ def _marks(panel, rows, summary: Mapping, axis: int, view: axes.View, labels: "_
         style = {"markerfacecolor": "white", "markeredgecolor": INK, "markeredgewidth": 1.4}
         panel.plot(*at, "D", markersize=7, zorder=6, clip_on=False, **style)
         labels.avoid([at])
-        texts.insert(1, ("baseline" + (", not trained" if quality is None else ""), at, INK))
+        texts.insert(1, ("baseline" + (", not retrained" if quality is None else ""), at, INK))
     return texts
 
 

@@ -207,7 +207,7 @@ def _marks(
         x, y = frame.x(cost), frame.y(frame.bottom if quality is None else 100 * quality)
         drawn.append(f'<path class="base" d="M{x:.1f} {y - 6:.1f}l6 6-6 6-6-6z"/>')
         labels.dots.append((x, y))
-        name = "baseline" + (", not trained" if quality is None else "")
+        name = "baseline" + (", not retrained" if quality is None else "")
         texts.insert(1, ([name], (x, y), "baseline"))
     return "".join(drawn), texts
 

@@ -74,7 +74,8 @@ def _body(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal], limi
         codes.append(_code(row.costs, goals, note.startswith("winner")))
     baseline = records.part(summary, "baseline")
     if baseline:
-        quality = [records.percent(baseline.get("quality"))] + ["-"] * bool(retrained)
+        quality = [records.percent(baseline.get("proxy_quality"))]
+        quality += [records.percent(baseline.get("quality"))] if retrained else []
         costs = _costs(baseline.get("costs") or (), goals)
         size = _size(baseline.get("params"), baseline.get("macs"))
         cells.append(["-", *quality, *costs, *size, "baseline"])
@@ -211,7 +212,7 @@ def _against(winner: Mapping, baseline: Mapping, goals: Sequence[Goal]) -> str:
             word = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x slower"
             told.append(word + (f" on {goal.spec}" if len(goals) > 1 else ""))
     quality = winner.get("quality", winner.get("proxy_quality"))
-    if quality is not None and "quality" in baseline:
+    if quality is not None and baseline.get("quality") is not None:
         gain = 100 * (quality - baseline["quality"])
         told.append(f"{gain:+.2f} points of quality")
     if winner.get("params") and baseline.get("params"):

@@ -76,10 +76,11 @@ def _baseline(summary: Mapping, goals: Sequence[Goal], retrained: bool) -> str:
     baseline = records.part(summary, "baseline")
     if not baseline:
         return ""
-    quality, macs = baseline.get("quality"), baseline.get("macs")
+    proxy, quality, macs = (baseline.get(k) for k in ("proxy_quality", "quality", "macs"))
     macs = None if macs is None else macs / 1e6
     costs = [records.cost(baseline, axis) for axis in range(len(goals))]
-    cells = [("-", -1), (records.percent(quality), quality)] + [("-", None)] * retrained
+    cells = [("-", -1), (records.percent(proxy), proxy)]
+    cells += [(records.percent(quality), quality)] * retrained
     cells += [(records.figure(value), value) for value in costs]
     cells += [(records.count(baseline.get("params")), baseline.get("params"))]
     cells += [(records.figure(macs), macs), ("-", None), ("baseline", "baseline")]
