@@ -33,10 +33,10 @@ _NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 class Report:
     """What one invocation of the tool printed; times in milliseconds.
 
-    `median_ms` is None from tools before 2025, which print no percentiles. `delegated` is what
-    became of the graph under a delegate that was asked for: "completely", "partially" or "not".
-    `operations` has one dict an operation: name, type, ms (average), calls, and `within`: "graph",
-    or "delegate" for what a delegate did inside one operation of the graph.
+    `median_ms` is None from older tools, which print no percentiles. `delegated` is what
+    became of the graph under the GPU or NNAPI delegate: "completely", "partially" or "not".
+    `operations` has one dict an operation: name, type, ms (average of a run), calls (a run), and
+    `within`: "graph", or "delegate" for a part of an operation of the graph that is listed too.
     """
 
     runs: int
@@ -129,7 +129,8 @@ def arguments(
 
 def parse(output: str) -> Report:
     """The report in what the tool printed; `ValueError` where there is none."""
-    lines = [line.strip() for line in output.splitlines()]
+    # Newer tools mark what they log; a table is logged as one, and marked on its first line.
+    lines = [line.strip().removeprefix("INFO: ") for line in output.splitlines()]
     statistics = _timings(lines)
     if not statistics or not statistics.get("count") or not statistics.keys() & {"avg", "curr"}:
         last = next((line for line in reversed(lines) if line), "nothing")
@@ -162,7 +163,7 @@ def _timings(lines: list[str]) -> dict[str, float] | None:
     """
     timed = summed = averaged = None
     for line in lines:
-        if re.match(r"(INFO: |\[.*\] )?count=", line):
+        if line.startswith("count="):
             timed = _statistics(line)
         elif line.startswith("Timings (microseconds): count="):
             summed = _statistics(line)
@@ -195,7 +196,7 @@ def _memory_mb(output: str) -> float | None:
 
 def _delegated(output: str) -> str | None:
     found = re.search(
-        r"delegate(?: is explicitly applied)?, (?:and )?the model graph will "
+        r"(?:GPU|NNAPI) delegate(?: is explicitly applied)?, (?:and )?the model graph will "
         r"(?:be (completely|partially)|(not) be) executed",
         output,
     )
@@ -220,8 +221,9 @@ def _operations(lines: list[str]) -> list[dict[str, Any]]:
                 {
                     "name": row["[Name]"],
                     "type": row["[node type]"],
-                    "ms": float(row["[avg ms]"]),
-                    "calls": int(row["[times called]"]),
+                    # The average is that of a call; old tools print 0 for one call a run.
+                    "ms": float(row["[avg ms]"]) * max(1, int(row["[times called]"])),
+                    "calls": max(1, int(row["[times called]"])),
                     "within": within,
                 }
             )

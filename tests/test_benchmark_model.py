@@ -29,6 +29,35 @@ Note: as the benchmark tool itself affects memory footprint, the following is on
 Memory footprint delta from the start of the tool (MB): init=8.97656 overall=18.7227
 """  # noqa: E501
 
+# A phone's CPU as current tools print it; from a public repository's log, shortened.
+XNNPACK_NOW = """INFO: STARTING!
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+INFO: Explicitly applied XNNPACK delegate, and the model graph will be partially executed by the delegate w/ 1 delegate kernels.
+INFO: count=1 curr=905463 p5=905463 median=905463 p95=905463
+
+INFO: count=50 first=900416 curr=898333 min=898007 max=906121 avg=899641 std=1549 p5=898333 median=899281 p95=904305
+
+INFO: Inference timings in us: Init: 614333, First inference: 905463, Warmup (avg): 905463, Inference (avg): 899641
+INFO: Memory footprint delta from the start of the tool (MB): init=146.363 overall=150.141
+INFO: Overall peak memory footprint (MB) via periodic monitoring: 93.4531
+INFO: Profiling Info for Benchmark Initialization:
+============================== Run Order ==============================
+\t   [node type]\t  [first]\t [avg ms]\t     [%]\t  [cdf%]\t  [mem KB]\t[times called]\t[Name]
+\t   ModifyGraphWithDelegate\t    6.348\t    6.348\t 55.640%\t 55.640%\t  7148.000\t        1\tModifyGraphWithDelegate/0
+
+Timings (microseconds): count=1 curr=11409
+Memory (bytes): count=0
+2 nodes observed
+
+INFO: Operator-wise Profiling Info for Regular Benchmark Runs:
+============================== Run Order ==============================
+\t   [node type]\t  [first]\t [avg ms]\t     [%]\t  [cdf%]\t  [mem KB]\t[times called]\t[Name]
+\t   QUANTIZE\t    0.199\t    0.203\t  1.328%\t  1.328%\t     0.000\t        1\t[tfl.quantize]:0
+\t   Convolution (NHWC, QC8) DWConv\t    0.428\t    0.051\t  4.317%\t  8.304%\t     0.000\t       13\tDelegate/Convolution (NHWC, QC8) DWConv:1
+
+Timings (microseconds): count=50 first=15000 curr=15001 min=14000 max=16000 avg=15300 std=70
+"""  # noqa: E501
+
 # StatsCalculator (tensorflow/core/util) with the columns of 2019 and of today.
 TABLE = """Profiling Info for Benchmark Initialization:
 ============================== Run Order ==============================
@@ -70,13 +99,15 @@ def test_a_report_of_2020():
     assert report.operations == ()
 
 
-def test_percentiles_and_watched_memory_of_the_current_tool():
-    line = "count=50 first=119212 curr=118055 min=113737 max=124776 avg=119375 std=1948"
-    output = GPU_2020.replace(line, f"{line} p5=114000 median=119301 p95=123111")
-    output += "\nOverall peak memory footprint (MB) via periodic monitoring: 93.4531\n"
-    report = benchmark_model.parse(output)
-    assert (report.median_ms, report.memory_mb) == (119.301, 93.4531)
-    assert (report.runs, report.average_ms) == (50, 119.375)
+def test_a_report_of_the_current_tool():
+    report = benchmark_model.parse(XNNPACK_NOW)
+    assert (report.runs, report.average_ms, report.median_ms) == (50, 899.641, 899.281)
+    assert report.memory_mb == 93.4531 and report.init_ms == 614.333
+    assert report.delegated is None, "XNNPACK is no delegate that was asked for"
+    quantize, depthwise = report.operations
+    assert (quantize["name"], quantize["ms"]) == ("[tfl.quantize]:0", 0.203)
+    # 4.317 % of 15.3 ms: the printed average is that of one of 13 calls.
+    assert (depthwise["calls"], depthwise["ms"]) == (13, pytest.approx(0.663))
 
 
 def test_the_oldest_forms():
