@@ -23,7 +23,7 @@ from nas.search import Objective, explore, trained
 from nas.study import Settings
 
 # The time of a search without --trials: the first one ends within five minutes.
-DEFAULT_MINUTES = 4.5
+DEFAULT_MINUTES = 4.0
 # The share of --minutes after which no further candidate is tried: the rest is the finalists'.
 SEARCH_SHARE = 0.75
 # A finalist is trained for so many times the epochs of the search.

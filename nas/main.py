@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--minutes",
         type=float,
-        help="stop the search, finalists included, after this long (4.5 unless --trials is given)",
+        help="stop the search, finalists included, after this long (4 unless --trials is given)",
     )
     how.add_argument(
         "--profiles",

@@ -1,12 +1,12 @@
 """SIGKILLs running searches at random moments and counts what is lost: it must be nothing.
 
-    python tools/kill_search.py                      # 100 kills of 1 worker, 60 of 2, 40 while training
-    python tools/kill_search.py --kills 20 0 0       # a quick one
+    python tools/kill_search.py                   # 110 kills of 1 worker, 60 of 2, 30 training
+    python tools/kill_search.py --kills 20 0 0    # a quick one
 
-Three searches are killed again and again and started again with the same command: one worker and two
-workers on a table (thousands of quick trials), and one worker that really times and trains networks.
-After every kill the journal is read: each trial that was finished before must still be there,
-unchanged. In the end no network was evaluated twice; and for one worker, an uninterrupted run (that
+Three searches are killed again and again and started again with the same command: one worker and
+two workers on a table (thousands of quick trials), and one worker that really times and trains
+networks. After every kill the journal is read: each trial that was finished before must still be
+there, unchanged. In the end no network was evaluated twice; and for one worker, an uninterrupted run (that
 recalls the killed run's measurements, since a second timing would differ) has proposed the same
 networks in the same order. Exit 1 if anything was lost.
 """
@@ -76,7 +76,7 @@ def torture(name: str, flags: list[str], kills: int, longest_s: float, seed: int
             errors = process.stderr.read().decode()
             code = process.wait()
             if code not in (0, -signal.SIGKILL):
-                print(errors)
+                print(f"\n{name}: exit {code}: {errors}")
                 return False
             now = {t.number: (t.params, t.state, t.values) for t in finished(out)}
             lost += sum(now.get(number) != trial for number, trial in known.items())
@@ -104,7 +104,7 @@ def torture(name: str, flags: list[str], kills: int, longest_s: float, seed: int
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, nargs=3, default=(100, 60, 40))
+    parser.add_argument("--kills", type=int, nargs=3, default=(110, 60, 30))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=pathlib.Path, help="a table of NAS_DATA, nasbench_macro")
     parser.add_argument("--json", action="store_true")
@@ -113,12 +113,14 @@ def main() -> int:
     data = pathlib.Path(os.environ.get("NAS_DATA", root.parent / "shared" / "data"))
     table = arguments.table or data / "nas" / "nasbench_macro.npz"
     started = time.monotonic()
-    on_table = ["--task", f"table:{table}", "--budget-ms", "60", "--trials"]
+    on_table = ["--task", f"table:{table}", "--budget-ms", "6e7", "--trials"]
+    on_digits = ["--epochs", "1", "--profiles", "1", "--trials", "16"]
+    two = ["--workers", "2"]
     single, double, real = arguments.kills
     held = [
         torture("table, 1 worker", [*on_table, "400"], single, 4.0, arguments.seed),
-        torture("table, 2 workers", ["--workers", "2", *on_table, "400"], double, 5.0, arguments.seed),
-        torture("digits, 1 worker", ["--epochs", "2", "--trials", "40"], real, 25.0, arguments.seed),
+        torture("table, 2 workers", [*two, *on_table, "400"], double, 5.0, arguments.seed),
+        torture("digits, 1 worker", on_digits, real, 16.0, arguments.seed),
     ]
     print(f"{sum(arguments.kills)} kills in {time.monotonic() - started:.0f} s")
     if arguments.json:

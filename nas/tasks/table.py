@@ -219,7 +219,9 @@ def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} values, the header {len(header)}")
-    return {name: _typed(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+    return {
+        name: _typed(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)
+    }
 
 
 def _typed(column: Sequence[str]) -> np.ndarray:
