@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from latency import adb, benchmark_model, litert, phone_state
-from latency.cpu import _tflite
 from latency.target import Target, TargetUnavailable, Timing
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
@@ -247,7 +246,7 @@ def _cores(text: str) -> list[int]:
 
 def _checked_file(model: Any, folder: Path) -> Path:
     """The `.tflite` file of a model, which LiteRT here can load; `ValueError` where it cannot."""
-    tflite = _tflite(model)
+    tflite = litert.file_of(model)
     if isinstance(tflite, bytes):
         file = folder / "model.tflite"
         file.write_bytes(tflite)

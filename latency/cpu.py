@@ -65,7 +65,7 @@ class CPU(Target):
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int) -> Timing:
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
-        tflite = _tflite(model)
+        tflite = litert.file_of(model)
         nominal = self._nominal()
         with timing.undisturbed(self.threads, _cache()) as cores:
             candidate = timing.Stopwatch(
@@ -158,26 +158,6 @@ class CPU(Target):
 def _cache() -> Path:
     """Where nominal times and core locks live: NAS_CACHE, else ~/.cache/nas."""
     return Path(os.environ.get("NAS_CACHE") or Path.home() / ".cache" / "nas") / "cpu"
-
-
-def _tflite(model: Any) -> bytes | Path:
-    """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is."""
-    if isinstance(model, (str, Path)):
-        path = Path(model)
-        if path.suffix == ".tflite":
-            return path
-        if path.suffix != ".keras":
-            raise ValueError(f"{path}: expected a .tflite or .keras file")
-        import keras
-
-        model = keras.saving.load_model(path, compile=False)
-    try:
-        return litert.assemble(model)
-    except ValueError as unsupported:
-        try:
-            return litert.convert(model)
-        except ValueError as error:
-            raise ValueError(f"{error}; and written directly: {unsupported}") from error
 
 
 @functools.cache

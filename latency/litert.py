@@ -11,8 +11,9 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from latency.flatbuffer import assemble
+from latency.quiet import silent_stderr
 
-__all__ = ["assemble", "convert", "load", "run"]
+__all__ = ["assemble", "convert", "file_of", "load", "run"]
 
 
 def convert(model: Any) -> bytes:
@@ -61,6 +62,26 @@ def convert(model: Any) -> bytes:
         logging.disable(disabled)
 
 
+def file_of(model: Any) -> bytes | Path:
+    """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is."""
+    if isinstance(model, (str, Path)):
+        path = Path(model)
+        if path.suffix == ".tflite":
+            return path
+        if path.suffix != ".keras":
+            raise ValueError(f"{path}: expected a .tflite or .keras file")
+        import keras
+
+        model = keras.saving.load_model(path, compile=False)
+    try:
+        return assemble(model)
+    except ValueError as unsupported:
+        try:
+            return convert(model)
+        except ValueError as error:
+            raise ValueError(f"{error}; and written directly: {unsupported}") from error
+
+
 def load(tflite: bytes | str | Path, threads: int = 1) -> Interpreter:
     """A LiteRT interpreter (XNNPACK) of a `.tflite` file or its bytes; `ValueError` if bad."""
     path = None
@@ -73,8 +94,9 @@ def load(tflite: bytes | str | Path, threads: int = 1) -> Interpreter:
     if tflite[4:8] != b"TFL3":
         raise ValueError(f"{name}: not a LiteRT file: identifier {tflite[4:8]!r}, not b'TFL3'")
     try:
-        interpreter = Interpreter(model_content=tflite, num_threads=threads)
-        interpreter.allocate_tensors()
+        with silent_stderr():  # it announces its delegate
+            interpreter = Interpreter(model_content=tflite, num_threads=threads)
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: LiteRT cannot load it: {str(error).splitlines()[0]}") from error
     return interpreter

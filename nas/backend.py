@@ -4,11 +4,12 @@ On 2 CPU cores TensorFlow trains small convolutional networks about ten times as
 CPU compiler is slow at depthwise convolutions; on GPU and TPU it is JAX's compiler that wins.
 """
 
-import contextlib
 import importlib.util
 import os
 import pathlib
 import sys
+
+from latency.quiet import silent_stderr
 
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0")  # below /dev: NVIDIA GPU, TPU v4, TPU v5 and later
 
@@ -32,7 +33,7 @@ def choose() -> str:
 def load():
     """Choose the backend, import Keras without TensorFlow's greetings, and return the module."""
     choose()
-    with _silent_stderr():
+    with silent_stderr():
         import keras
     return keras
 
@@ -56,20 +57,3 @@ def threads(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(count)
     os.environ["TF_NUM_INTEROP_THREADS"] = "1"
-
-
-@contextlib.contextmanager
-def _silent_stderr():
-    """Drop what native code writes to stderr: TensorFlow logs before it reads its log level.
-
-    What fails raises, so nothing but noise is lost.
-    """
-    sys.stderr.flush()
-    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(sink)

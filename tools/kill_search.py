@@ -6,9 +6,9 @@
 Three searches are killed again and again and started again with the same command: one worker and
 two workers on a table (thousands of quick trials), and one worker that really times and trains
 networks. After every kill the journal is read: each trial that was finished before must still be
-there, unchanged. In the end no network was evaluated twice; and for one worker, an uninterrupted run (that
-recalls the killed run's measurements, since a second timing would differ) has proposed the same
-networks in the same order. Exit 1 if anything was lost.
+there, unchanged. In the end no network was evaluated twice; and for one worker, an uninterrupted
+run (that recalls the killed run's measurements, since a second timing would differ) has proposed
+the same networks in the same order. Exit 1 if anything was lost.
 """
 
 import argparse
