@@ -22,15 +22,22 @@ PARITY = 1e-4
 
 
 def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
-    """Trained trials, those within every budget first, then by what they are worth."""
+    """Fully trained trials, best first: the one that lands, then by quality, within budget first.
+
+    Not by reward, which steers the search to the budget: a network that is faster than asked for
+    and better as well must not lose to it.
+    """
     complete = [trial for trial in trained(study) if trial.state == TrialState.COMPLETE]
-
-    def order(trial: FrozenTrial):
-        record = trial.user_attrs["profile"]
-        over = excess(objective, record["costs"])
-        return (over > 0, over, -trial.values[0], trial.number)
-
-    return sorted(complete, key=order)
+    if not complete:
+        return []
+    quality = [trial.user_attrs["evaluation"]["quality"] for trial in complete]
+    costs = [_costs(trial) for trial in complete]
+    first = pareto.winner(quality, costs, objective.budgets)
+    order = sorted(
+        range(len(complete)),
+        key=lambda i: (i != first, excess(objective, costs[i]), -quality[i], i),
+    )
+    return [complete[i] for i in order]
 
 
 def excess(objective: Objective, costs: list[float]) -> float:
@@ -54,8 +61,7 @@ class BestSoFar:
     def __call__(self, model: Any, profile: dict, evaluation: dict) -> None:
         if evaluation["stopped"]:
             return
-        worth = self.objective.values(evaluation["quality"], profile["costs"])[0]
-        rank = [excess(self.objective, profile["costs"]), -worth]
+        rank = [excess(self.objective, profile["costs"]), -evaluation["quality"]]
         with storage.locked(self.folder / "best.lock"):
             best = self.read()
             if best and best["rank"] <= rank:
@@ -155,7 +161,10 @@ def hand_over(
         )
     ]
     _publish(folder, folder / "finalists" / str(best["number"]))
-    return {"winner": best, "finalists": sorted(done + over, key=lambda f: -f["worth"])}
+    return {
+        "winner": best,
+        "finalists": sorted(done + over, key=lambda finalist: -finalist["quality"]),
+    }
 
 
 def retrain_baseline(folder: pathlib.Path, evaluator: Any, config: Any, epochs: int) -> float:
@@ -268,7 +277,6 @@ def _record(
         "proxy_quality": trial.user_attrs["evaluation"]["quality"],
         "costs": costs,
         "search_costs": profile["costs"],
-        "worth": objective.values(quality, costs)[0],
         "within_budget": excess(objective, costs) == 0,
         "params": profile.get("params"),
         "macs": profile.get("macs"),

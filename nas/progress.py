@@ -44,7 +44,7 @@ class Progress:
         quality = trial.user_attrs["evaluation"]["quality"]
         if trial.values and not excess(self._objective, costs):
             told = f"best {quality:.1%} @ {_costs(costs)}"
-            self._best = max(self._best, (trial.values[0], told))
+            self._best = max(self._best, (quality, told))
 
     def _line(self, event: Event) -> None:
         trial = event.trial
