@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from nas import pareto, spec
-from nas.controllers.improvement import Costs, HypervolumeGain, Quality
+from nas.controllers.improvement import Costs, HypervolumeGain, Quality, within_budgets
 from nas.controllers.surrogate import Surrogate
 from nas.gaussian_process import Choices, GaussianProcess
 from nas.reward import Reward
@@ -73,7 +73,42 @@ def test_believing_a_candidate_is_observing_its_mean():
 def test_quality_model_maps_back():
     values = np.array([0.1, 0.5, 0.6, 0.7, 0.72])
     model = Quality(CHOICES, codes_of(5), values)
-    np.testing.assert_allclose(model.values(model.process.targets), values)
+    back = model.values(model.process.targets)
+    np.testing.assert_allclose(back[1:], values[1:])
+    assert back[0] == pytest.approx(0.72 - 5 * (0.72 - 0.6))  # hopeless is hopeless
+
+
+def test_only_what_is_within_the_budgets_is_wanted():
+    reward = Reward("absolute", (10.0,), -0.01)
+    worth = within_budgets(reward)
+    quality, costs = np.array([0.7, 0.71, 0.9]), np.array([[9.0], [10.0], [10.1]])
+    assert np.argmax(reward(quality, costs)) == 2
+    assert np.argmax(worth(quality, costs)) == 1
+    assert within_budgets(len) is len  # any other function is taken as it is
+
+
+def test_a_network_that_was_only_profiled_may_come_back_once():
+    reward = Reward("absolute", (4.0,), -1.0)
+    sampler = Surrogate(seed=0, reward=reward)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(12):
+        step(study, reward)
+    left_out = {
+        f"block{i}/{name}": 5 if name == "kernel" else 3 for i in range(4) for name in KINDS
+    }
+    proposed = []
+    for turn in range(12):
+        if turn == 0:
+            study.enqueue_trial(left_out)
+        trial = study.ask()
+        objective(trial)
+        proposed.append(trial.params)
+        # Whatever was measured first costs just the budget: worth training, yet never trained.
+        cost = 4.0 if trial.params == left_out else 9.0
+        trial.set_user_attr("profile", {"key": str(trial.params), "costs": [cost]})
+        study.tell(trial, state=TrialState.PRUNED)
+    assert proposed.count(left_out) <= 2
+    assert all(proposed.count(params) <= 2 for params in proposed)
 
 
 def test_hypervolume_gain_is_the_mean_gain_of_simulated_networks():
@@ -106,6 +141,9 @@ def test_hypervolume_gain_is_the_mean_gain_of_simulated_networks():
 
 
 # --- A search ------------------------------------------------------------------------------------
+
+
+KINDS = ("kernel", "expand")
 
 
 def objective(trial) -> tuple[float, float]:
@@ -151,6 +189,34 @@ def test_workers_at_once_get_different_proposals():
     for trial in again:
         objective(trial)
     assert [t.params for t in again] == [t.params for t in pending]
+
+
+def test_proposals_keep_away_from_what_other_workers_are_at():
+    sampler = Surrogate(seed=3)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(20):
+        step(study)
+    objective(study.ask())
+    models = sampler._models
+    base = sampler._proposals(models, sampler._history.pending_codes)
+    assert base is models.pool  # its own proposals are regarded already
+    before = models.gain(base._posterior, base._costs)
+    near = base._codes[int(np.argmax(before))].copy()
+    finished = {row.tobytes() for row in sampler._history.codes}
+    sizes = sampler._history.space.sizes
+    outside = next(  # a neighbour of the best proposal that is no proposal itself
+        other
+        for column in range(len(near))
+        for value in range(sizes[column])
+        for other in [np.where(np.arange(len(near)) == column, value, near)]
+        if other.tobytes() not in base.members | finished
+    )
+    regarding = sampler._proposals(models, outside[None])
+    assert sampler._proposals(models, outside[None]) is regarding
+    fresh = regarding._posterior.process.posterior(regarding._codes)
+    assert (regarding._posterior.variance < fresh.variance).all()
+    best = int((regarding._codes == near).all(axis=1).argmax())
+    assert regarding._posterior.variance[best] < 0.9 * fresh.variance[best]
 
 
 def test_select_takes_the_candidate_whose_known_cost_fits():

@@ -15,8 +15,9 @@ budget: one objective, reward absolute with the budget in the (geometric) middle
     NAS-Bench-Macro has no budget; one of its three training runs is observed of each network, so of
     n samples min(n / 5, 20) train finalists again (those observed best, from other seeds) and the
     regret is that of the network with the best mean.
-landing: reward absolute, one search of `--landing-samples` for each of 20 targets spread evenly in
-    log over the latencies of the true front, each moved to the nearest network of the front. The
+landing: reward absolute, one search of `--landing-samples` networks trained, `--landing-profiles`
+    profiled for each of them, for each of 20 targets spread evenly in log over the latencies of the
+    true front, each moved to the nearest network of the front (so that landing is possible). The
     network picked (nas.pareto.winner) lands if its cost is within 3 % of the target and its quality
     at most 0.3 points below the best of the table within the target.
 time: CPU milliseconds an ask + tell on a study that holds 1,000 and 10,000 trials (28 decisions),
@@ -264,7 +265,15 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
             if "landing" in options.sections and name in options.landing and table != "macro":
                 for target in targets(read_table(table)):
                     found.append(
-                        Job("landing", table, name, 0, (options.landing_samples,), 1, float(target))
+                        Job(
+                            "landing",
+                            table,
+                            name,
+                            0,
+                            (options.landing_samples,),
+                            options.landing_profiles,
+                            float(target),
+                        )
                     )
     slow = {"tpe": 3, "surrogate": 2}
     return sorted(found, key=lambda job: -slow.get(job.controller, 1))
@@ -343,6 +352,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--landing", nargs="+", choices=known, default=["surrogate"])
     parser.add_argument("--landing-samples", type=int, default=300)
+    parser.add_argument("--landing-profiles", type=int, default=4, help="as `nas search` (4)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=pathlib.Path, default=None)

@@ -15,11 +15,16 @@ from nas.gaussian_process import Choices, GaussianProcess, Posterior
 # Quantiles of the normal distribution: quality is integrated over the first, cost over the second.
 QUALITY_NODES = np.linspace(-3, 3, 13)
 QUALITY_WEIGHTS = np.exp(-0.5 * QUALITY_NODES**2) / np.exp(-0.5 * QUALITY_NODES**2).sum()
-COST_NODES = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+COST_NODES = np.linspace(-2, 2, 9)
 COST_WEIGHTS = np.exp(-0.5 * COST_NODES**2) / np.exp(-0.5 * COST_NODES**2).sum()
 HYPERVOLUME_NODES = 64  # places in cost space at which the front's gain is looked at, one cost
+OVER_BUDGET = 1.0  # as bad as losing all quality, and more the further beyond
+ROUNDING = 1e-6  # a known cost went through its log
+AT_ONCE = 64  # proposals that take account of one another
 # Headroom above the best seen value in the scale of quality, in units of (best - median).
-HEADROOM = 0.5
+HEADROOM = 0.3
+# So many times (best - median) below the best, all networks are equally bad.
+HOPELESS = 5.0
 
 
 class Quality:
@@ -33,7 +38,7 @@ class Quality:
         self.process = GaussianProcess(choices, codes, (logs - self._mean) / self._std)
 
     def _log(self, values: np.ndarray) -> np.ndarray:
-        return -np.log((self._best - values) / self._span + HEADROOM)
+        return -np.log(np.minimum((self._best - values) / self._span, HOPELESS) + HEADROOM)
 
     def values(self, standardised: np.ndarray) -> np.ndarray:
         """Back to the unit of quality."""
@@ -62,9 +67,13 @@ class Costs:
 
     def predict(self, codes: np.ndarray) -> "Spread":
         """Costs of candidates, as the model sees them."""
-        found = [process.predict(codes) for process in self.processes]
-        mean = np.stack([mean for mean, _ in found], axis=1) * self._std + self._mean
-        return Spread(mean, np.stack([s for _, s in found], axis=1) * self._std, self._log)
+        found = [process.posterior(codes) for process in self.processes]
+        noise = np.array([process.noise for process in self.processes])
+        mean = np.stack([posterior.mean for posterior in found], axis=1)
+        variance = np.stack([posterior.variance for posterior in found], axis=1)
+        # What the model calls noise is mostly what it does not know: a cost is nearly exact.
+        std = np.sqrt(variance + noise**2)
+        return Spread(mean * self._std + self._mean, std * self._std, self._log)
 
     def exact(self, costs: np.ndarray) -> "Spread":
         """Costs that are known."""
@@ -88,10 +97,32 @@ class Spread:
         """Of some of the candidates only."""
         return Spread(self.mean[indices], self.std[indices], self.log)
 
+    def join(self, other: "Spread") -> "Spread":
+        """The candidates of both."""
+        mean = np.concatenate([self.mean, other.mean])
+        return Spread(mean, np.concatenate([self.std, other.std]), self.log)
+
     def below(self, limits: np.ndarray) -> np.ndarray:
         """Probability (n, u) that all costs are within each of `limits` (u, m)."""
         scaled = np.log(np.maximum(limits, 1e-300)) if self.log else limits
         return ndtr((scaled - self.mean[:, None]) / self.std[:, None]).prod(axis=2)
+
+
+def within_budgets(reward: Callable) -> Callable:
+    """`reward` less a penalty beyond its budgets, where it has any: only what is within is wanted.
+
+    Where quality rises faster with cost than the reward charges for it, the best reward lies beyond
+    the budget, and a search for it would look there.
+    """
+    budgets = getattr(reward, "budgets", None)
+    if budgets is None:
+        return reward
+
+    def worth(quality, costs) -> np.ndarray:
+        over = np.maximum(costs / np.asarray(budgets) - 1 - ROUNDING, 0).max(axis=1)
+        return reward(quality, costs) - np.where(over > 0, OVER_BUDGET + over, 0)
+
+    return worth
 
 
 class ValueGain:
@@ -160,6 +191,53 @@ class HypervolumeGain:
         for column, weight in zip(possible.T, QUALITY_WEIGHTS, strict=True):
             gain += weight * np.maximum(column[:, None] - self._front, 0)
         return (gain * costs.below(self._places)).mean(axis=1) + 1e-12 * posterior.mean
+
+
+class Pool:
+    """Proposals, the best first, worked out on demand; each regards those before as evaluated."""
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        posterior: Posterior,
+        costs: Spread | None,
+        gains: np.ndarray,
+        gain: Callable,
+    ):
+        order = np.argsort(-gains, kind="stable")
+        top = order[: 2 * AT_ONCE]
+        self._codes, self._later = codes[top], codes[order[2 * AT_ONCE :]]
+        self._posterior = posterior.keep(top)
+        self._costs = None if costs is None else costs.keep(top)
+        self._left, self._gain = gains[top], gain
+        self._chosen: list[int] = []
+        self.members = {row.tobytes() for row in codes}
+
+    def regarding(self, pending: np.ndarray) -> "Pool":
+        """The same proposals, where `pending` (p, d) count as evaluated too."""
+        both = np.concatenate([self._codes, pending])
+        posterior = self._posterior.process.posterior(both)
+        for index in range(len(self._codes), len(both)):
+            posterior.believe(index)
+        posterior = posterior.keep(np.arange(len(self._codes)))
+        gains = self._gain(posterior, self._costs)
+        pool = Pool(self._codes, posterior, self._costs, gains, self._gain)
+        pool._later = self._later
+        return pool
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        while place >= len(self._chosen) and len(self._chosen) < len(self._codes):
+            self._choose()
+        if place < len(self._chosen):
+            return self._codes[self._chosen[place]]
+        return self._later[place - len(self._chosen)]  # IndexError ends an iteration
+
+    def _choose(self) -> None:
+        if 0 < len(self._chosen) < AT_ONCE:
+            self._posterior.believe(self._chosen[-1])
+            self._left = self._gain(self._posterior, self._costs)
+        self._left[self._chosen] = -np.inf
+        self._chosen.append(int(np.argmax(self._left)))
 
 
 def _expected(above: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ only profiled train the cost model; once profiled, `select` picks the one worth 
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,15 @@ from optuna.trial import FrozenTrial
 
 from nas import pareto
 from nas.controllers.history import FromHistory, History, Space, generator
-from nas.controllers.improvement import Costs, HypervolumeGain, Quality, RewardGain, ValueGain
+from nas.controllers.improvement import (
+    Costs,
+    HypervolumeGain,
+    Pool,
+    Quality,
+    RewardGain,
+    ValueGain,
+    within_budgets,
+)
 from nas.gaussian_process import Choices
 
 # Cost of a proposal: models are renewed after every evaluation at first, then ever more rarely, so
@@ -31,7 +40,8 @@ MOST_FITTED = 200  # networks from which hyperparameters are fitted
 MOST_KNOWN = 300  # networks that a model is conditioned on
 RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates
 ELITES = 20
-AT_ONCE = 64  # proposals that take account of one another
+AGAIN = 300  # networks that were profiled, not trained, and may be worth it by now
+SPENT = 2
 
 
 @dataclasses.dataclass
@@ -44,18 +54,31 @@ class _Records:
     evaluated: list[int] = dataclasses.field(default_factory=list)  # running count, one a row
     renewals: list[int] = dataclasses.field(default_factory=list)  # lengths at which models renew
     refits: list[int] = dataclasses.field(default_factory=list)
+    spent: list[dict[bytes, int]] = dataclasses.field(default_factory=list)  # see `_spent`
+    total: Counter[bytes] = dataclasses.field(default_factory=Counter)  # sum of `spent`
 
     def cut(self, length: int) -> None:
         """Forget all rows from `length` on."""
-        for rows in (self.codes, self.quality, self.costs, self.evaluated):
+        for spent in self.spent[length:]:
+            self.total.subtract(spent)
+        for rows in (self.codes, self.quality, self.costs, self.evaluated, self.spent):
             del rows[length:]
         for marks in (self.renewals, self.refits):
             while marks and marks[-1] > length:
                 marks.pop()
 
-    def add(self, codes: np.ndarray, quality: float, costs: Any, startup: int) -> None:
+    def add(
+        self,
+        codes: np.ndarray,
+        quality: float,
+        costs: Any,
+        spent: dict[bytes, int],
+        startup: int,
+    ) -> None:
         """Append a row; marks where models renew, a function of the rows alone."""
         self.codes.append(codes)
+        self.spent.append(spent)
+        self.total.update(spent)
         self.quality.append(quality)
         self.costs.append(costs)
         count = (self.evaluated[-1] if self.evaluated else 0) + (not math.isnan(quality))
@@ -83,34 +106,7 @@ class _Models:
     quality: Quality
     costs: Costs | None
     gain: Callable
-    pool: "_Pool | tuple[()]"
-
-
-class _Pool:
-    """Proposals, the best first, worked out on demand; each regards those before as evaluated."""
-
-    def __init__(self, codes: np.ndarray, posterior: Any, costs: Any, gains: np.ndarray, gain):
-        order = np.argsort(-gains, kind="stable")
-        top = order[: 2 * AT_ONCE]
-        self._codes, self._later = codes[top], codes[order[2 * AT_ONCE :]]
-        self._posterior = posterior.keep(top)
-        self._costs = None if costs is None else costs.keep(top)
-        self._left, self._gain = gains[top], gain
-        self._chosen: list[int] = []
-
-    def __getitem__(self, place: int) -> np.ndarray:
-        while place >= len(self._chosen) and len(self._chosen) < len(self._codes):
-            self._choose()
-        if place < len(self._chosen):
-            return self._codes[self._chosen[place]]
-        return self._later[place - len(self._chosen)]  # IndexError ends an iteration
-
-    def _choose(self) -> None:
-        if 0 < len(self._chosen) < AT_ONCE:
-            self._posterior.believe(self._chosen[-1])
-            self._left = self._gain(self._posterior, self._costs)
-        self._left[self._chosen] = -np.inf
-        self._chosen.append(int(np.argmax(self._left)))
+    pool: Pool | None  # None: nothing is left to propose
 
 
 class Surrogate(FromHistory, BaseSampler):
@@ -133,7 +129,8 @@ class Surrogate(FromHistory, BaseSampler):
         if startup < 2:
             raise ValueError(f"startup={startup}: a model needs at least 2 evaluated networks")
         super().__init__(seed)
-        self._reward, self._startup, self._candidates = reward, startup, candidates
+        self._reward = None if reward is None else within_budgets(reward)
+        self._startup, self._candidates = startup, candidates
         self._forget()
 
     def _forget(self) -> None:
@@ -141,6 +138,7 @@ class Surrogate(FromHistory, BaseSampler):
         self._space: Space | None = None
         self._models: _Models | None = None
         self._fitted: tuple[int, list[np.ndarray]] | None = None
+        self._regarding: tuple[Any, Pool] | None = None
 
     # --- Optuna's interface; the rest of it is in FromHistory -----------------------------------
 
@@ -150,13 +148,27 @@ class Surrogate(FromHistory, BaseSampler):
         """The first of the pool that nobody proposed; random before there is a model."""
         models = self._current(study, history, space)
         if models is not None:
-            for codes in models.pool:
-                if not history.seen(codes):
+            pending = {codes.tobytes() for codes in history.pending_codes}
+            for codes in self._proposals(models, history.pending_codes):
+                key = codes.tobytes()
+                if self._records.total[key] < SPENT and key not in pending:
                     return codes
         if self._allowed is not None:
             unseen = [codes for codes in self._allowed if not history.seen(codes)]
             return unseen[rng.integers(len(unseen))] if unseen else rng.choice(self._allowed)
         return history.unseen(lambda: space.random(rng), rng)
+
+    def _proposals(self, models: _Models, pending: np.ndarray) -> Sequence[np.ndarray]:
+        """The pool; where older proposals are pending (other workers), with regard to them."""
+        if models.pool is None:
+            return ()
+        older = [codes for codes in pending if codes.tobytes() not in models.pool.members]
+        if not older:
+            return models.pool
+        key = (models.length, *(codes.tobytes() for codes in older))
+        if self._regarding is None or self._regarding[0] != key:
+            self._regarding = (key, models.pool.regarding(np.array(older)))
+        return self._regarding[1]
 
     def select(self, study: Study, trials: Sequence[FrozenTrial]) -> int:
         """Index of the one of these profiled, running trials that is most worth training."""
@@ -196,14 +208,16 @@ class Surrogate(FromHistory, BaseSampler):
         if same < len(self._records.codes):
             self._records.cut(same)
             if self._models is not None and self._models.length > same:
-                self._models = None
+                self._models = self._regarding = None
             if self._fitted is not None and self._fitted[0] > same:
                 self._fitted = None
         several = history.values.shape[1] > 1
         for row in range(same, len(history.finished)):
             trial = history.finished[row]
             quality, costs = self._what(trial, history.values[row], several)
-            self._records.add(self._encode(space, trial), quality, costs, self._startup)
+            codes = self._encode(space, trial)
+            spent = _spent(history.codes[row], codes, math.isnan(quality) and costs is not None)
+            self._records.add(codes, quality, costs, spent, self._startup)
 
     def _what(
         self, trial: FrozenTrial, values: np.ndarray, several: bool
@@ -276,8 +290,7 @@ class Surrogate(FromHistory, BaseSampler):
             gain = HypervolumeGain(
                 quality, values, costs, reach.min(axis=0), reach.max(axis=0), rng
             )
-        seen = {row.tobytes() for row in self._records.codes[:length]}
-        pool = self._pool(quality, models, gain, start, seen, rng)
+        pool = self._pool(quality, models, gain, start, length, rng)
         return _Models(length, quality, models, gain, pool)
 
     def _hyperparameters(self, length: int) -> list[np.ndarray]:
@@ -321,38 +334,66 @@ class Surrogate(FromHistory, BaseSampler):
         mutated = self._mutated(elites, MUTATED, 3, rng)
         return np.concatenate([self._random(RANDOM, rng), mutated, mixed])
 
-    def _pool(self, quality, models, gain, start, seen, rng) -> Sequence[np.ndarray]:
-        """Unseen networks, the best first."""
-        scored = self._score(quality, models, gain, start, seen)
-        if scored is not None and self._allowed is None:
-            best = scored[0][np.argsort(-scored[3], kind="stable")[:REFINED]]
-            near = self._mutated(best[:ELITES], REFINED, 1, rng)
-            scored = self._score(quality, models, gain, np.concatenate([best, near]), seen)
-        return () if scored is None else _Pool(*scored, gain)
+    def _pool(self, quality, models, gain, start, length, rng) -> Pool | None:
+        """Networks that were not trained, the best first; of those profiled the cost is known."""
+        seen: Counter[bytes] = Counter()
+        for spent in self._records.spent[:length]:
+            seen.update(spent)
 
-    def _score(self, quality, models, gain, codes, seen):
-        codes = np.unique(codes, axis=0)
-        new = [i for i, row in enumerate(codes) if row.tobytes() not in seen]
-        if not new:
-            return None
-        codes = codes[new]
-        posterior = quality.process.posterior(codes)
-        costs = None if models is None else models.predict(codes)
-        return codes, posterior, costs, gain(posterior, costs)
+        def score(codes: np.ndarray):
+            codes = np.unique(codes, axis=0)
+            codes = codes[[row.tobytes() not in seen for row in codes]]
+            posterior = quality.process.posterior(codes)
+            costs = None if models is None else models.predict(codes)
+            return codes, posterior, costs, gain(posterior, costs)
+
+        codes, posterior, costs, gains = score(start)
+        if self._allowed is None and len(codes):
+            best = codes[np.argsort(-gains, kind="stable")[:REFINED]]
+            near = self._mutated(best[:ELITES], REFINED, 1, rng)
+            codes, posterior, costs, gains = score(np.concatenate([best, near]))
+        if models is not None:
+            again = self._profiled_only(length, seen)
+            codes = np.concatenate([codes, *(self._records.codes[row][None] for row in again)])
+            known = np.array([self._records.costs[row] for row in again])
+            costs = costs if not again else costs.join(models.exact(_finite(known)))
+            posterior = quality.process.posterior(codes)
+            gains = gain(posterior, costs)
+        return Pool(codes, posterior, costs, gains, gain) if len(codes) else None
+
+    def _profiled_only(self, length: int, seen: Counter[bytes]) -> list[int]:
+        """Rows of the newest networks that were profiled, once, and not trained."""
+        rows: list[int] = []
+        for row in range(length - 1, -1, -1):
+            waits = math.isnan(self._records.quality[row]) and self._records.costs[row] is not None
+            if waits and seen[self._records.codes[row].tobytes()] < SPENT:
+                rows.append(row)
+                if len(rows) == AGAIN:
+                    break
+        return rows
 
     # --- Before there is a model ----------------------------------------------------------------
 
     def _select_first(self, study: Study, costs: np.ndarray) -> int:
         if self._reward is not None and len(study.directions) == 1:
             return int(np.argmax(self._reward(np.full(len(costs), 0.5), costs)))
-        known = [
-            c for c, q in zip(self._records.costs, self._records.quality, strict=True) if q == q
-        ]
+        both = zip(self._records.costs, self._records.quality, strict=True)
+        known = [cost for cost, quality in both if cost is not None and not math.isnan(quality)]
         if not known:
             return 0
         logs = np.log(np.maximum(costs, 1e-12))
         apart = np.abs(logs[:, None] - np.log(np.maximum(np.array(known), 1e-12)))
         return int(np.argmax(apart.max(axis=2).min(axis=1)))
+
+
+def _spent(proposed: np.ndarray, codes: np.ndarray, profiled_only: bool) -> dict[bytes, int]:
+    """What a trial says against proposing a point again: SPENT is never.
+
+    A network that was profiled but not trained may be proposed once more, to be trained.
+    """
+    if not profiled_only or (proposed != codes).any():
+        return {proposed.tobytes(): SPENT, codes.tobytes(): 1 if profiled_only else SPENT}
+    return {codes.tobytes(): 1}
 
 
 def _finite(costs: np.ndarray) -> np.ndarray:
