@@ -106,6 +106,14 @@ def test_several_workers_pareto_and_proof(tmp_path, table):
     assert 0 < result["prove"]["hypervolume"]["random"] <= 1
 
 
+@pytest.mark.parametrize("controller", sorted(set(spec.listing("controller")) - {"gp"}))
+def test_every_controller_searches(tmp_path, table, controller):
+    flags = ["--task", f"table:{table}", "--budget-ms", "4", "--trials", "4"]
+    done = nas("search", *flags, "--controller", controller, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["winner"]["within_budget"]
+
+
 def test_beta_is_calibrated_on_the_first_networks(tmp_path, table):
     flags = ["--task", f"table:{table}", "--budget-ms", "4", "--beta", "auto", "--trials", "10"]
     done = nas("search", *flags, "--json", cwd=tmp_path)

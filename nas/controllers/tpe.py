@@ -15,7 +15,7 @@ from nas.controllers.history import Reseeded
 class TPE(Reseeded, TPESampler):
     """Samples where good trials are dense and bad ones are not; one or several objectives.
 
-    `startup` trials are random first; `candidates` points are compared for each proposal. `group`
+    `startup` trials are random first; `ei_candidates` points are compared for each proposal. `group`
     models parameters that occur together: only of use in a space with conditional parameters.
     """
 
@@ -24,7 +24,7 @@ class TPE(Reseeded, TPESampler):
         *,
         seed: int | None = None,
         startup: int = 10,
-        candidates: int = 24,
+        ei_candidates: int = 24,
         multivariate: bool = True,
         group: bool = False,
     ):
@@ -33,7 +33,7 @@ class TPE(Reseeded, TPESampler):
             super().__init__(
                 seed=seed,
                 n_startup_trials=startup,
-                n_ei_candidates=candidates,
+                n_ei_candidates=ei_candidates,
                 multivariate=multivariate,
                 group=group,
             )
