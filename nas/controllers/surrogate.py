@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -28,74 +27,12 @@ from nas.controllers.improvement import (
     ValueGain,
     within_budgets,
 )
-from nas.gaussian_process import Choices
+from nas.controllers.records import MOST_FITTED, SPENT, Records, choices_of, spent_on, thinned
 
-# Cost of a proposal: models are renewed after every evaluation at first, then ever more rarely, so
-# that the work per trial stays bounded; their hyperparameters more rarely still.
-SOON, SELDOM = 40, 16  # one new evaluation in so many renews them, up to MANY and above
-MANY = 200
-RENEW_PROFILES = 16  # and so does one new profile in so many
-REFIT_GROWTH, REFIT_SELDOM = 1.25, 2.0  # below and above MOST_FITTED networks
-MOST_FITTED = 200  # networks from which hyperparameters are fitted
 MOST_KNOWN = 300  # networks that a model is conditioned on
 RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates
 ELITES = 20
 AGAIN = 300  # networks that were profiled, not trained, and may be worth it by now
-SPENT = 2
-
-
-@dataclasses.dataclass
-class _Records:
-    """What the finished trials say: codes (d,), quality or NaN, costs (m,) or None, by number."""
-
-    codes: list[np.ndarray] = dataclasses.field(default_factory=list)
-    quality: list[float] = dataclasses.field(default_factory=list)
-    costs: list[np.ndarray | None] = dataclasses.field(default_factory=list)
-    evaluated: list[int] = dataclasses.field(default_factory=list)  # running count, one a row
-    renewals: list[int] = dataclasses.field(default_factory=list)  # lengths at which models renew
-    refits: list[int] = dataclasses.field(default_factory=list)
-    spent: list[dict[bytes, int]] = dataclasses.field(default_factory=list)  # see `_spent`
-    total: Counter[bytes] = dataclasses.field(default_factory=Counter)  # sum of `spent`
-
-    def cut(self, length: int) -> None:
-        """Forget all rows from `length` on."""
-        for spent in self.spent[length:]:
-            self.total.subtract(spent)
-        for rows in (self.codes, self.quality, self.costs, self.evaluated, self.spent):
-            del rows[length:]
-        for marks in (self.renewals, self.refits):
-            while marks and marks[-1] > length:
-                marks.pop()
-
-    def add(
-        self,
-        codes: np.ndarray,
-        quality: float,
-        costs: Any,
-        spent: dict[bytes, int],
-        startup: int,
-    ) -> None:
-        """Append a row; marks where models renew, a function of the rows alone."""
-        self.codes.append(codes)
-        self.spent.append(spent)
-        self.total.update(spent)
-        self.quality.append(quality)
-        self.costs.append(costs)
-        count = (self.evaluated[-1] if self.evaluated else 0) + (not math.isnan(quality))
-        self.evaluated.append(count)
-        if count < startup:
-            return
-        length = len(self.codes)
-        if self.renewals:
-            last = self.renewals[-1]
-            new = count - self.evaluated[last - 1]
-            due = new >= max(1, count // (SOON if count <= MANY else SELDOM))
-            if not due and length - last < max(16, length // RENEW_PROFILES):
-                return
-        self.renewals.append(length)
-        growth = REFIT_GROWTH if count < MOST_FITTED else REFIT_SELDOM
-        if not self.refits or count >= growth * self.evaluated[self.refits[-1] - 1]:
-            self.refits.append(length)
 
 
 @dataclasses.dataclass
@@ -134,7 +71,7 @@ class Surrogate(FromHistory, BaseSampler):
         self._forget()
 
     def _forget(self) -> None:
-        self._records = _Records()
+        self._records = Records()
         self._space: Space | None = None
         self._models: _Models | None = None
         self._fitted: tuple[int, list[np.ndarray]] | None = None
@@ -200,7 +137,7 @@ class Surrogate(FromHistory, BaseSampler):
     def _read(self, study: Study, history: History, space: Space) -> None:
         if space is not self._space:
             self._forget()
-            self._space, self._choices = space, _choices(space)
+            self._space, self._choices = space, choices_of(space)
             self._allowed = None
             if self._candidates is not None:
                 self._allowed = np.array([space.encode(params) for params in self._candidates])
@@ -216,7 +153,7 @@ class Surrogate(FromHistory, BaseSampler):
             trial = history.finished[row]
             quality, costs = self._what(trial, history.values[row], several)
             codes = self._encode(space, trial)
-            spent = _spent(history.codes[row], codes, math.isnan(quality) and costs is not None)
+            spent = spent_on(history.codes[row], codes, math.isnan(quality) and costs is not None)
             self._records.add(codes, quality, costs, spent, self._startup)
 
     def _what(
@@ -263,13 +200,13 @@ class Surrogate(FromHistory, BaseSampler):
         rng = generator(self._seed, length, "models")
         codes, values, costs = self._evaluated(length)
         fitted = self._hyperparameters(max(mark for mark in self._records.refits if mark <= length))
-        kept = _thinned(len(values), MOST_KNOWN)
+        kept = thinned(len(values), MOST_KNOWN)
         quality = Quality(self._choices, codes[kept], values[kept])
         quality.process.condition(fitted[0])
         models = None
         if costs is not None:
             known, measured = self._profiled(length)
-            sample = _thinned(len(known), MOST_KNOWN)
+            sample = thinned(len(known), MOST_KNOWN)
             models = Costs(self._choices, known[sample], measured[sample])
             for process, hyperparameters in zip(models.processes, fitted[1:], strict=True):
                 process.condition(hyperparameters)
@@ -298,11 +235,11 @@ class Surrogate(FromHistory, BaseSampler):
         if self._fitted is not None and self._fitted[0] == length:
             return self._fitted[1]
         codes, values, costs = self._evaluated(length)
-        kept = _thinned(len(values), MOST_FITTED)
+        kept = thinned(len(values), MOST_FITTED)
         found = [Quality(self._choices, codes[kept], values[kept]).process.fit()]
         if costs is not None:
             known, measured = self._profiled(length)
-            kept = _thinned(len(known), MOST_FITTED)
+            kept = thinned(len(known), MOST_FITTED)
             models = Costs(self._choices, known[kept], measured[kept])
             found += [process.fit() for process in models.processes]
         self._fitted = (length, found)
@@ -386,16 +323,6 @@ class Surrogate(FromHistory, BaseSampler):
         return int(np.argmax(apart.max(axis=2).min(axis=1)))
 
 
-def _spent(proposed: np.ndarray, codes: np.ndarray, profiled_only: bool) -> dict[bytes, int]:
-    """What a trial says against proposing a point again: SPENT is never.
-
-    A network that was profiled but not trained may be proposed once more, to be trained.
-    """
-    if not profiled_only or (proposed != codes).any():
-        return {proposed.tobytes(): SPENT, codes.tobytes(): 1 if profiled_only else SPENT}
-    return {codes.tobytes(): 1}
-
-
 def _finite(costs: np.ndarray) -> np.ndarray:
     finite = np.isfinite(costs)
     if finite.all():
@@ -408,36 +335,3 @@ def _margin(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if (low > 0).all():
         return low / 2, high * 2
     return low - (high - low) / 2, high + (high - low) / 2
-
-
-def _thinned(count: int, most: int) -> np.ndarray:
-    """Rows that stand for `count`: all, or the newest half of `most` and an even sample before."""
-    if count <= most:
-        return np.arange(count)
-    recent = most // 2
-    earlier = np.linspace(0, count - recent - 1, most - recent).astype(int)
-    return np.concatenate([earlier, np.arange(count - recent, count)])
-
-
-def _choices(space: Space) -> Choices:
-    groups: dict[Any, int] = {}
-    positions = []
-    for name, size in zip(space.names, space.sizes, strict=True):
-        distribution: BaseDistribution = space.distributions[name]
-        order: tuple[float, ...] | None = tuple(range(size))
-        key: Any = name
-        if isinstance(distribution, CategoricalDistribution):
-            key = tuple(map(repr, distribution.choices))
-            numbers = all(
-                isinstance(c, int | float) and not isinstance(c, bool) for c in distribution.choices
-            )
-            order = tuple(distribution.choices) if numbers else None
-            if order is not None and np.ptp(order) == 0:
-                order = None
-        groups.setdefault(key, len(groups))
-        positions.append((groups[key], order))
-    return Choices(
-        tuple(int(size) for size in space.sizes),
-        tuple(group for group, _ in positions),
-        tuple(order for _, order in positions),
-    )
