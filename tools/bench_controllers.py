@@ -16,7 +16,7 @@ budget: one objective, reward absolute with the budget in the (geometric) middle
     n samples min(n / 5, 20) train finalists again (those observed best, from other seeds) and the
     regret is that of the network with the best mean.
 landing: reward absolute, one search of `--landing-samples` networks trained, `--landing-profiles`
-    profiled for each of them, for each of 20 targets: latencies of networks spread evenly along the
+    profiled for each of them, for each of `--targets`: latencies of networks spread evenly along the
     true front, without its ends (a network of the front, so that landing is possible). The
     network picked (nas.pareto.winner) lands if its cost is within 3 % of the target and its quality
     at most 0.3 points below the best of the table within the target.
@@ -61,7 +61,6 @@ TABLES = {
 }
 SCALAR_ONLY = {"ppo", "reinforce"}  # learn from one reward: not in `front`
 FINALISTS = 20
-TARGETS = 20
 TOLERANCE = 0.03
 POINTS = 0.3
 TIMED = 300
@@ -126,10 +125,10 @@ def true_front(table: Table) -> np.ndarray:
     return np.sort(costs[pareto.front(np.column_stack([-quality, costs]))])
 
 
-def targets(table: Table) -> np.ndarray:
-    """Costs of TARGETS networks of the front, evenly spread along it."""
+def targets(table: Table, count: int) -> np.ndarray:
+    """Costs of `count` networks of the front, evenly spread along it."""
     costs = true_front(table)
-    return costs[np.linspace(0, len(costs) - 1, TARGETS + 2).round().astype(int)[1:-1]]
+    return costs[np.linspace(0, len(costs) - 1, count + 2).round().astype(int)[1:-1]]
 
 
 def run(job: Job) -> dict:
@@ -262,7 +261,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
                 if "budget" in options.sections:
                     found.append(Job("budget", table, name, seed, samples))
             if "landing" in options.sections and name in options.landing and table != "macro":
-                for target in targets(read_table(table)):
+                for target in targets(read_table(table), options.targets):
                     found.append(
                         Job(
                             "landing",
@@ -351,6 +350,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[50, 100, 200])
     parser.add_argument("--landing", nargs="+", choices=known, default=["surrogate"])
     parser.add_argument("--landing-samples", type=int, default=300)
+    parser.add_argument("--targets", type=int, default=20, help="a table, for landing (20)")
     parser.add_argument("--landing-profiles", type=int, default=4, help="as `nas search` (4)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
