@@ -16,8 +16,8 @@ budget: one objective, reward absolute with the budget in the (geometric) middle
     n samples min(n / 5, 20) train finalists again (those observed best, from other seeds) and the
     regret is that of the network with the best mean.
 landing: reward absolute, one search of `--landing-samples` networks trained, `--landing-profiles`
-    profiled for each of them, for each of `--targets`: latencies of networks spread evenly along the
-    true front, without its ends (a network of the front, so that landing is possible). The
+    profiled for each of them, for each of `--targets`: latencies of networks spread evenly along
+    the true front, without its ends (a network of the front, so that landing is possible). The
     network picked (nas.pareto.winner) lands if its cost is within 3 % of the target and its quality
     at most 0.3 points below the best of the table within the target.
 time: CPU milliseconds an ask + tell on a study that holds 1,000 and 10,000 trials (28 decisions),
