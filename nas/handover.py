@@ -152,6 +152,10 @@ def hand_over(
             break
     if not done + over:
         return {}
+    if not done:  # nothing fits: what comes nearest is handed over all the same
+        nearest = min(over, key=lambda finalist: excess(objective, finalist["costs"]))
+        (trial,) = (t for t in ranked(study, objective) if t.number == nearest["number"])
+        over = [_finalist(folder, trial, evaluator, objective, epochs, say, insist=True)]
     finalists = done or over
     best = finalists[
         pareto.winner(
@@ -226,12 +230,16 @@ def _finalist(
     objective: Objective,
     epochs: int | None,
     say: Callable[[str], None] = lambda text: None,
+    insist: bool = False,
 ) -> dict:
+    """The record of a finalist; one that turns out over budget is not trained, unless `insist`."""
     (folder / "finalists").mkdir(exist_ok=True)
     stem = folder / "finalists" / str(trial.number)
     path = stem.with_suffix(".json")
     if path.exists():
-        return json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        if record.get("retrained") or not insist:
+            return record
     config = evaluator.config(trial)
     if not hasattr(evaluator, "targets"):  # a table: nothing to build, nothing varies
         quality = evaluator.train(config)["quality"]
@@ -240,7 +248,7 @@ def _finalist(
         latencies = evaluator.measure_again(config)
         costs = [latency["median_ms"] for latency in latencies]
         size, quality = None, trial.user_attrs["evaluation"]["quality"]
-        if not excess(objective, costs):
+        if insist or not excess(objective, costs):
             say(f"retraining trial {trial.number}")
             size = 0
 
@@ -252,7 +260,7 @@ def _finalist(
             latencies = evaluator.measure_again(stem.with_suffix(".tflite"))
             costs = [latency["median_ms"] for latency in latencies]
         record = _record(trial, config, objective, quality, costs, size)
-        record["latency"] = latencies
+        record |= {"latency": latencies, "retrained": size is not None}
     cache.write_json(path, record)
     say(
         f"finalist {trial.number}: quality {record['proxy_quality']:.2%} -> {quality:.2%}, "

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from latency.target import TargetUnavailable
 from nas.reward import Reward
-from nas.storage import Worker, end_unchosen, give_back
+from nas.storage import Worker, end_unchosen, give_back, locked
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # A network slower than this many budgets is not worth training: rewards fall steeply beyond it.
@@ -25,6 +26,8 @@ FAR_OVER_BUDGET = 1.5
 # After so many proposals of known networks in a row the controller has nothing new to say.
 CONVERGED = 100
 WAIT_FOR_DEVICE_S = 10.0
+# Lock files shared by all networks, so that a folder does not fill with one for each.
+LOCKS = 64
 # Finished curves before a network may be stopped for being worse than their median.
 STARTUP_CURVES = 5
 
@@ -218,7 +221,19 @@ class _Loop:
         return all(cost <= b for cost, b in zip(costs, self.objective.budgets, strict=True))
 
     def _train(self, trial: Trial, config: Any) -> None:
+        """Train a network and tell; of several workers that come to the same one, one trains it."""
         profile = trial.user_attrs["profile"]
+        bucket = zlib.crc32(profile["key"].encode()) % LOCKS
+        with locked(self.worker.folder / f"train{bucket}"):
+            self.refresh()
+            earlier = self.known.get(profile["key"])
+            if earlier is None:
+                self._train_new(trial, config, profile)
+                return
+        trial.set_user_attr("profile", profile | {"duplicate_of": earlier.number})
+        self._report("duplicate", end_unchosen(self.study, _frozen(self.study, trial)))
+
+    def _train_new(self, trial: Trial, config: Any, profile: dict) -> None:
         curves = self._comparable(profile["costs"])
 
         def hopeless(epoch: int, quality: float) -> bool:

@@ -260,4 +260,5 @@ def test_two_workers_share_one_study(tmp_path):
     owners = {t.user_attrs["round"].split("/")[0] for t in study.trials}
     assert len(owners) >= 2
     assert len(trained(study)) == 40
+    assert set(Counter((tmp_path / "log").read_text().split()).values()) == {1}
     assert [t.number for t in study.trials] == list(range(len(study.trials)))

@@ -15,7 +15,7 @@ from nas.controllers.history import Reseeded
 class TPE(Reseeded, TPESampler):
     """Samples where good trials are dense and bad ones are not; one or several objectives.
 
-    `startup` trials are random first; `ei_candidates` points are compared for each proposal. `group`
+    `startup` trials are random first; `ei_candidates` points are compared for a proposal. `group`
     models parameters that occur together: only of use in a space with conditional parameters.
     """
 

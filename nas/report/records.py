@@ -151,7 +151,8 @@ def finalists(summary: Mapping) -> dict[int, Mapping]:
         found[best["number"]] = {**found.get(best["number"], {}), **best}
     for number, final in found.items():
         # One over the budget when timed again, or of an interrupted search, was not trained again.
-        if number not in listed or final.get("within_budget") is False:
+        fits = final.get("within_budget") is not False
+        if number not in listed or not final.get("retrained", fits):
             proxy = final.get("proxy_quality") or final.get("quality")
             found[number] = {**final, "quality": None, "proxy_quality": proxy}
     return found
