@@ -117,11 +117,12 @@ def main() -> int:
     on_digits = ["--epochs", "1", "--profiles", "1", "--trials", "16"]
     two = ["--workers", "2"]
     single, double, real = arguments.kills
-    held = [
-        torture("table, 1 worker", [*on_table, "400"], single, 4.0, arguments.seed),
-        torture("table, 2 workers", [*two, *on_table, "400"], double, 5.0, arguments.seed),
-        torture("digits, 1 worker", on_digits, real, 16.0, arguments.seed),
+    searches = [
+        ("table, 1 worker", [*on_table, "400"], single, 4.0),
+        ("table, 2 workers", [*two, *on_table, "400"], double, 5.0),
+        ("digits, 1 worker", on_digits, real, 25.0),
     ]
+    held = [torture(*search, arguments.seed) for search in searches if search[2]]
     print(f"{sum(arguments.kills)} kills in {time.monotonic() - started:.0f} s")
     if arguments.json:
         print(json.dumps({"kills": sum(arguments.kills), "held": held}))
