@@ -175,6 +175,22 @@ def test_never_proposes_twice_and_covers_a_small_space():
     assert trial.suggest_categorical("x", ("a", "b", "c")) in "abc"
 
 
+@pytest.mark.parametrize("scalar", [True, False])
+def test_goes_on_when_a_space_is_used_up(scalar):
+    reward = Reward("absolute", (2.0,), -0.1) if scalar else None
+    study = optuna.create_study(
+        directions=["maximize"] if scalar else ["maximize", "minimize"],
+        sampler=Surrogate(seed=0, reward=reward),
+    )
+    for _ in range(24):  # 16 networks
+        trial = study.ask()
+        x = [trial.suggest_categorical(f"x{i}", (0, 1)) for i in range(4)]
+        trial.set_user_attr("profile", {"key": str(x), "costs": [1.0 + sum(x)]})
+        trial.set_user_attr("evaluation", {"quality": sum(x) / 5})
+        study.tell(trial, sum(x) / 5 if scalar else [sum(x) / 5, 1.0 + sum(x)])
+    assert len({tuple(t.params.items()) for t in study.trials}) == 16
+
+
 def test_workers_at_once_get_different_proposals():
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=Surrogate(seed=1))
     for _ in range(15):

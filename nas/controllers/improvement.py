@@ -146,18 +146,25 @@ class RewardGain:
 
     def __call__(self, posterior: Posterior, costs: Spread) -> np.ndarray:
         """Gain (n,) of candidates."""
+        gains, weights = self._by_cost(posterior, costs)
+        return gains @ weights
+
+    def scout(self, posterior: Posterior, costs: Spread, known: float) -> np.ndarray:
+        """What profiling a candidate is worth (n,): expected gain above one of a `known` cost."""
+        gains, weights = self._by_cost(posterior, costs)
+        return np.maximum(gains - known, 0) @ weights
+
+    def _by_cost(self, posterior: Posterior, costs: Spread) -> tuple[np.ndarray, np.ndarray]:
+        """Gain (n, nodes) of candidates at each of some costs, and the weights of these."""
         quality = self._quality.at_nodes(posterior)
-        uncertain = costs.std.max() > 1e-8
+        uncertain = (costs.std > 1e-8).any()
         nodes, weights = (COST_NODES, COST_WEIGHTS) if uncertain else (np.zeros(1), np.ones(1))
-        # (candidates, quality nodes, cost nodes), flat for the reward
+        # (candidates, cost nodes, quality nodes), flat for the reward
         at = costs.values(costs.mean[:, None] + nodes[:, None] * costs.std[:, None])
-        shape = (*quality.shape, len(nodes))
-        every = np.broadcast_to(at[:, None], (*shape, at.shape[2])).reshape(-1, at.shape[2])
-        reward = self._reward(np.repeat(quality.ravel(), len(nodes)), every)
-        return _expected(
-            reward.reshape(len(quality), -1) - self._best,
-            np.outer(QUALITY_WEIGHTS, weights).ravel(),
-        )
+        every = np.repeat(at.reshape(-1, at.shape[2]), quality.shape[1], axis=0)
+        reward = self._reward(np.repeat(quality, len(nodes), axis=0).ravel(), every)
+        above = reward.reshape(len(quality), len(nodes), -1) - self._best
+        return _expected(above, QUALITY_WEIGHTS), weights
 
 
 class HypervolumeGain:
@@ -194,7 +201,11 @@ class HypervolumeGain:
 
 
 class Pool:
-    """Proposals, the best first, worked out on demand; each regards those before as evaluated."""
+    """Proposals, the best first, worked out on demand; each regards those before as evaluated.
+
+    Every other one is one of the `scouts` while there are any: indices of candidates that are worth
+    profiling because their cost may turn out right.
+    """
 
     def __init__(
         self,
@@ -203,6 +214,7 @@ class Pool:
         costs: Spread | None,
         gains: np.ndarray,
         gain: Callable,
+        scouts: np.ndarray | None = None,
     ):
         order = np.argsort(-gains, kind="stable")
         top = order[: 2 * AT_ONCE]
@@ -212,6 +224,7 @@ class Pool:
         self._left, self._gain = gains[top], gain
         self._chosen: list[int] = []
         self.members = {row.tobytes() for row in codes}
+        self._scouts = codes[:0] if scouts is None else codes[scouts]
 
     def regarding(self, pending: np.ndarray) -> "Pool":
         """The same proposals, where `pending` (p, d) count as evaluated too."""
@@ -222,10 +235,16 @@ class Pool:
         posterior = posterior.keep(np.arange(len(self._codes)))
         gains = self._gain(posterior, self._costs)
         pool = Pool(self._codes, posterior, self._costs, gains, self._gain)
-        pool._later = self._later
+        pool._later, pool._scouts = self._later, self._scouts
         return pool
 
     def __getitem__(self, place: int) -> np.ndarray:
+        both = 2 * len(self._scouts)  # in turns at first
+        if place < both:
+            return self._scouts[place // 2] if place % 2 else self._best(place // 2)
+        return self._best(place - len(self._scouts))
+
+    def _best(self, place: int) -> np.ndarray:
         while place >= len(self._chosen) and len(self._chosen) < len(self._codes):
             self._choose()
         if place < len(self._chosen):

@@ -32,6 +32,8 @@ from nas.controllers.records import MOST_FITTED, SPENT, Records, choices_of, spe
 MOST_KNOWN = 300  # networks that a model is conditioned on
 RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates
 ELITES = 20
+SCOUTS = 32  # proposals whose cost may turn out right, where not all that is profiled is trained
+WORTH_A_ROUND = 1e-6  # gain of a network left out of its round; of one over budget it is below
 AGAIN = 300  # networks that were profiled, not trained, and may be worth it by now
 
 
@@ -284,19 +286,33 @@ class Surrogate(FromHistory, BaseSampler):
             costs = None if models is None else models.predict(codes)
             return codes, posterior, costs, gain(posterior, costs)
 
+        near = start
         codes, posterior, costs, gains = score(start)
         if self._allowed is None and len(codes):
             best = codes[np.argsort(-gains, kind="stable")[:REFINED]]
             near = self._mutated(best[:ELITES], REFINED, 1, rng)
             codes, posterior, costs, gains = score(np.concatenate([best, near]))
-        if models is not None:
-            again = self._profiled_only(length, seen)
-            codes = np.concatenate([codes, *(self._records.codes[row][None] for row in again)])
-            known = np.array([self._records.costs[row] for row in again])
-            costs = costs if not again else costs.join(models.exact(_finite(known)))
+        scouts = None
+        again = [] if models is None else self._profiled_only(length, seen)
+        if again:
+            known = models.exact(_finite(np.array([self._records.costs[row] for row in again])))
+            waiting = np.array([self._records.codes[row] for row in again])
+            most = float(gain(quality.process.posterior(waiting), known).max())
+            if most > WORTH_A_ROUND and hasattr(gain, "scout"):
+                # Whatever is profiled need not be trained: look for costs that turn out right.
+                if self._allowed is None:
+                    near = np.concatenate([start, near])
+                    worth = gain.scout(quality.process.posterior(near), models.predict(near), most)
+                    best = near[np.argsort(-worth, kind="stable")[:ELITES]]
+                    codes = np.concatenate([codes, start, self._mutated(best, REFINED, 1, rng)])
+                    codes, posterior, costs, gains = score(codes)
+                worth = gain.scout(posterior, costs, most)
+                scouts = np.argsort(-worth, kind="stable")[: min(SCOUTS, int((worth > 0).sum()))]
+            codes = np.concatenate([codes, waiting])
+            costs = costs.join(known)
             posterior = quality.process.posterior(codes)
             gains = gain(posterior, costs)
-        return Pool(codes, posterior, costs, gains, gain) if len(codes) else None
+        return Pool(codes, posterior, costs, gains, gain, scouts) if len(codes) else None
 
     def _profiled_only(self, length: int, seen: Counter[bytes]) -> list[int]:
         """Rows of the newest networks that were profiled, once, and not trained."""
