@@ -163,7 +163,7 @@ class RewardGain:
         at = costs.values(costs.mean[:, None] + nodes[:, None] * costs.std[:, None])
         every = np.repeat(at.reshape(-1, at.shape[2]), quality.shape[1], axis=0)
         reward = self._reward(np.repeat(quality, len(nodes), axis=0).ravel(), every)
-        above = reward.reshape(len(quality), len(nodes), -1) - self._best
+        above = reward.reshape(len(quality), len(nodes), quality.shape[1]) - self._best
         return _expected(above, QUALITY_WEIGHTS), weights
 
 
