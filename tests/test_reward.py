@@ -46,8 +46,8 @@ def test_several_targets():
 
 def test_equal_exponents_do_not_steer_and_absolute_does():
     rng = np.random.default_rng(0)
-    costs = rng.uniform(10, 200, (200, 1))
-    quality = 0.6 + 0.05 * np.log(costs[:, 0] / 10) + rng.normal(0, 0.005, 200)
+    costs = np.geomspace(10, 200, 500)[:, None]
+    quality = 0.6 + 0.05 * np.log(costs[:, 0] / 10) + rng.normal(0, 0.001, 500)
     best = {name: set() for name in reward.SCALAR}
     for budget in (20.0, 60.0, 150.0):
         for name in best:
