@@ -120,7 +120,7 @@ def search(arguments: argparse.Namespace) -> int:
 
 def _say_converged(study, objective: Objective, say) -> None:
     if trained(study):
-        say("the controller proposes only networks it knows: stopped")
+        say("stopped: the last proposals were all known, or far over budget")
         return
     timed = [t.user_attrs["profile"]["costs"] for t in study.get_trials(deepcopy=False)]
     cheapest = min((costs for costs in timed if costs), default=None)
