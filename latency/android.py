@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import hashlib
 import math
-import os
 import re
 import secrets
 import shlex
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from latency import adb, benchmark_model, litert, phone_state
-from latency.target import Target, TargetUnavailable, Timing
+from latency.target import Target, TargetUnavailable, Timing, cache_directory
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
 _BUSY_S = 900.0  # for another process that measures on the same phone
@@ -258,9 +257,8 @@ def _checked_file(model: Any, folder: Path) -> Path:
 @contextlib.contextmanager
 def _alone(serial: str) -> Iterator[Path]:
     """Waits until no other process measures on the phone; the folder of what is left on it."""
-    cache = Path(os.environ.get("NAS_CACHE") or Path.home() / ".cache" / "nas")
     # A serial may be HOST:PORT, or "..": never a path.
-    folder = cache / "android" / hashlib.sha256(serial.encode()).hexdigest()[:16]
+    folder = cache_directory() / "android" / hashlib.sha256(serial.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl  # noqa: PLC0415 (not on Windows)

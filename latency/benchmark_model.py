@@ -4,12 +4,11 @@ google-ai-edge/LiteRT, tflite/tools/benchmark: formats of the current tool and o
 """
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-from latency.target import TargetUnavailable
+from latency.target import TargetUnavailable, cache_directory
 
 DELEGATES = ("cpu", "gpu", "nnapi")
 # Every run of an invocation of so many is known: see `Report.runs_ms`.
@@ -78,7 +77,7 @@ def find(abi: str, path: str | None = None) -> Path:
         if not Path(path).is_file():
             raise ValueError(f"benchmark={path}: expected LiteRT's benchmark_model, found no file")
         return Path(path)
-    folder = Path(os.environ.get("NAS_CACHE") or Path.home() / ".cache" / "nas")
+    folder = cache_directory()
     cached = folder / "benchmark_model" / abi
     if cached.is_file():
         return cached

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from latency import litert, reference, timing
-from latency.target import Target, Timing
+from latency.target import Target, Timing, cache_directory
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
 _LOW = 0.03  # quantile of them that counts as undisturbed
@@ -156,8 +156,8 @@ class CPU(Target):
 
 
 def _cache() -> Path:
-    """Where nominal times and core locks live: NAS_CACHE, else ~/.cache/nas."""
-    return Path(os.environ.get("NAS_CACHE") or Path.home() / ".cache" / "nas") / "cpu"
+    """Where nominal times and core locks live."""
+    return cache_directory() / "cpu"
 
 
 @functools.cache

@@ -4,10 +4,16 @@ import abc
 import dataclasses
 import functools
 import math
+import os
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+
+
+def cache_directory() -> Path:
+    """The user's cache: NAS_CACHE, else ~/.cache/nas."""
+    return Path(os.environ.get("NAS_CACHE") or Path.home() / ".cache" / "nas")
 
 
 class TargetUnavailable(RuntimeError):

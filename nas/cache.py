@@ -12,12 +12,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from latency.target import cache_directory
 from nas.storage import locked
-
-
-def directory() -> pathlib.Path:
-    """The user's cache: NAS_CACHE, else ~/.cache/nas."""
-    return pathlib.Path(os.environ.get("NAS_CACHE") or pathlib.Path.home() / ".cache" / "nas")
 
 
 def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tuple[dict, bool]:
@@ -26,7 +22,7 @@ def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tu
     `compute` is called when it is not; a record with a true "transient" entry is not kept.
     """
     text = json.dumps(identity, sort_keys=True, default=repr)
-    path = directory() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    path = cache_directory() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock")):
         with contextlib.suppress(FileNotFoundError, ValueError):

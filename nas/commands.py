@@ -113,8 +113,7 @@ def search(arguments: argparse.Namespace) -> int:
     finally:
         worker.leave()
     summary["seconds"] = time.monotonic() - started
-    _finish(folder, study, settings, summary)
-    _print(folder, study, arguments.json)
+    _print(folder, study, _finish(folder, study, settings, summary), arguments.json)
     return 130 if interrupted else 0
 
 
@@ -210,8 +209,8 @@ def _prove(folder, study, settings, evaluator, objective, worker, say) -> dict:
     }
 
 
-def _finish(folder, study, settings, summary) -> None:
-    """Write result.json, the plot and the report."""
+def _finish(folder, study, settings, summary) -> dict:
+    """Write result.json, the plot and the report; return the result."""
     from nas import report
 
     content = summarize(study, settings, summary)
@@ -219,23 +218,25 @@ def _finish(folder, study, settings, summary) -> None:
     if trained(study):
         report.pareto_png(folder / "pareto.png", study, content)
         report.html(folder / "report.html", study, content)
+    return content
 
 
 def show(arguments: argparse.Namespace) -> None:
     """`nas show`: the result of a study, finished or not."""
-    _print(pathlib.Path(arguments.run), None, arguments.json)
-
-
-def _print(folder: pathlib.Path, study, as_json: bool) -> None:
-    settings, opened = studies.load(folder)
+    folder = pathlib.Path(arguments.run)
+    settings, study = studies.load(folder)
     path = folder / "result.json"
-    content = json.loads(path.read_text()) if path.exists() else summarize(opened, settings, {})
+    content = json.loads(path.read_text()) if path.exists() else summarize(study, settings, {})
+    _print(folder, study, content, arguments.json)
+
+
+def _print(folder: pathlib.Path, study, content: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content, indent=1))
         return
     from nas import report
 
-    print(report.table(study or opened, content, folder=folder))
+    print(report.table(study, content, folder=folder))
 
 
 def export(arguments: argparse.Namespace) -> None:

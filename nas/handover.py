@@ -52,7 +52,8 @@ def excess(objective: Objective, costs: list[float]) -> float:
 class BestSoFar:
     """Keeps the weights of the best network during the search: a crash finds it on the disk.
 
-    Called with every network that was just trained; of several workers' the best stays.
+    Called with every network that was just trained; of several workers' the best stays. Its files
+    are so_far.keras and so_far.json: best.keras is what was handed over, with its best.tflite.
     """
 
     folder: pathlib.Path
@@ -62,17 +63,17 @@ class BestSoFar:
         if evaluation["stopped"]:
             return
         rank = [excess(self.objective, profile["costs"]), -evaluation["quality"]]
-        with storage.locked(self.folder / "best.lock"):
+        with storage.locked(self.folder / "so_far.lock"):
             best = self.read()
             if best and best["rank"] <= rank:
                 return
-            save(model, self.folder / "best.keras")
+            save(model, self.folder / "so_far.keras")
             record = {"rank": rank, "profile": profile, "evaluation": evaluation}
-            cache.write_json(self.folder / "best.json", record)
+            cache.write_json(self.folder / "so_far.json", record)
 
     def read(self) -> dict | None:
-        """The record of the network in best.keras, or None."""
-        path = self.folder / "best.json"
+        """The record of the network in so_far.keras, or None."""
+        path = self.folder / "so_far.json"
         return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -141,7 +142,8 @@ def hand_over(
     between, the next call goes on with the rest. After `end` (`time.monotonic()`) one must do.
     """
     done, over = [], []
-    for trial in ranked(study, objective):
+    candidates = ranked(study, objective)
+    for trial in candidates:
         if len(done) == most or (
             done and (excess(objective, _costs(trial)) or time.monotonic() > end)
         ):
@@ -154,7 +156,7 @@ def hand_over(
         return {}
     if not done:  # nothing fits: what comes nearest is handed over all the same
         nearest = min(over, key=lambda finalist: excess(objective, finalist["costs"]))
-        (trial,) = (t for t in ranked(study, objective) if t.number == nearest["number"])
+        (trial,) = (t for t in candidates if t.number == nearest["number"])
         over = [_finalist(folder, trial, evaluator, objective, epochs, say, insist=True)]
     finalists = done or over
     best = finalists[
@@ -182,7 +184,18 @@ def retrain_baseline(folder: pathlib.Path, evaluator: Any, config: Any, epochs: 
 def hand_over_as_trained(
     folder: pathlib.Path, study: optuna.Study, evaluator: Any, objective: Objective
 ) -> dict:
-    """Write the best network with the weights of the search; for an interrupted one."""
+    """Write the best network with the weights of the search; for an interrupted one.
+
+    A retrained winner that an earlier call handed over stays.
+    """
+    result = folder / "result.json"
+    earlier = json.loads(result.read_text()) if result.exists() else {}
+    if (earlier.get("winner") or {}).get("retrained"):
+        return {
+            "winner": earlier["winner"],
+            "finalists": earlier["finalists"],
+            "baseline_quality": earlier["baseline"]["quality"],
+        }
     best = BestSoFar(folder, objective).read()
     ranking = ranked(study, objective)
     if ranking and not hasattr(evaluator, "targets"):  # a table has no weights
@@ -197,7 +210,7 @@ def hand_over_as_trained(
 
     trial = by_key[best["profile"]["key"]]
     config = evaluator.config(trial)
-    model = keras.models.load_model(folder / "best.keras")
+    model = keras.models.load_model(folder / "so_far.keras")
     stem = folder / "finalists" / f"{trial.number}-as-searched"
     stem.parent.mkdir(exist_ok=True)
     size = write_network(model, config, stem)

@@ -1,5 +1,8 @@
 """NSGA-II (Deb et al. 2002): Optuna's, resumable at any trial."""
 
+import warnings
+
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -14,6 +17,24 @@ class SameParents(Reseeded):
     the one draws random numbers that the other does not: a resumed search would go another way.
     """
 
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        population: int = 50,
+        crossover_prob: float = 0.9,
+        mutation_prob: float | None = None,
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # NSGA-III's
+            super().__init__(
+                seed=seed,
+                population_size=population,
+                crossover_prob=crossover_prob,
+                mutation_prob=mutation_prob,
+            )
+        self.start(seed)
+
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """Optuna's, by number, without use of the random stream of the asking trial."""
         before = self._rng.rng.get_state()
@@ -27,19 +48,3 @@ class SameParents(Reseeded):
 
 class NSGAII(SameParents, NSGAIISampler):
     """Genetic search of the Pareto front: non-dominated rank, then crowding distance."""
-
-    def __init__(
-        self,
-        *,
-        seed: int | None = None,
-        population: int = 50,
-        crossover_prob: float = 0.9,
-        mutation_prob: float | None = None,
-    ):
-        super().__init__(
-            seed=seed,
-            population_size=population,
-            crossover_prob=crossover_prob,
-            mutation_prob=mutation_prob,
-        )
-        self.start(seed)
