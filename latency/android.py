@@ -12,12 +12,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from latency import adb, benchmark_model, litert, phone_state
-from latency.target import Target, TargetUnavailable, Timing, cache_directory
+from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
 _BUSY_S = 900.0  # for another process that measures on the same phone
@@ -43,6 +43,7 @@ class Android(Target):
     4
     """
 
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})
     serial: str | None = None
     threads: int = 1
     delegate: str = "cpu"
@@ -51,6 +52,27 @@ class Android(Target):
     cool_down_s: float = 120.0
     limit_s: float = 300.0
     benchmark: str | None = None
+
+    @classmethod
+    def found(cls) -> list[Found]:
+        """Every phone that adb lists; what hinders those that cannot be used."""
+        try:
+            phones = adb.attached()
+        except TargetUnavailable as error:
+            return [Found("android", "Android phones", Kind.MEASURED, str(error))]
+        listed = []
+        for phone in phones:
+            device, missing = phone.about or "Android phone", None
+            try:
+                target = cls(phone.serial)
+                about = phone_state.about(adb.ready(phone.serial))
+                device = about.name
+                target._tool(about)
+            except (TargetUnavailable, ValueError) as error:
+                missing = str(error)
+            listed.append(Found(f"android:{phone.serial}", device, Kind.MEASURED, missing))
+        nothing = "no phone is attached: plug one in and switch on USB debugging"
+        return listed or [Found("android", "Android phones", Kind.MEASURED, nothing)]
 
     def __post_init__(self):
         if self.serial is not None:  # a spec makes numbers of digits
@@ -80,7 +102,7 @@ class Android(Target):
         about = phone_state.about(phone)
         return self._conditions(about, self._tool(about), phone_state.read(phone))
 
-    def measure(self, model: Any, batch_size: int, warmup: int, runs: int) -> Timing:
+    def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +119,7 @@ class Android(Target):
                     phone.push(file, f"{place}/model.tflite")
                     phone_state.ask(phone, f"chmod 755 {place}/benchmark_model")
                     whole, samples, detail = self._invoke(
-                        phone, place, conditions["pinned_cores"], warmup, runs
+                        phone, place, conditions["pinned_cores"], warmup, runs, details
                     )
                 after = phone_state.read(phone)
         usual_ms = whole.average_ms if whole.median_ms is None else whole.median_ms
@@ -124,13 +146,21 @@ class Android(Target):
         return Timing(
             tuple(samples),
             conditions,
-            memory_mb=detail.memory_mb,
-            per_op=detail.operations or None,
+            Kind.MEASURED,
+            memory_mb=detail.memory_mb if detail else None,
+            per_op=(detail.operations or None) if detail else None,
+            per_op_kind=Kind.MEASURED if detail and detail.operations else None,
         )
 
     def _invoke(
-        self, phone: adb.Phone, place: str, cores: list[int] | None, warmup: int, runs: int
-    ) -> tuple[benchmark_model.Report, list[float], benchmark_model.Report]:
+        self,
+        phone: adb.Phone,
+        place: str,
+        cores: list[int] | None,
+        warmup: int,
+        runs: int,
+        details: bool,
+    ) -> tuple[benchmark_model.Report, list[float], benchmark_model.Report | None]:
         """One invocation of all runs as anybody would do it, the samples, and the operations."""
         first = max(1, warmup)
         whole = self._run(phone, place, cores, warmup=first, runs=runs)
@@ -139,7 +169,9 @@ class Android(Target):
             some = min(benchmark_model.RUNS_AN_INVOCATION, runs - len(samples))
             report = self._run(phone, place, cores, warmup=min(first, 3), runs=some)
             samples += report.runs_ms
-        detail = self._run(phone, place, cores, warmup=1, runs=min(runs, 10), operations=True)
+        detail = None
+        if details:
+            detail = self._run(phone, place, cores, warmup=1, runs=min(runs, 10), operations=True)
         return whole, samples, detail
 
     def _run(

@@ -11,12 +11,12 @@ import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from latency import litert, reference, timing
-from latency.target import Target, Timing, cache_directory
+from latency.target import Found, Kind, Target, Timing, cache_directory
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
 _LOW = 0.03  # quantile of them that counts as undisturbed
@@ -45,7 +45,12 @@ class CPU(Target):
     CPU(threads=1)
     """
 
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})
     threads: int = 1
+
+    @classmethod
+    def found(cls) -> list[Found]:
+        return [Found("cpu:threads=1", cls().device, Kind.MEASURED)]
 
     def __post_init__(self):
         cores = len(timing.allowed_cores())
@@ -62,7 +67,7 @@ class CPU(Target):
         """The conditions under which an earlier measurement still holds, nominal times included."""
         return self._conditions() | {"nominal_ms": self._nominal()}
 
-    def measure(self, model: Any, batch_size: int, warmup: int, runs: int) -> Timing:
+    def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         tflite = litert.file_of(model)
@@ -98,7 +103,7 @@ class CPU(Target):
             "runs": runs,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        return Timing(samples, conditions | _stability(samples, drift))
+        return Timing(samples, conditions | _stability(samples, drift), Kind.MEASURED)
 
     def _conditions(self) -> dict[str, Any]:
         return {

@@ -2,11 +2,13 @@
 
 import abc
 import dataclasses
+import enum
 import functools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -20,21 +22,59 @@ class TargetUnavailable(RuntimeError):
     """The device cannot be reached now; the message says what is missing and how to get it."""
 
 
+class Kind(enum.StrEnum):
+    """Where a figure comes from."""
+
+    MEASURED = "measured"  # the device itself took this time
+    COMPILED = "compiled"  # an estimate over what the device's own compiler made of the network
+    PREDICTED = "predicted"  # a model's estimate: a roofline, or one fitted to measurements
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Something that `nas devices` lists: how to name it, what its figures are, what is missing."""
+
+    spec: str  # e.g. "android:0A1B2C"
+    device: str
+    kind: Kind
+    missing: str | None = None  # what is missing and how to get it; None: it can be used now
+
+
 @dataclasses.dataclass(frozen=True)
 class Latency:
     """What one network costs on one device: every timed sample, and the conditions.
 
-    `measured` is true only for times that the device itself took: never for an estimate.
+    Only `Target.profile` and `from_json` make one, so `kind` is what the target's own code said.
+    `per_op` has one dict an operation: "name", "type", "ms" (of a run), where known "fastest_ms",
+    and "within": "graph", or "delegate" for a part of an operation that is listed too. The kind of
+    these times is `per_op_kind`: a measured latency may come with estimated operations.
     """
 
     target: str
     device: str
     batch_size: int
     samples_ms: tuple[float, ...]
-    measured: bool
+    kind: Kind
     memory_mb: float | None = None
-    per_op: tuple | None = None
+    per_op: tuple[dict[str, Any], ...] | None = None
+    per_op_kind: Kind | None = None
     conditions: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        return self.kind is Kind.MEASURED
+
+    @property
+    def op_min_ms(self) -> float | None:
+        """The sum of the fastest times of each operation, where they were measured.
+
+        It repeats on a busy machine where the median does not, and lacks the time between
+        operations: to be shown beside the median, never instead of it.
+        """
+        rows = [row for row in self.per_op or () if row.get("within", "graph") == "graph"]
+        if self.per_op_kind is not Kind.MEASURED or not all("fastest_ms" in row for row in rows):
+            return None
+        return sum(row["fastest_ms"] for row in rows) if rows else None
 
     @property
     def median_ms(self) -> float:
@@ -69,6 +109,8 @@ class Latency:
         fields["samples_ms"] = list(self.samples_ms)
         fields["per_op"] = None if self.per_op is None else list(self.per_op)
         return fields | {
+            "measured": self.measured,
+            "op_min_ms": self.op_min_ms,
             "median_ms": self.median_ms,
             "interval_ms": list(self.interval_ms),
             "p10_ms": self.p10_ms,
@@ -81,6 +123,8 @@ class Latency:
         fields = {field.name: record[field.name] for field in dataclasses.fields(cls)}
         fields["samples_ms"] = tuple(fields["samples_ms"])
         fields["per_op"] = None if fields["per_op"] is None else tuple(fields["per_op"])
+        for name in ("kind", "per_op_kind"):
+            fields[name] = None if fields[name] is None else Kind(fields[name])
         return cls(**fields)
 
 
@@ -90,9 +134,10 @@ class Timing:
 
     samples_ms: tuple[float, ...]
     conditions: dict[str, Any]
-    measured: bool = True
+    kind: Kind
     memory_mb: float | None = None
-    per_op: tuple | None = None
+    per_op: tuple[dict[str, Any], ...] | None = None
+    per_op_kind: Kind | None = None
 
 
 class Target(abc.ABC):
@@ -102,6 +147,13 @@ class Target(abc.ABC):
     `model` is a `keras.Model` or the path of a `.tflite` or `.keras` file.
     """
 
+    kinds: ClassVar[frozenset[Kind]]  # what its figures can be; `profile` raises on any other
+
+    @classmethod
+    def found(cls) -> list[Found]:
+        """What of this kind can be used on this machine now, or what is missing for it."""
+        return []
+
     @property
     @abc.abstractmethod
     def device(self) -> str:
@@ -109,11 +161,23 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """The conditions under which an earlier measurement of the same network still holds."""
+        """The conditions under which an earlier measurement of the same network still holds.
+
+        Where a target has several kinds, the kind of its figures now is one of them.
+        """
 
     @abc.abstractmethod
-    def measure(self, model: Any, batch_size: int, warmup: int, runs: int) -> Timing:
-        """Times `model`: `warmup` runs that do not count, then `runs` samples."""
+    def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
+        """Times `model`: `warmup` runs that do not count, then `runs` samples.
+
+        `details` asks for memory and for the time of each operation too, where it can be told.
+        """
+
+    def measure_together(
+        self, models: Sequence[Any], batch_size: int, warmup: int, runs: int, details: bool
+    ) -> list[Timing]:
+        """Times several models; a target that can takes them in turns, under equal conditions."""
+        return [self.measure(model, batch_size, warmup, runs, details) for model in models]
 
     @final
     def time(self, model: Any, batch_size=1, warmup=10, runs=50) -> list[float]:
@@ -121,13 +185,25 @@ class Target(abc.ABC):
         return list(self.profile(model, batch_size, warmup, runs).samples_ms)
 
     @final
-    def profile(self, model: Any, batch_size=1, warmup=10, runs=50) -> Latency:
+    def profile(self, model: Any, batch_size=1, warmup=10, runs=50, details=False) -> Latency:
         """The latency of `model` with the conditions of the measurement."""
+        return self.compare([model], batch_size, warmup, runs, details)[0]
+
+    @final
+    def compare(
+        self, models: Sequence[Any], batch_size=1, warmup=10, runs=50, details=False
+    ) -> list[Latency]:
+        """The latencies of several models, timed under conditions that are as equal as can be."""
         if batch_size < 1 or warmup < 0 or runs < 1:
             raise ValueError(
                 f"batch_size={batch_size}, warmup={warmup}, runs={runs}: expected at least 1, 0, 1"
             )
-        if isinstance(model, (str, Path)) and not Path(model).is_file():
-            raise ValueError(f"{model}: expected a .tflite or .keras file, found none")
-        timing = self.measure(model, batch_size, warmup, runs)
-        return Latency(target=repr(self), device=self.device, batch_size=batch_size, **vars(timing))
+        for model in models:
+            if isinstance(model, (str, Path)) and not Path(model).is_file():
+                raise ValueError(f"{model}: expected a .tflite or .keras file, found none")
+        timings = self.measure_together(models, batch_size, warmup, runs, details)
+        for timing in timings:
+            if timing.kind not in self.kinds:
+                raise TypeError(f"{self!r} gave a {timing.kind} figure, it declares {self.kinds}")
+        about = {"target": repr(self), "device": self.device, "batch_size": batch_size}
+        return [Latency(**about, **vars(timing)) for timing in timings]

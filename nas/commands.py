@@ -304,9 +304,8 @@ def profile(arguments: argparse.Namespace) -> None:
         return
     for row in rows:
         low, high = row["interval_ms"]
-        kind = "measured" if row["measured"] else "PREDICTED"
         print(
-            f"{row['model']}  {row['target']}  median {row['median_ms']:.4g} ms {kind}"
+            f"{row['model']}  {row['target']}  median {row['median_ms']:.4g} ms {row['kind']}"
             f"  (95 % {low:.4g} to {high:.4g}; p10 {row['p10_ms']:.4g}, p90 {row['p90_ms']:.4g})"
         )
         told = ", ".join(f"{key} {value}" for key, value in row["conditions"].items())

@@ -74,7 +74,7 @@ def target(device, **options):
 def test_the_whole_journey(device, model, tool):
     """Measured by the tool on pinned cores, with the conditions, and nothing left behind."""
     phone = target(device)
-    latency = phone.profile(model, warmup=1, runs=4)
+    latency = phone.profile(model, warmup=1, runs=4, details=True)
     assert latency.measured and latency.device == "Test adbd sandbox, loopback, Android 14"
     assert len(latency.samples_ms) == 4 and 0 < latency.median_ms < 1000
     assert latency.memory_mb == 2.5

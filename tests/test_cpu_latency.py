@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ import pytest
 from families import mnasnet
 from latency import litert, reference, timing
 from latency.cpu import CPU
-from latency.target import Latency, Target, Timing
+from latency.target import Kind, Latency, Target, Timing
 
 
 def latency(samples, **fields):
-    return Latency("cpu", "this", 1, tuple(samples), measured=True, **fields)
+    return Latency("cpu", "this", 1, tuple(samples), Kind.MEASURED, **fields)
 
 
 def test_statistics():
@@ -44,8 +45,14 @@ def test_few_samples_give_the_widest_interval(count):
 
 def test_json_round_trip():
     one = latency(
-        [1.0, 2.5], memory_mb=3.0, per_op=({"name": "conv", "ms": 1.0},), conditions={"a": 1}
+        [1.0, 2.5],
+        memory_mb=3.0,
+        per_op=({"name": "conv", "ms": 1.0, "fastest_ms": 0.9},),
+        per_op_kind=Kind.MEASURED,
+        conditions={"a": 1},
     )
+    assert one.op_min_ms == 0.9
+    assert dataclasses.replace(one, per_op_kind=Kind.PREDICTED).op_min_ms is None
     record = json.loads(json.dumps(one.to_json()))
     assert record["median_ms"] == 1.75
     assert Latency.from_json(record) == one
@@ -54,21 +61,25 @@ def test_json_round_trip():
 def test_a_target_checks_what_it_is_asked(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Counting(Target):
+        kinds: ClassVar = frozenset({Kind.PREDICTED})
+        kind: Kind = Kind.PREDICTED
         device = "counter"
 
         def identity(self):
             return {}
 
-        def measure(self, model, batch_size, warmup, runs):
-            return Timing(
-                tuple(float(run) for run in range(runs)), {"warmup": warmup}, measured=False
-            )
+        def measure(self, model, batch_size, warmup, runs, details):
+            samples = tuple(float(run) for run in range(runs))
+            return Timing(samples, {"warmup": warmup}, self.kind)
 
     target = Counting()
     profile = target.profile(object(), batch_size=2, warmup=3, runs=4)
     assert (profile.batch_size, profile.samples_ms) == (2, (0.0, 1.0, 2.0, 3.0))
     assert not profile.measured and profile.conditions == {"warmup": 3}
     assert target.time(object(), runs=2) == [0.0, 1.0]
+    assert [one.kind for one in target.compare([object(), object()])] == [Kind.PREDICTED] * 2
+    with pytest.raises(TypeError, match="gave a measured figure"):
+        Counting(Kind.MEASURED).profile(object())
     with pytest.raises(ValueError, match="runs=0"):
         target.profile(object(), runs=0)
     with pytest.raises(ValueError, match=r"gone\.tflite"):
