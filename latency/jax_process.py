@@ -1,0 +1,155 @@
+"""Asking JAX in a process of its own, for the caller may hold Keras on TensorFlow."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from latency.target import TargetUnavailable
+
+_EXTRAS = {"tpu": "nas[tpu]", "cuda": "nas[gpu]"}  # what installs JAX for a platform
+
+
+class DoesNotFit(ValueError):
+    """The network needs more memory than the device has: a result, and one line for the user."""
+
+    def __init__(self, message: str, needed_mb: float | None, available_mb: float | None):
+        super().__init__(message)
+        self.needed_mb = needed_mb
+        self.available_mb = available_mb
+
+
+def ask(
+    request: dict[str, Any],
+    model: Any = None,
+    *,
+    environment: dict[str, str],
+    limit_s: float,
+) -> dict[str, Any]:
+    """What `latency.jax_worker` answers to `request`, run in a new process with Keras on JAX.
+
+    request["operation"] is a function of that module ("devices", "time"), or of another module of
+    this package ("tpu_compile.estimate"), which is called with the request and the loaded model.
+    request["platform"] is "tpu", "cuda" or "cpu". `environment` is put over this process's own.
+
+    Raises `ValueError` where the model or the request is bad, `DoesNotFit` where the device's
+    memory is too small, `TargetUnavailable` where JAX or the device is missing, where the process
+    was killed and where it took more than `limit_s` seconds, and `RuntimeError`, with the worker's
+    traceback, on everything else. Nothing of what JAX prints reaches the user's terminal.
+    """
+    with tempfile.TemporaryDirectory(prefix="nas_jax_") as folder:
+        request = dict(request)
+        if model is not None:
+            request["model"], request["imports"] = _file_of(model, Path(folder))
+        text, code, noise = _run(request, Path(folder), environment, limit_s)
+    try:
+        answer = json.loads(text)
+        if not isinstance(answer, dict):
+            raise ValueError("not an object")
+    except ValueError:
+        raise TargetUnavailable(_death(code, noise)) from None
+    if "error" in answer:
+        _raise(answer, request)
+    return answer
+
+
+def _file_of(model: Any, folder: Path) -> tuple[str, list[str]]:
+    """The .keras file of a model, and the modules that define layers of its own."""
+    if isinstance(model, (str, Path)):
+        path = Path(model)
+        if path.suffix != ".keras":
+            raise ValueError(
+                f"{path}: JAX targets need a .keras file or a catalog model"
+                + (": a .tflite file holds no Keras layers" if path.suffix == ".tflite" else "")
+            )
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a .keras file, found none")
+        return str(path.resolve()), []
+    modules = {type(layer).__module__ for layer in model._flatten_layers()}
+    own = sorted(name for name in modules if name.split(".")[0] != "keras")
+    if "__main__" in own:
+        raise ValueError(
+            f"model {model.name!r} has layers that are defined in __main__: move them to a module, "
+            "for a JAX target loads the model in another process"
+        )
+    path = folder / "model.keras"
+    model.save(path)
+    return str(path), own
+
+
+def _run(
+    request: dict[str, Any], folder: Path, environment: dict[str, str], limit_s: float
+) -> tuple[str, int, str]:
+    """Runs the worker; its answer, its exit code and what it wrote to stderr."""
+    given = environment | {
+        "KERAS_BACKEND": "jax",
+        "PYTHONPATH": os.pathsep.join(
+            [*filter(None, [environment.get("PYTHONPATH")]), *filter(None, sys.path)]
+        ),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    # -P: what lies in the current directory is not imported. Its own session: one signal ends all.
+    with (
+        open(folder / "answer", "w+b") as answer,
+        open(folder / "noise", "w+b") as noise,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "latency.jax_worker"],
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=noise,
+            env=os.environ | given,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its noise says why
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()  # and stays open: the worker ends when this process does
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise TargetUnavailable(
+                f"JAX did not answer within {limit_s:.0f} s ({request['operation']}); it was ended"
+            ) from None
+        finally:  # also on Ctrl-C
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        answer.seek(0)
+        noise.seek(0)
+        return (
+            answer.read().decode(errors="replace"),
+            process.returncode,
+            noise.read().decode(errors="replace"),
+        )
+
+
+def _death(code: int, noise: str) -> str:
+    """One line on a worker that gave no answer."""
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += " (out of memory on this machine?)"
+    else:
+        how = f"ended with exit code {code} and no answer"
+    last = [line.strip() for line in noise.splitlines() if line.strip()][-1:]
+    return f"the JAX process {how}" + (f"; its last words: {last[0][:300]}" if last else "")
+
+
+def _raise(answer: dict[str, Any], request: dict[str, Any]) -> None:
+    kind, message = answer["error"], answer.get("message", "")
+    if kind == "ValueError":
+        raise ValueError(message)
+    if kind == "DoesNotFit":
+        raise DoesNotFit(message, answer.get("needed_mb"), answer.get("available_mb"))
+    if kind == "TargetUnavailable":
+        raise TargetUnavailable(message)
+    if kind == "ImportError":
+        extra = _EXTRAS.get(request.get("platform"), "nas[jax]")
+        raise TargetUnavailable(f"JAX is missing ({message}): pip install '{extra}'")
+    raise RuntimeError(f"{request['operation']} failed in the JAX process:\n{message}")

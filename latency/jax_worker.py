@@ -1,0 +1,402 @@
+"""The other side of `latency.jax_process`: one request on stdin, one JSON answer on stdout.
+
+A process with Keras on JAX; only here are they imported. Other modules of the package bring further
+operations, functions `operation(request, model) -> dict`.
+"""
+
+import importlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+from latency.jax_process import DoesNotFit
+from latency.target import TargetUnavailable
+
+_STEADY = 0.02  # warm when the median of five runs moves by less than this share
+_SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
+_WARM_S = 10.0  # and in any case after so many seconds
+_BACK_TO_BACK = 20  # calls in flight at once, to tell the device's time from that of the dispatch
+_SIZE = r"(\d+(?:\.\d+)?[KMGT]?(?:i?B)?)"
+_SHORT_OF_MEMORY = (  # needed, available: XLA's words when it compiles, then when it allocates
+    rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)",
+    rf"Used {_SIZE} of {_SIZE} \w+",
+    rf"allocate (?:request for )?{_SIZE}",
+)
+
+
+def devices(request: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The devices that JAX sees on a platform."""
+    import jax
+
+    return {
+        "devices": [
+            {"id": device.id, "kind": device.device_kind, "platform": device.platform}
+            for device in _attached(request["platform"])
+        ],
+        "jax": jax.__version__,
+    }
+
+
+def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Times the model: "samples_ms" of blocking runs, "memory_mb" and "conditions".
+
+    request: platform, dtype, batch_size, warmup, runs, devices (more than 1: data parallel).
+    """
+    import jax
+
+    attached = _attached(request["platform"])
+    count = request.get("devices", 1)
+    if count > len(attached):
+        raise TargetUnavailable(f"{count} devices asked for, {len(attached)} are attached")
+    over_batch, everywhere = placement(attached[:count], request["batch_size"])
+    network = forward(model, request["dtype"])
+    weights = jax.device_put(weights_of(model, request["dtype"]), everywhere)
+    _, inputs = arguments(model, request["dtype"], request["batch_size"])
+    run = _Runner(network, weights, jax.device_put(filled(inputs), over_batch))
+    warmed = _warm(run, request["warmup"])
+    samples = [run.blocking() for _ in range(request["runs"])]
+    at_once = run.back_to_back(min(_BACK_TO_BACK, max(2, request["runs"])))
+    stats = attached[0].memory_stats() or {}
+    conditions = versions(attached[0]) | {
+        "device_kind": attached[0].device_kind,
+        "devices": count,
+        "dtype": request["dtype"],
+        "donated_inputs": len(run.pairs),
+        "warmup_runs": warmed,
+        "back_to_back_ms": at_once,
+        "dispatch_ms": max(0.0, float(np.median(samples)) - at_once),
+        "peak_mb_in_use": stats.get("peak_bytes_in_use", 0) / 1e6 or None,
+    }
+    return {
+        "samples_ms": samples,
+        "memory_mb": memory_mb(run.compiled),
+        "conditions": conditions | _stability(samples),
+    }
+
+
+def forward(model: Any, dtype: str) -> Any:
+    """The network as a function (weights, inputs) -> outputs that computes in `dtype`."""
+    set_dtype(model, dtype)
+
+    def network(weights, inputs):
+        return model.stateless_call(*weights, inputs, training=False)[0]
+
+    return network
+
+
+def set_dtype(model: Any, dtype: str) -> None:
+    """Every layer computes in `dtype`; quantized layers stay as they are."""
+    import keras
+
+    policy = keras.DTypePolicy(dtype)
+    for layer in model._flatten_layers():
+        if layer.dtype_policy.quantization_mode is None:
+            layer.dtype_policy = policy
+
+
+def arguments(model: Any, dtype: str, batch_size: int) -> tuple[Any, Any]:
+    """Shapes and types of the weights ((trainable, others)) and of the inputs, as `forward` takes.
+
+    Raises `ValueError` on an input without a static shape.
+    """
+    import jax
+    import keras
+
+    def described(tensor):
+        shape = tuple(tensor.shape)
+        if any(size is None for size in shape[1:]):
+            raise ValueError(
+                f"input {tensor.name!r} of model {model.name!r}: expected a static shape, got"
+                f" {shape}"
+            )
+        kept = batch_size if shape[0] is None else shape[0]
+        if kept != batch_size:
+            raise ValueError(
+                f"model {model.name!r} was built for batch {kept}: batch_size={batch_size}"
+            )
+        return jax.ShapeDtypeStruct((kept, *shape[1:]), _type(tensor.dtype, dtype))
+
+    if not getattr(model, "inputs", None):
+        raise ValueError(f"model {model.name!r} was never built: it has no inputs")
+    weights = tuple(
+        [jax.ShapeDtypeStruct(v.shape, _type(v.dtype, dtype)) for v in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+    return weights, keras.tree.map_structure(described, model.input)
+
+
+def weights_of(model: Any, dtype: str) -> Any:
+    """The values of the weights, in the types of `arguments`."""
+    import jax.numpy as jnp
+
+    return tuple(
+        [jnp.asarray(np.asarray(v.value), _type(v.dtype, dtype)) for v in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+
+
+def filled(inputs: Any) -> Any:
+    """Arrays of the shapes: numbers between 0 and 1, zeros where they are integers."""
+    import jax
+
+    random = np.random.default_rng(0)
+
+    def array(like):
+        if np.issubdtype(like.dtype, np.integer) or like.dtype == bool:
+            return np.zeros(like.shape, like.dtype)
+        return random.random(like.shape, np.float32).astype(like.dtype)
+
+    return jax.tree.map(array, inputs)
+
+
+def placement(devices_: list[Any], batch_size: int) -> tuple[Any, Any]:
+    """Where inputs and where weights lie: the batch in equal parts, the weights on each device."""
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+    if len(devices_) == 1:
+        place = SingleDeviceSharding(devices_[0])
+        return place, place
+    if batch_size % len(devices_):
+        raise ValueError(
+            f"batch_size={batch_size}: expected a multiple of {len(devices_)}, the devices that"
+            " share the batch"
+        )
+    mesh = Mesh(np.array(devices_), ("batch",))
+    return NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
+
+
+def placed(shapes: Any, place: Any) -> Any:
+    """The shapes, with where they lie."""
+    import jax
+
+    return jax.tree.map(
+        lambda like: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=place), shapes
+    )
+
+
+def memory_mb(compiled: Any) -> float:
+    """What a compiled network needs on the device: arguments, outputs, intermediates, program."""
+    sizes = compiled.memory_analysis()
+    total = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.generated_code_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
+    return total / 1e6
+
+
+def versions(device: Any) -> dict[str, Any]:
+    """The software that ran a network."""
+    import jax
+    import jaxlib
+
+    platform = str(getattr(device.client, "platform_version", "")).strip()
+    return {
+        "runtime": f"JAX {jax.__version__}, jaxlib {jaxlib.__version__}",
+        "platform_version": " ".join(platform.split()),
+    }
+
+
+def _type(kind: Any, dtype: str) -> Any:
+    """What a float32 tensor is where the network computes in `dtype`; others stay."""
+    import jax.numpy as jnp
+
+    return jnp.dtype(dtype) if str(kind) == "float32" else jnp.dtype(str(kind))
+
+
+class _Runner:
+    """A compiled network with its weights on the device, run again and again.
+
+    An input that has the shape and type of an output (a cache, a state) is donated and replaced by
+    that output, as in use; the others stay on the device.
+    """
+
+    def __init__(self, network: Any, weights: Any, inputs: Any):
+        import jax
+
+        leaves, structure = jax.tree.flatten(inputs)
+        self.pairs = _alike(leaves, jax.tree.leaves(jax.eval_shape(network, weights, inputs)))
+
+        def step(weights, kept, donated):
+            merged = dict(kept) | dict(donated)
+            ordered = [merged[index] for index in range(len(leaves))]
+            return jax.tree.leaves(network(weights, jax.tree.unflatten(structure, ordered)))
+
+        self._weights = weights
+        self._kept = {i: leaf for i, leaf in enumerate(leaves) if i not in self.pairs}
+        self._donated = {index: leaves[index] for index in self.pairs}
+        jitted = jax.jit(step, donate_argnums=2)
+        self.compiled = jitted.lower(weights, self._kept, self._donated).compile()
+
+    def blocking(self) -> float:
+        """Milliseconds of one run, from the call to the end of the computation."""
+        started = time.perf_counter_ns()
+        self._call()
+        self.block()
+        return (time.perf_counter_ns() - started) / 1e6
+
+    def back_to_back(self, calls: int) -> float:
+        """Milliseconds of a run when the next is dispatched before it ends."""
+        started = time.perf_counter_ns()
+        for _ in range(calls):
+            self._call()
+        self.block()
+        return (time.perf_counter_ns() - started) / 1e6 / calls
+
+    def block(self) -> None:
+        import jax
+
+        jax.block_until_ready(self._outputs)
+
+    def _call(self) -> None:
+        self._outputs = self.compiled(self._weights, self._kept, self._donated)
+        self._donated = {index: self._outputs[j] for index, j in self.pairs.items()}
+
+
+def _alike(inputs: list[Any], outputs: list[Any]) -> dict[int, int]:
+    """For each input the output that has its shape and type, if any; each output once."""
+    free, pairs = dict(enumerate(outputs)), {}
+    for index, leaf in enumerate(inputs):
+        for j, output in free.items():
+            if (output.shape, output.dtype) == (leaf.shape, leaf.dtype):
+                pairs[index] = j
+                del free[j]
+                break
+    return pairs
+
+
+def _warm(run: _Runner, least: int) -> int:
+    """Runs until five runs are as fast as the five before, at least `least` times; the count."""
+    times = [run.blocking() for _ in range(max(least, 1))]
+    end = time.monotonic() + _WARM_S
+    while time.monotonic() < end:
+        times += [run.blocking() for _ in range(5)]
+        if len(times) >= 10:
+            before, after = np.median(times[-10:-5]), np.median(times[-5:])
+            if abs(after - before) < _STEADY * before:
+                break
+    return len(times)
+
+
+def _stability(samples: list[float]) -> dict[str, Any]:
+    """Whether the median can be believed, and if not, why."""
+    low, high = np.quantile(samples, (0.25, 0.75))
+    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
+    error = 1.96 * 1.25 * (high - low) / 1.35 / len(samples) ** 0.5 / float(np.median(samples))
+    if error > _SPREAD:
+        return {"stable": False, "reason": f"the median is uncertain by {error:.0%}; use more runs"}
+    return {"stable": True}
+
+
+def _attached(platform: str) -> list[Any]:
+    import jax
+
+    try:
+        found = jax.devices(platform)
+    except (RuntimeError, AssertionError) as error:  # jax 0.10 asserts where no platform is left
+        raise TargetUnavailable(f"JAX sees no {platform} device: {_first_line(error)}") from error
+    return found
+
+
+def _load(request: dict[str, Any]) -> Any:
+    """The model of the request; its own layers' modules are imported first. Keras' safe mode on."""
+    import keras
+
+    for name in request["imports"]:
+        importlib.import_module(name)
+    path = request["model"]
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever a damaged or foreign file makes Keras raise
+        raise ValueError(f"{path}: Keras cannot load it: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        import jax
+        import keras  # noqa: F401 (a broken installation is told apart from a broken model)
+    except ImportError as error:
+        return {"error": "ImportError", "message": str(error)}
+    try:
+        model = _load(request) if "model" in request else None
+        return _operation(request["operation"])(request, model)
+    except DoesNotFit as error:
+        return {"error": "DoesNotFit", "message": str(error)} | {
+            "needed_mb": error.needed_mb,
+            "available_mb": error.available_mb,
+        }
+    except (ValueError, TargetUnavailable) as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return {"error": "DoesNotFit"} | out_of_memory(str(error))
+        return {"error": "RuntimeError", "message": traceback.format_exc()}
+    except Exception:
+        return {"error": "RuntimeError", "message": traceback.format_exc()}
+
+
+def _operation(name: str) -> Any:
+    if name in _OPERATIONS:
+        return _OPERATIONS[name]
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"latency.{module}"), function)
+
+
+def out_of_memory(message: str) -> dict[str, Any]:
+    """What XLA says where memory is short: one line, and megabytes where it names them.
+
+    >>> out_of_memory("the total ... (18.26G) exceeds available HBM (15.75G).")["message"]
+    'does not fit: needs 19.6 GB of 16.9 GB'
+    """
+    needed = available = None
+    for pattern in _SHORT_OF_MEMORY:
+        if found := re.search(pattern, message):
+            needed, *rest = [_megabytes(text) for text in found.groups()]
+            available = rest[0] if rest else None
+            break
+    told = f"needs {needed / 1e3:.1f} GB" if needed else message.splitlines()[0][:300]
+    told += f" of {available / 1e3:.1f} GB" if available else ""
+    return {"message": f"does not fit: {told}", "needed_mb": needed, "available_mb": available}
+
+
+def _megabytes(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+?)\.?([KMGT]?)(?:i?B)?", text).groups()
+    return float(number) * 1024 ** "_KMGT".index(unit or "_") / 1e6
+
+
+_OPERATIONS = {"devices": devices, "time": time_model}
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the other side closes the pipe or dies."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def main() -> None:
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    text = json.dumps(_answer(request))
+    with os.fdopen(answer, "w") as out:
+        out.write(text)
+    os._exit(0)  # runtimes that end slowly, or crash when they do, have nothing more to say
+
+
+if __name__ == "__main__":
+    main()
