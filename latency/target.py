@@ -6,7 +6,7 @@ import enum
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -179,6 +179,18 @@ class Target(abc.ABC):
         """Times several models; a target that can takes them in turns, under equal conditions."""
         return [self.measure(model, batch_size, warmup, runs, details) for model in models]
 
+    def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
+        """Timings of about a second each, back to back for `seconds`, whatever the device's heat.
+
+        Their conditions hold "at_s", seconds since the start. Raises `ValueError` where it cannot.
+        """
+        raise ValueError(f"{self!r} cannot run for long: nothing in it warms up")
+
+    @property
+    def stands_for(self) -> str | None:
+        """The spec of the real device that a predictor was fitted on, where there is one."""
+        return None
+
     @final
     def time(self, model: Any, batch_size=1, warmup=10, runs=50) -> list[float]:
         """The timed samples in milliseconds."""
@@ -202,8 +214,18 @@ class Target(abc.ABC):
             if isinstance(model, (str, Path)) and not Path(model).is_file():
                 raise ValueError(f"{model}: expected a .tflite or .keras file, found none")
         timings = self.measure_together(models, batch_size, warmup, runs, details)
-        for timing in timings:
-            if timing.kind not in self.kinds:
-                raise TypeError(f"{self!r} gave a {timing.kind} figure, it declares {self.kinds}")
-        about = {"target": repr(self), "device": self.device, "batch_size": batch_size}
-        return [Latency(**about, **vars(timing)) for timing in timings]
+        device = self.device
+        return [self._latency(timing, batch_size, device) for timing in timings]
+
+    @final
+    def sustain(self, model: Any, batch_size=1, seconds=600.0) -> Iterator[Latency]:
+        """The latency from cold to warm: `model` runs without pause, one `Latency` a spell."""
+        device = self.device  # asked once: it may be a phone, which is to have no pause
+        for timing in self.spells(model, batch_size, seconds):
+            yield self._latency(timing, batch_size, device)
+
+    def _latency(self, timing: Timing, batch_size: int, device: str) -> Latency:
+        if timing.kind not in self.kinds:
+            raise TypeError(f"{self!r} gave a {timing.kind} figure, it declares {self.kinds}")
+        about = {"target": repr(self), "device": device, "batch_size": batch_size}
+        return Latency(**about, **vars(timing))

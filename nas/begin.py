@@ -1,6 +1,7 @@
 """What a search needs before its first trial: evaluator, budgets, exponent, controller."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -91,7 +92,7 @@ def begin(
     with storage.locked(folder / "begin.lock"):
         if "objective" not in study.user_attrs:
             measured = None if baseline is None else _measure_baseline(evaluator, baseline, say)
-            budgets = list(settings.budgets_ms or ())
+            budgets = [None if b == studies.MINIMIZE else b for b in settings.budgets_ms or ()]
             if not budgets and measured:
                 budgets = [BUDGET_OF_BASELINE * cost for cost in measured["costs"]]
             if not budgets and settings.reward != "pareto":
@@ -101,6 +102,9 @@ def begin(
             if beta == "auto":
                 beta = _calibrate(study, settings, evaluator, budgets, say)
             studies.remember_objective(study, budgets, beta, measured)
+    kept = study.user_attrs["objective"]["baseline"]
+    if kept is not None:
+        evaluator.kinds = [latency.get("kind") for latency in kept["latency"]]
     objective = studies.objective(study, settings)
     if objective.reward and not objective.reward.steers:
         say(
@@ -133,7 +137,8 @@ def _calibrate(study, settings, evaluator, budgets, say) -> float:
         evaluator.forget()
         sketch.tell(trial, 0.0)
         say(f"calibrating beta: {index + 1}/{CALIBRATION_NETWORKS}")
-    beta = calibrate(settings.reward, qualities, costs, budgets)
+    limits = [math.inf if budget is None else budget for budget in budgets]
+    beta = calibrate(settings.reward, qualities, costs, limits)
     for params in proposals:
         study.enqueue_trial(params)
     return beta

@@ -1,4 +1,4 @@
-"""The journeys behind the commands: `search`, `show`, `export` and `profile`."""
+"""The journeys behind `nas search`, `nas show` and `nas export`."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,6 @@ import pathlib
 import subprocess
 import sys
 import time
-from typing import Any
 
 import optuna
 
@@ -153,9 +152,9 @@ def _announce(folder, study, settings, objective, say) -> None:
     say(f"study {folder}: {settings.space} on {settings.task}, controller {settings.controller}")
     baseline = kept["baseline"] or {}
     for index, target in enumerate(settings.targets):
-        if not math.isfinite(objective.budgets[index]):
-            continue
-        told = f"budget {objective.budgets[index]:.3f} ms on {target}"
+        told = f"as fast as possible on {target}"
+        if math.isfinite(objective.budgets[index]):
+            told = f"budget {objective.budgets[index]:.3f} ms on {target}"
         if baseline.get("costs"):
             told += f" (the base network takes {baseline['costs'][index]:.3f} ms"
             told += f", {baseline['quality']:.1%})"
@@ -274,7 +273,8 @@ def export(arguments: argparse.Namespace) -> None:
 
         quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
     files = [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]
-    latency = evaluator.measure_again(stem.with_suffix(".tflite"))
+    name = f"{folder.name}:{number}"
+    latency = evaluator.measure_again(stem.with_suffix(".tflite"), name)
     result = {
         "trial": number,
         "quality": quality,
@@ -288,42 +288,3 @@ def export(arguments: argparse.Namespace) -> None:
     costs = ", ".join(f"{cost:.3f} ms" for cost in result["costs"])
     print(f"trial {number}: {told}, {costs}")
     print("\n".join(files))
-
-
-def profile(arguments: argparse.Namespace) -> None:
-    """`nas profile`: time networks on devices."""
-    targets = {text: spec.target(text) for text in arguments.target or Settings.targets}
-    rows = []
-    for name in arguments.model:
-        model = _model(name)
-        for text, target in targets.items():
-            latency = target.profile(model, runs=arguments.runs)
-            rows.append({"model": name, "target": text, **latency.to_json()})
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        low, high = row["interval_ms"]
-        print(
-            f"{row['model']}  {row['target']}  median {row['median_ms']:.4g} ms {row['kind']}"
-            f"  (95 % {low:.4g} to {high:.4g}; p10 {row['p10_ms']:.4g}, p90 {row['p90_ms']:.4g})"
-        )
-        told = ", ".join(f"{key} {value}" for key, value in row["conditions"].items())
-        print(f"  {row['device']}: {told}")
-
-
-def _model(name: str) -> Any:
-    """A file to time, or a network of the catalog."""
-    path = pathlib.Path(name)
-    if path.suffix in (".tflite", ".keras"):
-        if not path.exists():
-            raise ValueError(f"no file {name}")
-        return path
-    backend.load()
-    named = spec.parse(name)
-    family = spec.module("family", named.name)
-    variant = named.value or next(iter(family.VARIANTS))
-    if variant not in family.VARIANTS:
-        known = ", ".join(family.VARIANTS)
-        raise ValueError(f"{named.name} has no variant {variant!r} (there is: {known})")
-    return family.build(family.VARIANTS[variant])

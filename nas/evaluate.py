@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nas import cache
+from latency.target import TargetUnavailable
+from nas import cache, profile_store, spec
 
 
 def key(config: Any) -> str:
@@ -62,6 +63,7 @@ class Networks:
     seed: int = 0
     limits: Limits = Limits()
     runs: int = 50
+    kinds: list = dataclasses.field(default_factory=list)  # of the figures the study began with
     _built: dict = dataclasses.field(default_factory=dict)
 
     def config(self, trial) -> Any:
@@ -97,6 +99,7 @@ class Networks:
         self._built[record["key"]] = model
         started = time.perf_counter()
         latencies = [self.measure(target, config, model) for target in self.targets]
+        self._refuse_other_kinds(latencies)
         return record | {
             "costs": [latency["median_ms"] for latency in latencies],
             "latency": latencies,
@@ -106,19 +109,52 @@ class Networks:
     def measure(self, target, config: Any, model) -> dict:
         """Time a network on one target, or recall it; the samples stay in the cache."""
         identity = {"network": key(config), "target": repr(target), "on": target.identity()}
+        identity["record"] = "with a kind"  # earlier records have none
 
         def compute() -> dict:
-            latency = target.profile(model, runs=self.runs)
+            (latency,) = profile_store.profile(
+                target, {_name(config): model}, networks=[key(config)], runs=self.runs
+            )
             return latency.to_json() | {"transient": not latency.conditions.get("stable", True)}
 
         record, known = cache.remember("latency", identity, compute)
         summary = {name: value for name, value in record.items() if name != "samples_ms"}
         return summary | {"cached": known}
 
-    def measure_again(self, network: Any) -> list[dict]:
-        """Time a Config, or a file, afresh on every target; the records keep their samples."""
-        model = build(network) if dataclasses.is_dataclass(network) else network
-        return [target.profile(model, runs=4 * self.runs).to_json() for target in self.targets]
+    def _refuse_other_kinds(self, latencies: list[dict]) -> None:
+        """A study never compares a measured figure with an estimate."""
+        for target, latency, kind in zip(self.targets, latencies, self.kinds, strict=False):
+            if kind is not None and latency["kind"] != kind:
+                raise ValueError(
+                    f"{target!r} gives {latency['kind']} figures now, this study began with "
+                    f"{kind} ones: go on where the device is as it was, or name a new --study"
+                )
+
+    def measure_again(self, network: Any, name: str) -> list[dict]:
+        """Time a Config, or a file, afresh on every target; the records keep their samples.
+
+        Where a target only stands for a device, the device itself is asked; if it cannot be
+        reached, the prediction stays one, and "unchecked" says why.
+        """
+        config = dataclasses.is_dataclass(network)
+        models = {name: build(network) if config else network}
+        known = [key(network)] if config else None
+
+        def timed(target) -> dict:
+            runs = 4 * self.runs
+            return profile_store.profile(target, models, networks=known, runs=runs)[0].to_json()
+
+        records = []
+        for target in self.targets:
+            try:
+                if target.stands_for is not None:
+                    records.append(timed(spec.target(target.stands_for)))
+                    continue
+                unchecked = {}
+            except TargetUnavailable as error:
+                unchecked = {"unchecked": str(error)}
+            records.append(timed(target) | unchecked)
+        return records
 
     def train(
         self,
@@ -174,6 +210,11 @@ class Networks:
         self._built.clear()
         keras.backend.clear_session()
         gc.collect()
+
+
+def _name(config: Any) -> str:
+    """What a network of a search is called where its figures are listed."""
+    return f"{type(config).__module__.rpartition('.')[2]}:{key(config)}"
 
 
 def _at(config: Any, trained_config: Any, model):

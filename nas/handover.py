@@ -1,6 +1,7 @@
 """From a searched study to files: finalists retrained and timed again, the winner written out."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -15,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas import cache, pareto, storage
-from nas.search import Objective, trained
+from nas.search import Objective, trained, wait_for_device
 
 # The exported file must give the model's own outputs.
 PARITY = 1e-4
@@ -30,8 +31,8 @@ def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
     complete = [trial for trial in trained(study) if trial.state == TrialState.COMPLETE]
     if not complete:
         return []
-    quality = [trial.user_attrs["evaluation"]["quality"] for trial in complete]
     costs = [_costs(trial) for trial in complete]
+    quality = objective.worth([t.user_attrs["evaluation"]["quality"] for t in complete], costs)
     first = pareto.winner(quality, costs, objective.budgets)
     order = sorted(
         range(len(complete)),
@@ -159,13 +160,9 @@ def hand_over(
         (trial,) = (t for t in candidates if t.number == nearest["number"])
         over = [_finalist(folder, trial, evaluator, objective, epochs, say, insist=True)]
     finalists = done or over
-    best = finalists[
-        pareto.winner(
-            [finalist["quality"] for finalist in finalists],
-            [finalist["costs"] for finalist in finalists],
-            objective.budgets,
-        )
-    ]
+    costs = [finalist["costs"] for finalist in finalists]
+    quality = objective.worth([finalist["quality"] for finalist in finalists], costs)
+    best = finalists[pareto.winner(quality, costs, objective.budgets)]
     _publish(folder, folder / "finalists" / str(best["number"]))
     return {
         "winner": best,
@@ -258,7 +255,8 @@ def _finalist(
         quality = evaluator.train(config)["quality"]
         record = _record(trial, config, objective, quality, _costs(trial), None)
     else:
-        latencies = evaluator.measure_again(config)
+        again = functools.partial(evaluator.measure_again, name=f"{folder.name}:{trial.number}")
+        latencies = wait_for_device(lambda: again(config), say)
         costs = [latency["median_ms"] for latency in latencies]
         size, quality = None, trial.user_attrs["evaluation"]["quality"]
         if insist or not excess(objective, costs):
@@ -270,10 +268,13 @@ def _finalist(
                 size = write_network(model, config, stem)
 
             quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
-            latencies = evaluator.measure_again(stem.with_suffix(".tflite"))
+            latencies = wait_for_device(lambda: again(stem.with_suffix(".tflite")), say)
             costs = [latency["median_ms"] for latency in latencies]
         record = _record(trial, config, objective, quality, costs, size)
         record |= {"latency": latencies, "retrained": size is not None}
+        for latency in latencies:
+            if "unchecked" in latency:
+                say(f"finalist {trial.number} is {latency['kind']} only: {latency['unchecked']}")
     cache.write_json(path, record)
     say(
         f"finalist {trial.number}: quality {record['proxy_quality']:.2%} -> {quality:.2%}, "

@@ -1,6 +1,7 @@
 """The command line: flags to journeys, errors to one line."""
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -11,6 +12,12 @@ SEARCH_EPILOG = """examples:
              --controller ppo --trials 2000 --workers 2 --study mnas1
   nas search --target cpu:threads=1 --budget-ms 2 --target cpu:threads=2 --budget-ms 1.2
 The same command again resumes the study; more --trials extend it."""
+
+PROFILE_EPILOG = """examples:
+  nas profile mnasnet:a1 --target android --runs 50
+  nas profile a.keras b.keras --target cpu:threads=1 --target tpu:v5e --ops
+  nas profile model.tflite --target ssh:pi@raspberrypi --sustained 10m
+`nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,8 +51,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--budget-ms",
         action="append",
-        type=float,
-        help="latency budget, one for each --target (0.8 of the base network's)",
+        type=_budget,
+        help="latency budget, one for each --target; min: as fast as possible"
+        " (0.8 of the base network's)",
     )
     what.add_argument("--input", type=int, help="side of the timed input (the task's)")
     what.add_argument("--max-params", type=float, help="hard limit on trainable parameters")
@@ -106,14 +114,50 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--epochs", type=int, help="epochs to train (as a finalist); 0: untrained")
     export.add_argument("--out", help="folder to write to (RUN/trial_N)")
 
-    profile = commands.add_parser("profile", parents=[common], help="time a network on a device")
+    profile = commands.add_parser(
+        "profile",
+        parents=[common],
+        help="time networks on devices",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=PROFILE_EPILOG,
+    )
     profile.add_argument("model", nargs="+", help=".tflite or .keras file, or family:variant")
-    profile.add_argument("--target", action="append", help="device (cpu:threads=1)")
+    profile.add_argument(
+        "--target", action="append", help="device; repeat for several (cpu:threads=1)"
+    )
+    profile.add_argument("--batch", default="1", help="batch sizes, as 1,32,128 (%(default)s)")
     profile.add_argument("--runs", type=int, default=50, help="timed runs (%(default)s)")
+    profile.add_argument("--warmup", type=int, default=10, help="runs before them (%(default)s)")
+    profile.add_argument("--ops", action="store_true", help="the time of each operation")
+    profile.add_argument(
+        "--sustained", metavar="TIME", help="run without pause, as 10m, and plot cold to warm"
+    )
+    profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
+
+    devices = commands.add_parser(
+        "devices", parents=[common], help="what can be profiled here, and what is missing"
+    )
+    devices.add_argument(
+        "--history", action="store_true", help="how devices changed since their first figures"
+    )
+    devices.add_argument("--target", action="append", help="only these, in --history")
+
+    device = commands.add_parser("device", help="learn a device: a predictor of its latencies")
+    actions = device.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser(
+        "add", parents=[common], help="time probe networks on it, fit and judge a predictor"
+    )
+    add.add_argument("name", help="what it is called then: --target predicted:NAME")
+    add.add_argument("--target", required=True, help="the device, e.g. android or cpu:threads=1")
+    add.add_argument("--probes", type=int, default=40, help="networks to time (%(default)s)")
 
     listing = commands.add_parser("list", parents=[common], help="what there is to name in flags")
     listing.add_argument("kind", nargs="?", help="only this kind: family, space, task, ...")
     return top
+
+
+def _budget(text: str) -> float | str:
+    return text if text == "min" else float(text)
 
 
 def _beta(text: str) -> float | str:
@@ -164,9 +208,9 @@ def _list(arguments) -> None:
 
 
 def _journey(arguments) -> int | None:
-    from nas import commands
-
-    return getattr(commands, arguments.command)(arguments)
+    journey = importlib.import_module(JOURNEYS.get(arguments.command, "nas.commands"))
+    return getattr(journey, arguments.command)(arguments)
 
 
 COMMANDS = {"list": _list}
+JOURNEYS = {"profile": "nas.profile", "devices": "nas.devices", "device": "nas.devices"}

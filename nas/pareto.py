@@ -78,8 +78,8 @@ def winner(quality, costs, budgets, tolerance: float = 0.03, slack: float = 0.00
 
     The best quality among those that land, if it is within `slack` (in the unit of quality; 0.003:
     proxy noise) of the best within the budgets; else that best one. If none is within the budgets,
-    the one that exceeds them least. `quality` (n,), `costs` (n, m) and `budgets` (m,) in one unit;
-    of equals the cheaper.
+    the one that exceeds them least. `quality` (n,), `costs` (n, m) and `budgets` (m,) in one unit,
+    infinite where there is none; of equals the cheaper.
     """
     quality, budgets = np.asarray(quality, float), np.atleast_1d(np.asarray(budgets, float))
     ratio = np.asarray(costs, float).reshape(len(quality), len(budgets)) / budgets
@@ -87,7 +87,7 @@ def winner(quality, costs, budgets, tolerance: float = 0.03, slack: float = 0.00
         raise ValueError("no networks to choose from")
     excess = np.maximum(ratio - 1, 0).max(axis=1)
     within = excess == 0
-    landed = within & (ratio > 1 - tolerance).all(axis=1)
+    landed = within & ((ratio > 1 - tolerance) | np.isinf(budgets)).all(axis=1)
     if within.any():
         landed &= quality >= quality[within].max() - slack
     first = landed if landed.any() else within

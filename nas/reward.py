@@ -8,6 +8,10 @@ import dataclasses
 
 import numpy as np
 
+# What a target without a budget weighs, "as fast as possible": MnasNet's exponent (section 3.1),
+# by which half the latency is worth 5 % more quality.
+AS_FAST_AS_POSSIBLE = -0.07
+
 
 def soft(quality, costs, budgets, alpha: float = -0.07, beta: float = -0.07) -> np.ndarray:
     """MnasNet's quality * (cost / budget) ** (alpha if within budget else beta).
@@ -39,17 +43,35 @@ SCALAR = {"soft": soft, "hard": hard, "absolute": absolute, "relu": relu}
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """A scalar reward with its budgets and exponent; callable on (quality, costs)."""
+    """A scalar reward with its budgets and exponent; callable on (quality, costs).
+
+    A target whose budget is infinite is to be as fast as possible: relative to its `scales` entry,
+    e.g. the base network's latency, its cost multiplies the quality (`worth`).
+    """
 
     name: str
     budgets: tuple[float, ...]
     beta: float | None = None  # None: the function's own default
+    scales: tuple[float, ...] | None = None
 
     def __call__(self, quality, costs) -> np.ndarray:
         options = {} if self.beta is None else {"beta": self.beta}
         if self.name == "soft" and self.beta is not None:
             options["alpha"] = self.beta
-        return SCALAR[self.name](quality, costs, np.asarray(self.budgets), **options)
+        limited = np.isfinite(self.budgets)
+        quality, costs = self.worth(quality, costs), _columns(costs)[:, limited]
+        if not limited.any():
+            return quality
+        return SCALAR[self.name](quality, costs, np.asarray(self.budgets)[limited], **options)
+
+    def worth(self, quality, costs) -> np.ndarray:
+        """Quality (n,) times what the costs (n, m) of the targets without a budget make of it."""
+        free = ~np.isfinite(self.budgets)
+        if not free.any():
+            return np.asarray(quality)
+        scales = np.ones(len(free)) if self.scales is None else np.asarray(self.scales)
+        ratio = _ratio(_columns(costs)[:, free], scales[free])
+        return np.asarray(quality) * np.prod(ratio**AS_FAST_AS_POSSIBLE, axis=1)
 
     @property
     def steers(self) -> bool:
@@ -67,8 +89,11 @@ def calibrate(name: str, quality, costs, budgets) -> float:
     """
     from nas import pareto
 
-    quality = np.asarray(quality, float)
-    relative = np.log(_ratio(costs, budgets)).mean(axis=1)
+    quality, limited = np.asarray(quality, float), np.isfinite(budgets)
+    if not limited.any():
+        raise ValueError("calibrating beta needs a budget")
+    ratio = _ratio(_columns(costs)[:, limited], np.asarray(budgets)[limited])
+    relative = np.log(ratio).mean(axis=1)
     if len(quality) < 4 or np.ptp(relative) < 1e-3:
         raise ValueError("calibrating beta needs at least four networks of different cost")
     front = pareto.front(np.column_stack([-quality, relative]))
@@ -84,9 +109,13 @@ def calibrate(name: str, quality, costs, budgets) -> float:
     return -min(round(steepness, 4), 2.0)
 
 
-def _ratio(costs, budgets) -> np.ndarray:
+def _columns(costs) -> np.ndarray:
     costs = np.asarray(costs, float)
-    costs = costs[:, None] if costs.ndim == 1 else costs
+    return costs[:, None] if costs.ndim == 1 else costs
+
+
+def _ratio(costs, budgets) -> np.ndarray:
+    costs = _columns(costs)
     budgets = np.atleast_1d(np.asarray(budgets, float))
     if costs.shape[1] != budgets.size:
         raise ValueError(f"{costs.shape[1]} costs a network, but {budgets.size} budgets")

@@ -48,6 +48,10 @@ class Objective:
             return [float(self.reward(np.array([quality]), np.array([list(costs)]))[0])]
         return [float(quality), *(float(cost) for cost in costs)]
 
+    def worth(self, quality, costs) -> np.ndarray:
+        """Qualities (n,) as far as what costs (n, m) without a budget leave of them."""
+        return np.asarray(quality) if self.reward is None else self.reward.worth(quality, costs)
+
     def hopeless(self, record: dict) -> bool:
         """Whether a profiled network is not worth training at all."""
         return not record["costs"] or (
@@ -76,6 +80,19 @@ def trained(study: optuna.Study) -> list[FrozenTrial]:
         if "evaluation" in trial.user_attrs:
             found.setdefault(trial.user_attrs["profile"]["key"], trial)
     return list(found.values())
+
+
+def wait_for_device(work: Callable[[], Any], say: Callable[[str], None]) -> Any:
+    """Do the work; while the device is away, say why and try again."""
+    told = None
+    while True:
+        try:
+            return work()
+        except TargetUnavailable as error:
+            if str(error) != told:
+                told = str(error)
+                say(told)
+            time.sleep(WAIT_FOR_DEVICE_S)
 
 
 def explore(
@@ -186,14 +203,10 @@ class _Loop:
         trial.set_user_attr("profile", record)
 
     def _retry(self, trial: Trial, work: Callable[[], dict]) -> dict:
-        """Do the work; while the device is away, say so and wait for it."""
-        while True:
-            try:
-                return work()
-            except TargetUnavailable as error:
-                frozen = _frozen(self.study, trial)
-                self.on_event(Event("waiting", frozen, self.trained, str(error)))
-                time.sleep(WAIT_FOR_DEVICE_S)
+        def say(reason: str) -> None:
+            self.on_event(Event("waiting", _frozen(self.study, trial), self.trained, reason))
+
+        return wait_for_device(work, say)
 
     def _is_candidate(self, trial: Trial) -> bool:
         record = trial.user_attrs["profile"]

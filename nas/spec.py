@@ -109,10 +109,15 @@ def module(kind: str, name: str):
 
 def target(text: str):
     """A `latency.Target`, e.g. `cpu:threads=1`."""
+    spec = parse(text)
+    return _call(target_class(spec.name), spec)
+
+
+def target_class(name: str) -> type:
+    """The class of a target by its name, e.g. "cpu"."""
     from latency.target import Target
 
-    spec = parse(text)
-    return _call(_public_subclass(module("target", spec.name), Target), spec)
+    return _public_subclass(module("target", name), Target)
 
 
 def task(text: str, **options):

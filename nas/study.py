@@ -12,6 +12,8 @@ from nas import cache, spec, storage
 from nas.reward import Reward
 from nas.search import Objective
 
+MINIMIZE = "min"  # the budget of a target that is to be as fast as possible
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -20,7 +22,7 @@ class Settings:
     space: str = "mnasnet"
     task: str = "digits"
     targets: tuple[str, ...] = ("cpu:threads=1",)
-    budgets_ms: tuple[float, ...] | None = None
+    budgets_ms: tuple[float | str, ...] | None = None  # "min": as fast as possible
     input: int | None = None
     max_params: float | None = None
     max_macs: float | None = None
@@ -42,8 +44,9 @@ class Settings:
                 f"{len(budgets)} --budget-ms for {len(self.targets)} --target; give one for each,"
                 " in the same order, or none"
             )
-        if budgets and min(budgets) <= 0:
-            raise ValueError(f"--budget-ms must be above 0, not {min(budgets)}")
+        for budget in budgets or ():
+            if budget != MINIMIZE and not budget > 0:
+                raise ValueError(f"--budget-ms must be above 0, or {MINIMIZE}, not {budget}")
         if self.beta is not None and self.reward == "pareto":
             raise ValueError("--beta weighs latency in a scalar reward; --reward pareto has none")
 
@@ -117,7 +120,8 @@ def objective(study: optuna.Study, settings: Settings) -> Objective:
     budgets = tuple(math.inf if budget is None else budget for budget in kept["budgets_ms"])
     reward = None
     if settings.reward != "pareto":
-        reward = Reward(settings.reward, budgets, kept["beta"])
+        scales = (kept["baseline"] or {}).get("costs")
+        reward = Reward(settings.reward, budgets, kept["beta"], scales and tuple(scales))
     return Objective(budgets, reward)
 
 

@@ -56,3 +56,9 @@ def test_winner_lands_below_the_budget():
     assert pareto.winner([0.5, 0.5], [[8.0, 5.0], [8.0, 4.0]], [8.0, 5.0]) == 0
     with pytest.raises(ValueError, match="no networks"):
         pareto.winner([], np.zeros((0, 1)), [1.0])
+
+
+def test_a_cost_without_a_budget_does_not_hinder_landing():
+    quality, costs = [0.9, 0.899, 0.95], [[15.0, 1.0], [19.9, 9.0], [21.0, 1.0]]
+    assert pareto.winner(quality, costs, [20.0, np.inf]) == 1
+    assert pareto.winner(quality, costs, [np.inf, np.inf]) == 2

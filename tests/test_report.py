@@ -46,7 +46,7 @@ def make_study(networks, *, targets=1, directions=None, train=lambda index: inde
     for index, network in enumerate(networks):
         costs = network["costs"][:targets]
         latency = [
-            {"median_ms": c, "interval_ms": [0.98 * c, 1.02 * c], "measured": True} for c in costs
+            {"median_ms": c, "interval_ms": [0.98 * c, 1.02 * c], "kind": "measured"} for c in costs
         ]
         profile = {"key": str(index), "costs": costs, "latency": latency}
         profile |= {name: network[name] for name in ("params", "macs")}

@@ -207,12 +207,11 @@ def _conditions(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]
         facts = [("target", goal.spec)]
         facts += [("device", goal.device)] if goal.device else []
         facts += [("budget", f"{records.figure(goal.budget)} {goal.unit}")] if goal.budget else []
-        measured = sum(bool(record.get("measured")) for record in records_)
         if records_:
-            word = "measured" if measured == len(records_) else "predicted"
+            word = "+".join(sorted({str(record.get("kind", "unknown")) for record in records_}))
             pill = f'<span class="pill {"good" if word == "measured" else "bad"}">{word}</span>'
             recalled = sum(bool(record.get("cached")) for record in records_)
-            count = f"{measured:,} of {len(records_):,} latencies timed on the device"
+            count = f"{len(records_):,} latencies"
             count += f", {recalled:,} of them recalled from the cache" if recalled else ""
         else:
             pill, count = "", "not recorded per trial"

@@ -161,9 +161,11 @@ def _summary(
         landing = f"{records.figure(goal.budget)} {goal.unit} on {goal.spec}"
         if winner:
             state = "within" if value <= goal.budget else f"over by {value / goal.budget - 1:.1%}"
-            landing += (
-                f"; winner {records.figure(value)} {goal.unit} = {value / goal.budget:.1%}, {state}"
-            )
+            timed = (winner.get("latency") or {axis: {}})[axis]
+            kind = timed.get("kind", "measured")
+            landing += f"; winner {records.figure(value)} {goal.unit}"
+            landing += "" if kind == "measured" else f" {kind.upper()}, not measured,"
+            landing += f" = {value / goal.budget:.1%}, {state}"
         told.append(("budget", landing))
     if winner and baseline:
         told.append(("baseline", _against(winner, baseline, goals)))

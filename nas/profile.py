@@ -1,0 +1,166 @@
+"""The journey behind `nas profile`: networks timed on devices, compared, or run until warm."""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from latency.target import Latency, Target, TargetUnavailable
+from nas import backend, profile_store, spec
+from nas.study import Settings
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    """`nas profile`: 0, or 2 where some network could not be timed on some target."""
+    batches = _batches(arguments.batch)
+    seconds = None if arguments.sustained is None else _seconds(arguments.sustained)
+    targets = {text: spec.target(text) for text in arguments.target or Settings.targets}
+    models = {name: _model(name) for name in dict.fromkeys(arguments.model)}
+    if seconds is not None:
+        return _sustained(arguments, targets, models, batches, seconds)
+    from nas.report import latency_table
+
+    rows: list[dict] = []
+    failures: list[str] = []
+    for text, target in targets.items():
+        for batch in batches:
+            _say(f"timing {', '.join(models)} on {text}, batch {batch}")
+            options = {
+                "batch_size": batch,
+                "warmup": arguments.warmup,
+                "runs": arguments.runs,
+                "details": True,
+            }
+            for name, latency in _timed(target, text, models, options, failures, arguments.debug):
+                rows.append({"model": name, "spec": text, "latency": latency})
+    if arguments.json:
+        print(json.dumps([_as_json(row) for row in rows], indent=1, default=repr))
+    elif rows:
+        print(latency_table.table(rows))
+        if arguments.ops:
+            print(latency_table.operations(rows))
+    for failure in failures:
+        print(f"nas: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _timed(
+    target: Target,
+    text: str,
+    models: dict[str, Any],
+    options: dict[str, Any],
+    failures: list[str],
+    debug: bool,
+) -> Iterator[tuple[str, Latency]]:
+    """Each network's latency; one that cannot be timed is told in `failures`, the others stay."""
+    try:
+        yield from zip(models, profile_store.profile(target, models, **options), strict=True)
+    except (ValueError, OSError, TargetUnavailable) as error:
+        if debug:
+            raise
+        if len(models) == 1 or isinstance(error, TargetUnavailable):
+            failures.append(f"{', '.join(models)} on {text}: {' '.join(str(error).split())}")
+            return
+        for name, model in models.items():  # in turns they fail together
+            yield from _timed(target, text, {name: model}, options, failures, debug)
+
+
+def _sustained(
+    arguments: argparse.Namespace,
+    targets: dict[str, Target],
+    models: dict[str, Any],
+    batches: list[int],
+    seconds: float,
+) -> int:
+    """`--sustained`: run without pause, print and plot the way from cold to warm."""
+    from nas.report import sustained
+
+    runs: list[dict] = []
+    interrupted = False
+    try:
+        for text, target in targets.items():
+            for name, model in models.items():
+                for batch in batches:
+                    label = f"{name} on {text}" + (f", batch {batch}" if batch > 1 else "")
+                    spells: list[Latency] = []
+                    runs.append({"model": name, "spec": text, "label": label, "spells": spells})
+                    network = profile_store.digest(model)
+                    for latency in target.sustain(model, batch, seconds):
+                        spells.append(latency)
+                        profile_store.record(latency, name, network)
+                        _progress(label, latency, seconds)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+    runs = [run for run in runs if run["spells"]]
+    if runs:
+        plot = sustained.png(pathlib.Path(arguments.out), runs)
+        if arguments.json:
+            content = [run | {"spells": [one.to_json() for one in run["spells"]]} for run in runs]
+            print(json.dumps({"plot": str(plot), "runs": content}, indent=1, default=repr))
+        else:
+            print(sustained.table(runs))
+            print(f"plot      {plot}")
+    return 130 if interrupted else 0
+
+
+def _progress(label: str, latency: Latency, seconds: float) -> None:
+    if sys.stderr.isatty():
+        at_s = latency.conditions["at_s"]
+        left = max(0, round(seconds - at_s))
+        told = (
+            f"{label}: {latency.median_ms:.4g} ms at {at_s:.0f} s, {left // 60}:{left % 60:02} left"
+        )
+        print(f"\r\033[K{told}", end="", file=sys.stderr, flush=True)
+
+
+def _as_json(row: dict) -> dict:
+    """What `--json` prints of a row: the figure, how it was asked for, every sample."""
+    return {"model": row["model"], "spec": row["spec"], **row["latency"].to_json()}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        batches = [int(part) for part in text.split(",")]
+    except ValueError:
+        batches = [0]
+    if min(batches) < 1:
+        raise ValueError(f"--batch {text}: expected whole numbers from 1, as 1,32,128")
+    return batches
+
+
+def _seconds(text: str) -> float:
+    """The seconds of "10m", "90s", "1h" or "90"."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found or not float(found[1]):
+        raise ValueError(f"--sustained {text}: expected a duration as 90s, 10m or 1h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _model(name: str) -> Any:
+    """A file to time, or a network of the catalog."""
+    path = pathlib.Path(name)
+    if path.suffix in (".tflite", ".keras"):
+        if not path.is_file():
+            raise ValueError(f"no file {name}")
+        return path
+    if path.exists() and ":" not in name:
+        raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
+    named = spec.parse(name)
+    spec.known("family", named.name)
+    backend.load()
+    family = spec.module("family", named.name)
+    variant = named.value or next(iter(family.VARIANTS))
+    if variant not in family.VARIANTS:
+        known = ", ".join(family.VARIANTS)
+        raise ValueError(f"{named.name} has no variant {variant!r} (there is: {known})")
+    return family.build(family.VARIANTS[variant])

@@ -1,0 +1,154 @@
+"""Latencies in a terminal: a comparison of networks and targets, their conditions, operations."""
+
+import collections
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from latency.target import Kind, Latency
+
+WIDTH = 100
+TOP = 20  # operations that are listed; --json has all
+# Conditions that the table itself shows, or that are too long for a line.
+_SHOWN = {"device", "stable", "reason", "op_min_ms", "raw_median_ms"}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows {"model", "spec", "latency"} as a table, then each target's device and conditions."""
+    head = ["model", "target", "batch", "median ms", "95 % interval", "p10", "p90", "wall ms"]
+    head += ["op minima", "MB", "", "figure"]
+    cells = [head]
+    first: dict[tuple[str, int], float] = {}
+    for row in rows:
+        one: Latency = row["latency"]
+        key = (row["spec"], one.batch_size)
+        times = one.median_ms / first.setdefault(key, one.median_ms)
+        cells.append(
+            [
+                row["model"],
+                row["spec"],
+                str(one.batch_size),
+                _ms(one.median_ms),
+                *_spread(one),
+                _ms(one.conditions.get("raw_median_ms")),
+                _ms(one.op_min_ms),
+                "" if one.memory_mb is None else f"{one.memory_mb:.1f}",
+                "" if times == 1 else f"x{times:.2f}",
+                _figure(one),
+            ]
+        )
+    lines = [*align(cells), ""]
+    for row in rows:
+        if row["latency"].conditions.get("stable") is False:
+            lines += _wrapped(f"not stable: {row['model']} on {row['spec']}: {_why(row)}")
+    told: dict[str, set[str]] = collections.defaultdict(set)
+    for row in rows:  # what differs between the networks is told for each
+        one = row["latency"]
+        same = f"{row['spec']} is {one.device}"
+        if not told[same]:
+            lines += _wrapped(same)
+        text = ", ".join(_facts(one.conditions))
+        if text not in told[same]:
+            lines += _wrapped(f"{row['model']}: {text}", indent="  ")
+        told[same].add(text)
+    return "\n".join(lines)
+
+
+def operations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The operations that take longest, and what each type of operation takes, of each row."""
+    lines: list[str] = []
+    for row in rows:
+        one: Latency = row["latency"]
+        lines.append("")
+        title = f"{row['model']} on {row['spec']}"
+        if not one.per_op:
+            why = one.conditions.get("per_op") or "this target tells none"
+            lines.append(f"{title}: no times of operations ({why})")
+            continue
+        graph = [op for op in one.per_op if op.get("within", "graph") == "graph"] or one.per_op
+        total = sum(op["ms"] for op in graph)
+        lines.append(f"{title}: {len(graph)} operations, {total:.4g} ms, {one.per_op_kind}")
+        types: dict[str, list[float]] = collections.defaultdict(list)
+        for op in graph:
+            types[op["type"]].append(op["ms"])
+        by_type = sorted(types.items(), key=lambda item: -sum(item[1]))
+        cells = [["type", "count", "ms", "share"]]
+        cells += [
+            [name, str(len(ms)), _ms(sum(ms)), f"{sum(ms) / (total or 1):.1%}"]
+            for name, ms in by_type
+        ]
+        lines += [*align(cells), ""]
+        slowest = sorted(graph, key=lambda op: -op["ms"])[:TOP]
+        cells = [["operation", "type", "ms", "share", "fastest ms"]]
+        cells += [
+            [
+                op["name"][:48],
+                op["type"][:32],
+                _ms(op["ms"]),
+                f"{op['ms'] / (total or 1):.1%}",
+                _ms(op.get("fastest_ms")),
+            ]
+            for op in slowest
+        ]
+        lines += align(cells)
+        if len(graph) > len(slowest):
+            lines.append(f"{len(graph) - len(slowest)} more, of which --json has all")
+    return "\n".join(lines)
+
+
+def align(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as lines of columns; columns of numbers to the right, empty ones left out."""
+    used = [i for i in range(len(cells[0])) if any(row[i] for row in cells[1:])]
+    widths = {i: max(len(row[i]) for row in cells) for i in used}
+    right = {i for i in used if all(_is_number(row[i]) for row in cells[1:])}
+    return [
+        "  ".join(
+            row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in used
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _spread(one: Latency) -> list[str]:
+    """Interval, p10 and p90: of an estimate there are none."""
+    if not one.measured:
+        return ["", "", ""]
+    low, high = one.interval_ms
+    return [f"{_ms(low)} to {_ms(high)}", _ms(one.p10_ms), _ms(one.p90_ms)]
+
+
+def _figure(one: Latency) -> str:
+    """What sort of figure it is; only a measured one is written small."""
+    word = "measured" if one.kind is Kind.MEASURED else str(one.kind).upper()
+    return word if one.conditions.get("stable", True) else f"{word}, not stable"
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    return str(row["latency"].conditions.get("reason", "no reason given"))
+
+
+def _facts(conditions: Mapping[str, Any], path: str = "") -> list[str]:
+    facts = []
+    for name, value in conditions.items():
+        if name in _SHOWN or value is None or value == "":
+            continue
+        label = f"{path}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            facts += _facts(value, f"{label} ")
+        elif isinstance(value, (list, tuple)):
+            facts.append(f"{label} {'+'.join(map(str, value))}")
+        else:
+            facts.append(f"{label} {value:.4g}" if isinstance(value, float) else f"{label} {value}")
+    return facts
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _is_number(text: str) -> bool:
+    return not text or text[0].isdigit() or (text[0] == "x" and text[1:2].isdigit())
