@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -308,16 +309,41 @@ def _attached(platform: str) -> list[Any]:
 
 
 def _load(request: dict[str, Any]) -> Any:
-    """The model of the request; its own layers' modules are imported first. Keras' safe mode on."""
+    """The model of the request; its own layers' modules are imported first. Keras' safe mode on.
+
+    request["weights"] false: weights of zeros, where only the shapes count.
+    """
     import keras
 
     for name in request["imports"]:
         importlib.import_module(name)
     path = request["model"]
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        try:
+            return _load_at_once(path, request.get("weights", True))
+        except Exception:  # a layer that reads its weights when it is built, or a bad file
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a damaged or foreign file makes Keras raise
         raise ValueError(f"{path}: Keras cannot load it: {_first_line(error)}") from error
+
+
+def _load_at_once(path: str, weights: bool) -> Any:
+    """What Keras' `load_model` does, without first compiling and running every initializer.
+
+    On JAX these take 15 s for a MnasNet, against 0.5 s for all of this.
+    """
+    import keras
+
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+    config.pop("compile_config", None)
+    with keras.StatelessScope():  # variables come to life when it ends
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        for variable in model.variables:
+            variable._initializer = lambda shape, dtype: np.zeros(shape, dtype)
+    if weights:
+        model.load_weights(path)
+    return model
 
 
 def _first_line(error: BaseException) -> str:
