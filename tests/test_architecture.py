@@ -48,6 +48,19 @@ def test_files_stay_readable(path):
     assert path.stem not in banned
 
 
+def test_only_targets_say_what_a_figure_is():
+    """Measured, compiled or predicted: said where it is taken, never changed elsewhere."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            assert called != "Latency" or path.name == "target.py", f"{path} makes a Latency"
+            assert called != "Timing" or path.parent.name == "latency", f"{path} makes a Timing"
+            keywords = {keyword.arg for keyword in node.keywords}
+            assert called != "replace" or not keywords & {"kind", "samples_ms"}, path
+
+
 def test_the_command_line_imports_nothing_heavy():
     for name in ("main", "spec", "__init__", "__main__"):
         tree = ast.parse((ROOT / "nas" / f"{name}.py").read_text())

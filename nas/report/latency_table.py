@@ -8,6 +8,7 @@ from typing import Any
 from latency.target import Kind, Latency
 
 WIDTH = 100
+NAME = 32  # characters of a model's name; of a longer path the end is told
 TOP = 20  # operations that are listed; --json has all
 # Conditions that the table itself shows, or that are too long for a line.
 _SHOWN = {"device", "stable", "reason", "op_min_ms", "raw_median_ms"}
@@ -25,7 +26,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         times = one.median_ms / first.setdefault(key, one.median_ms)
         cells.append(
             [
-                row["model"],
+                row["model"] if len(row["model"]) <= NAME else "..." + row["model"][3 - NAME :],
                 row["spec"],
                 str(one.batch_size),
                 _ms(one.median_ms),
