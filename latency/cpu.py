@@ -8,14 +8,15 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from latency import litert, reference, timing
+from latency import litert, litert_process, litert_profiler, reference, timing
 from latency.target import Found, Kind, Target, Timing, cache_directory
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
@@ -68,42 +69,85 @@ class CPU(Target):
         return self._conditions() | {"nominal_ms": self._nominal()}
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
+        return self.measure_together([model], batch_size, warmup, runs, details)[0]
+
+    def measure_together(
+        self, models: Sequence[Any], batch_size: int, warmup: int, runs: int, details: bool
+    ) -> list[Timing]:
+        """Times several models block by block in turns, the references before and after each."""
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
-        tflite = litert.file_of(model)
+        files = [litert.file_of(model) for model in models]
         nominal = self._nominal()
         with timing.undisturbed(self.threads, _cache()) as cores:
-            candidate = timing.Stopwatch(
-                _runner(tflite, self.threads), self.threads, max(warmup, 1)
-            )
+            candidates = [
+                timing.Stopwatch(litert.runner(file, self.threads), self.threads, max(warmup, 1))
+                for file in files
+            ]
+            suited = [_suited(nominal, candidate.run_ns / 1e6) for candidate in candidates]
             beside = {
                 name: timing.Stopwatch(_reference(name, self.threads), self.threads, 3)
-                for name in _suited(nominal, candidate.run_ns / 1e6)
+                for name in reference.NAMES
+                if any(name in names for names in suited)
             }
-            for turn in range(runs + 1):
-                if turn:
-                    candidate.block()
-                for watch in beside.values():
-                    watch.block()
+            order = _take_turns(candidates, list(beside.values()), runs)
             state = timing.machine_state(cores[0] if cores else 0)
-        network = candidate.blocks()
+            told = [self._details(file, runs) if details else {} for file in files]
         seen_ms = {name: watch.blocks().fastest_ms for name, watch in beside.items()}
-        slowness = np.mean([seen_ms[name] / nominal[name] for name in beside], axis=0)
-        drifts = (slowness[:-1] + slowness[1:]) / 2
+        slowness = {name: seen / nominal[name] for name, seen in seen_ms.items()}
         self._lower(seen_ms, nominal)
-        samples = tuple((network.fastest_ms / drifts).tolist())
-        drift = float(np.median(drifts))
-        conditions = self._conditions() | {
+        common = {
+            **self._conditions(),
             "pinned_cores": list(cores) if cores else None,
             **state,
-            "contention": round(network.share, 3),
-            "reference_ms": {name: nominal[name] for name in beside},
-            "drift": round(drift, 4),
-            "raw_median_ms": float(np.median(network.wall_ms)),
             "runs": runs,
+            "taken_in_turns_with": len(models) - 1,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        return Timing(samples, conditions | _stability(samples, drift), Kind.MEASURED)
+        timings = []
+        for number, (candidate, names, more) in enumerate(
+            zip(candidates, suited, told, strict=True)
+        ):
+            blocks = candidate.blocks()
+            before = np.flatnonzero(order == number)
+            slow = np.mean([slowness[name] for name in names], axis=0)
+            drifts = (slow[before] + slow[before + 1]) / 2
+            samples = tuple((blocks.fastest_ms / drifts).tolist())
+            drift = float(np.median(drifts))
+            conditions = common | {
+                "contention": round(blocks.share, 3),
+                "reference_ms": {name: nominal[name] for name in names},
+                "drift": round(drift, 4),
+                "raw_median_ms": float(np.median(blocks.wall_ms)),
+                **more.pop("conditions", {}),
+                **_stability(samples, drift),
+            }
+            timings.append(Timing(samples, conditions, Kind.MEASURED, **more))
+        return timings
+
+    def _details(self, tflite: bytes | Path, runs: int) -> dict[str, Any]:
+        """Memory and the time of each operation, on the cores of this thread; or why not."""
+        told: dict[str, Any] = {}
+        conditions = told["conditions"] = {}
+        with contextlib.ExitStack() as stack:
+            if isinstance(tflite, bytes):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nas_cpu_"))
+                path = Path(folder) / "model.tflite"
+                path.write_bytes(tflite)
+            else:
+                path = tflite
+            try:
+                told["memory_mb"] = litert_process.memory_mb(path, self.threads)
+                conditions["memory"] = "peak resident memory of a new process, less that at start"
+            except ValueError as error:
+                conditions["memory"] = f"not told: {error}"
+            try:
+                told["per_op"], count = litert_profiler.operations(path, self.threads, runs)
+                told["per_op_kind"] = Kind.MEASURED
+                conditions["per_op"] = f"LiteRT's profiler, whole microseconds, {count} runs"
+            except litert_profiler.Unprofiled as error:
+                conditions["per_op"] = f"not told: {error}"
+        return told
 
     def _conditions(self) -> dict[str, Any]:
         return {
@@ -167,17 +211,23 @@ def _cache() -> Path:
 
 @functools.cache
 def _reference(name: str, threads: int) -> Callable[[], None]:
-    return _runner(reference.network(name), threads)
+    return litert.runner(reference.network(name), threads)
 
 
-def _runner(tflite: bytes | Path, threads: int) -> Callable[[], None]:
-    """What runs a network once. Its inputs are filled: what memory held before may be denormals."""
-    interpreter = litert.load(tflite, threads)
-    random = np.random.default_rng(0)
-    for entry in interpreter.get_input_details():
-        values = random.random(tuple(entry["shape"]), np.float32).astype(entry["dtype"])
-        interpreter.set_tensor(entry["index"], values)
-    return interpreter.invoke
+def _take_turns(
+    candidates: Sequence[timing.Stopwatch], beside: Sequence[timing.Stopwatch], runs: int
+) -> np.ndarray:
+    """`runs` blocks of each candidate, the references between any two; whose turn each was."""
+    order = []
+    for turn in range(runs):
+        first = turn % len(candidates)  # nobody always comes after the same one
+        order += [*range(first, len(candidates)), *range(first)]
+    for number in (None, *order):
+        if number is not None:
+            candidates[number].block()
+        for watch in beside:
+            watch.block()
+    return np.array(order)
 
 
 def _suited(nominal: dict[str, float], run_ms: float) -> tuple[str, ...]:

@@ -4,16 +4,18 @@
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
+from latency import litert_process
 from latency.flatbuffer import assemble
 from latency.quiet import silent_stderr
 
-__all__ = ["assemble", "convert", "file_of", "load", "run"]
+__all__ = ["assemble", "convert", "file_of", "load", "run", "runner"]
 
 
 def convert(model: Any) -> bytes:
@@ -63,16 +65,19 @@ def convert(model: Any) -> bytes:
 
 
 def file_of(model: Any) -> bytes | Path:
-    """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is."""
+    """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is.
+
+    Files may come from anywhere: they are loaded and run in another process first, with a limit on
+    time and memory. `ValueError`, in one line, where that fails.
+    """
     if isinstance(model, (str, Path)):
         path = Path(model)
         if path.suffix == ".tflite":
+            litert_process.check(path)
             return path
         if path.suffix != ".keras":
             raise ValueError(f"{path}: expected a .tflite or .keras file")
-        import keras
-
-        model = keras.saving.load_model(path, compile=False)
+        return litert_process.convert(path)
     try:
         return assemble(model)
     except ValueError as unsupported:
@@ -100,6 +105,16 @@ def load(tflite: bytes | str | Path, threads: int = 1) -> Interpreter:
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: LiteRT cannot load it: {str(error).splitlines()[0]}") from error
     return interpreter
+
+
+def runner(tflite: bytes | str | Path, threads: int = 1) -> Callable[[], None]:
+    """What runs a network once. Its inputs are filled: what memory held before may be denormals."""
+    interpreter = load(tflite, threads)
+    random = np.random.default_rng(0)
+    for entry in interpreter.get_input_details():
+        values = random.random(tuple(entry["shape"]), np.float32).astype(entry["dtype"])
+        interpreter.set_tensor(entry["index"], values)
+    return interpreter.invoke
 
 
 def run(tflite: bytes | str | Path, inputs: np.ndarray) -> np.ndarray:

@@ -1,0 +1,256 @@
+"""LiteRT in a process of its own: a bad file may crash it, or take all memory or time there."""
+
+import contextlib
+import functools
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+_CHECK_S = 30  # a sound network's load and first run take less
+_CONVERT_S = 150  # imports Keras: 5 to 20 s, by how busy the machine is
+_SHARE = 0.8  # of the memory that is free now
+_KERAS_PARTS = {"metadata.json", "config.json"}  # what every .keras file holds
+_CONFIG_MB = 100  # an architecture of ten thousand layers takes 20
+
+
+class Process:
+    """A worker that is asked job by job; when a job kills it, the next one starts another."""
+
+    def __init__(self, **environment: str):
+        self._worker: subprocess.Popen | None = None
+        self._environment = environment
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end()
+
+    def ask(self, job: str, limit_s: float, **arguments: Any) -> dict[str, Any]:
+        """What a function of `latency.litert_worker` answers.
+
+        Raises `ValueError` where it failed, died or took longer than `limit_s`, in one line that
+        goes on after "FILE: ".
+        """
+        if self._worker is None:
+            self._start()
+        worker = self._worker
+        memory_mb = _SHARE * free_mb()
+        request = {"job": job, "arguments": arguments, "memory_mb": memory_mb}
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(request).encode() + b"\n")
+            worker.stdin.flush()
+        try:
+            line = _line(worker.stdout, limit_s)
+        except BaseException as error:  # also on Ctrl-C
+            self._end()
+            if isinstance(error, TimeoutError):
+                raise ValueError(
+                    f"LiteRT did not get through one run within {limit_s:.0f} s"
+                ) from None
+            raise
+        if not line:
+            worker.wait(10)
+            code = worker.returncode
+            self._end()
+            raise ValueError(_death(code, memory_mb))
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer
+
+    def _start(self) -> None:
+        path = os.pathsep.join(filter(None, sys.path))
+        given = {
+            "KERAS_BACKEND": "tensorflow",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        # -P: what lies in the current directory is not imported. Its own session: see _end.
+        self._worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "latency.litert_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | given | self._environment,
+            start_new_session=True,
+        )
+
+    def _end(self) -> None:
+        if self._worker is None:
+            return
+        with contextlib.suppress(ProcessLookupError, AttributeError):
+            os.killpg(self._worker.pid, signal.SIGKILL)
+        self._worker.kill()
+        self._worker.wait()
+        for pipe in (self._worker.stdin, self._worker.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self._worker = None
+
+
+def check(path: str | Path, threads: int = 1) -> None:
+    """Loads and runs a `.tflite` file in another process first; `ValueError`, one line, if bad."""
+    path = Path(path)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    _check(str(path), state.st_size, state.st_mtime_ns, state.st_ino, threads)
+
+
+@functools.lru_cache(maxsize=256)
+def _check(name: str, size: int, modified: int, inode: int, threads: int) -> None:
+    """`check` of one state of a file: a sound one is not asked for again in this process."""
+    start = _start_of(Path(name))
+    if start[4:8] != b"TFL3":
+        raise ValueError(
+            f"{name}: not a LiteRT file: {_looks_like(start)}, and no identifier TFL3 in it"
+        )
+    if 2 * size / 2**20 > free_mb():  # the runtime keeps a packed copy of the weights
+        raise ValueError(
+            f"{name}: {size / 2**30:.1f} GB; to run it takes twice that, and {free_mb() / 1024:.1f}"
+            " GB of memory are free here"
+        )
+    # What a bad file reads by mistake is not zero there, as it might not be later.
+    with Process(MALLOC_PERTURB_="165") as process:
+        try:
+            process.ask("check", _CHECK_S, file=str(Path(name).absolute()), threads=threads)
+        except ValueError as error:
+            raise ValueError(_about(name, error)) from None
+
+
+def memory_mb(path: Path, threads: int = 1) -> float | None:
+    """What loading and running a `.tflite` file adds to the memory of a new process, at its peak.
+
+    Weights, their packed copy and tensors. None where the system does not tell; `ValueError` as of
+    `check`.
+    """
+    with Process() as process:
+        file = str(path.absolute())
+        return process.ask("check", _CHECK_S, file=file, threads=threads)["memory_mb"]
+
+
+def convert(path: str | Path) -> bytes:
+    """The `.tflite` file of a `.keras` file, loaded (in safe mode) and run in another process."""
+    path = Path(path)
+    _look_at_archive(path)
+    with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder, Process() as process:
+        into = Path(folder) / "model.tflite"
+        try:
+            process.ask("convert", _CONVERT_S, file=str(path.absolute()), into=str(into))
+        except ValueError as error:
+            raise ValueError(_about(str(path), error)) from None
+        return into.read_bytes()
+
+
+def free_mb() -> float:
+    """Memory that can be had without swapping; 2000 MB where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) / 1024
+    return 2000.0
+
+
+def _look_at_archive(path: Path) -> None:
+    """Refuses what is no .keras file, or unpacks to more than fits, before Keras sees it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {part.filename: part for part in archive.infolist()}
+            missing = sorted(_KERAS_PARTS - parts.keys())
+            if missing:
+                raise ValueError(f"{path}: not a .keras file: a zip archive without {missing[0]}")
+            unpacked_mb = sum(part.file_size for part in parts.values()) / 2**20
+            if 2 * unpacked_mb > free_mb():
+                raise ValueError(
+                    f"{path}: unpacks to {unpacked_mb / 1024:.1f} GB, and {free_mb() / 1024:.1f} GB"
+                    " of memory are free here"
+                )
+            config_mb = parts["config.json"].file_size / 2**20
+            if config_mb > _CONFIG_MB:
+                raise ValueError(
+                    f"{path}: an architecture of {config_mb:.0f} MB; expected at most {_CONFIG_MB}"
+                )
+            for name in parts:
+                with archive.open(name) as part:  # reads it all: the checksum is told at the end
+                    while part.read(2**20):
+                        pass
+            json.loads(archive.read("config.json"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        start = _start_of(path)
+        what = (
+            "a damaged .keras file"
+            if start[:2] == b"PK"
+            else f"not a .keras file: {_looks_like(start)}"
+        )
+        raise ValueError(f"{path}: {what} ({' '.join(str(error).split())})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: its config.json cannot be read: {error}") from None
+
+
+def _start_of(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+
+
+def _looks_like(start: bytes) -> str:
+    known = {
+        b"": "an empty file",
+        b"\x89PNG": "a PNG picture",
+        b"\xff\xd8\xff": "a JPEG picture",
+        b"PK": "a zip archive (.keras and .pt files are)",
+        b"\x89HDF": "an HDF5 file (as Keras wrote before .keras)",
+        b"\x1f\x8b": "a gzip archive",
+        b"%PDF": "a PDF file",
+        b"\x7fELF": "a program",
+        b"\x80": "a Python pickle",
+    }
+    for magic, what in known.items():
+        if start.startswith(magic) and (magic or not start):
+            return what
+    return f"it starts with {start[:8]!r}"
+
+
+def _about(name: str, error: ValueError) -> str:
+    text = str(error)
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
+def _death(code: int, memory_mb: float) -> str:
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return (
+        f"LiteRT crashes on it ({how}): a damaged file, or one that needs more than the "
+        f"{memory_mb / 1024:.1f} GB that it was given"
+    )
+
+
+def _line(pipe: Any, limit_s: float) -> bytes:
+    """The next line of a pipe, nothing at its end; `TimeoutError` after `limit_s`."""
+    import time
+
+    until, found = time.monotonic() + limit_s, b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while not found.endswith(b"\n"):
+            left = until - time.monotonic()
+            if left <= 0 or not selector.select(left):
+                raise TimeoutError
+            part = os.read(pipe.fileno(), 2**16)
+            if not part:
+                return b""
+            found += part
+    return found

@@ -1,0 +1,103 @@
+"""What runs in a process of its own for `latency.litert_process`: files that may crash it."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def check(file: str, threads: int) -> dict[str, Any]:
+    """Loads a `.tflite` file and runs it twice; the peak of its memory in MB, where told."""
+    from latency import litert
+
+    before_mb = _memory_mb("VmRSS")
+    _forget_peak()
+    invoke = litert.runner(Path(file), threads)
+    started = time.perf_counter()
+    invoke()
+    first_s = time.perf_counter() - started
+    if first_s < 1:
+        invoke()  # a second run meets what the first one left behind
+    peak_mb = _memory_mb("VmHWM")
+    memory_mb = None if before_mb is None or peak_mb is None else peak_mb - before_mb
+    return {"memory_mb": memory_mb, "first_ms": 1e3 * first_s}
+
+
+def profile(file: str, **options) -> dict[str, Any]:
+    """The microseconds of each operation, by LiteRT's profiler."""
+    from latency import litert_profiler
+
+    return litert_profiler.record(file, **options)
+
+
+def convert(file: str, into: str) -> dict[str, Any]:
+    """Writes the `.tflite` file of a `.keras` file, and checks it. Nothing in it can be code."""
+    import keras
+
+    from latency import litert
+
+    # Explicit, for KERAS_SAFE_MODE and keras.config can turn it off.
+    model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    tflite = litert.file_of(model)
+    Path(into).write_bytes(tflite)
+    return check(into, 1)
+
+
+_JOBS = {job.__name__: job for job in (check, profile, convert)}
+
+
+def main() -> None:
+    """Answers requests, a JSON object a line, until its stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # native code prints there
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request.get("memory_mb"):
+            _limit_memory(request["memory_mb"])
+        try:
+            answer = _JOBS[request["job"]](**request["arguments"])
+        except MemoryError:
+            answer = {"error": "it needs more memory than there is"}
+        except Exception as error:  # whatever a bad file provokes is told in one line
+            text = " ".join(str(error).split()) or type(error).__name__
+            answer = {"error": text, "type": type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _limit_memory(memory_mb: float) -> None:
+    """What this process may allocate from here on; no limit where the system has none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    used_mb = _memory_mb("VmSize") or 0
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int((used_mb + memory_mb) * 2**20)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        except (ValueError, OSError):  # macOS refuses
+            return
+
+
+def _memory_mb(name: str) -> float | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+def _forget_peak() -> None:
+    """The peak of memory starts anew (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    main()
