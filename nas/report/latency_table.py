@@ -42,17 +42,23 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         if row["latency"].conditions.get("stable") is False:
             lines += _wrapped(f"not stable: {row['model']} on {row['spec']}: {_why(row)}")
-    told: dict[str, set[str]] = collections.defaultdict(set)
-    for row in rows:  # what differs between the networks is told for each
-        one = row["latency"]
-        same = f"{row['spec']} is {one.device}"
-        if not told[same]:
-            lines += _wrapped(same)
-        text = ", ".join(_facts(one.conditions))
-        if text not in told[same]:
-            lines += _wrapped(f"{row['model']}: {text}", indent="  ")
-        told[same].add(text)
+    for spec in dict.fromkeys(row["spec"] for row in rows):
+        lines += _conditions([row for row in rows if row["spec"] == spec])
     return "\n".join(lines)
+
+
+def _conditions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The device and conditions of one target: what all have in common once, then each its own."""
+    facts = [_facts(row["latency"].conditions) for row in rows]
+    common = [fact for fact in facts[0] if all(fact in others for others in facts)]
+    lines = _wrapped(f"{rows[0]['spec']} is {rows[0]['latency'].device}")
+    lines += _wrapped(", ".join(common), indent="  ")
+    for row, known in zip(rows, facts, strict=True):
+        own = ", ".join(fact for fact in known if fact not in common)
+        batch = row["latency"].batch_size
+        name = row["model"] if batch == 1 else f"{row['model']} x {batch}"
+        lines += _wrapped(f"{name}: {own}", indent="  ") if own else []
+    return lines
 
 
 def operations(rows: Sequence[Mapping[str, Any]]) -> str:
