@@ -96,7 +96,9 @@ def set_dtype(model: Any, dtype: str) -> None:
     """Every layer computes in `dtype`; quantized layers stay as they are."""
     import keras
 
-    policy = keras.DTypePolicy(dtype)
+    # "mixed": the layers cast their weights, which are float32 variables, as they use them; given
+    # bfloat16 for them (`arguments`), the compiler leaves out the way there and back.
+    policy = keras.DTypePolicy("float32" if dtype == "float32" else f"mixed_{dtype}")
     for layer in model._flatten_layers():
         if layer.dtype_policy.quantization_mode is None:
             layer.dtype_policy = policy

@@ -1,0 +1,321 @@
+"""TPUs: timed by JAX where attached, else compiled by Google's TPU compiler and estimated."""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from latency import jax_process, tpu_calibration, tpu_chips, tpu_compile
+from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
+
+_LIMIT_S = 1800.0  # the slowest network tried, EfficientNet-B4 at 380 pixels, compiles in 170 s
+_LOOK_S = 120.0  # to ask JAX for its devices
+_DTYPES = ("bfloat16", "float32")
+_DEVICE_FILES = ("accel0", "vfio/0")  # below /dev: TPU v4 and before; v5 and later
+
+
+@dataclasses.dataclass(frozen=True)
+class TPU(Target):
+    """An attached TPU, or with `chip` any generation: v2, v3, v4, v5e, v5p, v6e, 7x.
+
+    Where a TPU is attached, and it is of that generation, it runs the network: MEASURED. Else the
+    network is compiled for it ahead of time by the compiler that the TPU would use (libtpu), and
+    the estimate is COMPILED: each fused operation takes the longer of its cycles at the chip's
+    clock and its HBM traffic at the chip's bandwidth, and their sum is not less than all traffic.
+    Cycles are those of the static VLIW schedule, or `schedule` false, and where an operation has
+    none, the compiler's own estimate. It lacks waiting for the memory's first bytes and the host:
+    right for comparing networks, and low at small batches.
+
+    A device is what JAX calls one: one of the two TensorCores of a v2, v3 and 7x chip. With
+    `topology` ("2x4", on v4, v5p and 7x "2x2x1") all devices of a slice share the batch in equal
+    parts. `dtype` is "bfloat16" (weights, inputs and computation) or "float32". `calibration`: a
+    file of measured points (`tpu_calibration`), by default the one in the user's cache, if any.
+
+    Raises `DoesNotFit`, a `ValueError`, where the network needs more memory than the device has.
+
+    >>> TPU("v5e").device
+    'TPU v5e, one chip'
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED, Kind.COMPILED})
+    chip: str | None = None
+    dtype: str = "bfloat16"
+    topology: str | None = None
+    schedule: bool = True
+    calibration: str | None = None
+
+    def __post_init__(self):
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}: expected one of {', '.join(_DTYPES)}")
+        if self.chip is not None:
+            tpu_chips.device_count(tpu_chips.named(self.chip), self.topology)
+        elif self.topology is not None:
+            raise ValueError(f"topology={self.topology!r} needs a chip, e.g. tpu:v5e,topology=2x4")
+
+    @classmethod
+    def found(cls) -> list[Found]:
+        seen, why = attached()
+        if seen:
+            return [Found("tpu", f"{seen[0]}, {len(seen)} devices", Kind.MEASURED)]
+        missing = None
+        try:
+            compiler = f"libtpu {tpu_compile.versions()['libtpu']}"
+        except TargetUnavailable as error:
+            compiler, missing = "libtpu", str(error)
+        here = [Found("tpu", "TPU", Kind.MEASURED, why)] if why else []
+        return here + [
+            Found(f"tpu:{name}", f"{chip.device}, through {compiler}", Kind.COMPILED, missing)
+            for name, chip in tpu_chips.CHIPS.items()
+        ]
+
+    @property
+    def device(self) -> str:
+        if self._measures():
+            count = 1 if self.chip is None else self._count()
+            return attached()[0][0] + (f", {count} devices" if count > 1 else "")
+        chip = tpu_chips.named(self.chip)
+        return f"TPU {chip.name}, {self.topology} slice" if self.topology else chip.device
+
+    def identity(self) -> dict[str, Any]:
+        """Kind, device and versions; for estimates the calibration too."""
+        measures = self._measures()
+        about = {
+            "kind": (Kind.MEASURED if measures else Kind.COMPILED).value,
+            "device": self.device,
+            "runtime": _runtime(),
+            "dtype": self.dtype,
+        }
+        if measures:
+            return about
+        return about | {
+            "chip": self.chip,
+            "topology": self.topology,
+            "schedule": self.schedule,
+            "format": tpu_compile.FORMAT,
+            "calibration": dataclasses.asdict(self._calibration()),
+        }
+
+    def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
+        """Times the network, or estimates it: one sample. `details`: the time of each layer."""
+        if not self._measures():
+            return self._estimated(self.compile(model, batch_size), batch_size, details)
+        request = {
+            "operation": "time",
+            "platform": "tpu",
+            "dtype": self.dtype,
+            "batch_size": batch_size,
+            "warmup": warmup,
+            "runs": runs,
+            "devices": 1 if self.chip is None else self._count(),
+        }
+        answer = jax_process.ask(request, model, environment=_ATTACHED, limit_s=_LIMIT_S)
+        conditions = answer["conditions"] | {"date": _now()}
+        return Timing(tuple(answer["samples_ms"]), conditions, Kind.MEASURED, answer["memory_mb"])
+
+    def compile(self, model: Any, batch_size: int) -> dict[str, Any]:
+        """What the compiler made of `model`: its operations with cycles and bytes, memory, FLOPs.
+
+        Kept in the user's cache by the content of the .keras file, and by the program itself
+        (StableHLO), with versions, chip, topology, type and batch size: a known file costs nothing,
+        a known program no compilation. Raises `DoesNotFit` as the compiler does.
+        """
+        request = {
+            "operation": "tpu_compile.compile_model",
+            "platform": "tpu",
+            "chip": tpu_chips.named(self.chip).name,
+            "topology": self.topology,
+            "dtype": self.dtype,
+            "batch_size": batch_size,
+        }
+        folder = cache_directory() / "tpu"
+        index = None
+        if text := _content(model):
+            about = [request, tpu_compile.FORMAT, tpu_compile.versions(), text]
+            key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+            index = folder / f"{key}.program.json"
+        record = _record(folder, _read(index) if index else None)
+        if record is None:
+            with tempfile.TemporaryDirectory(prefix="nas_tpu_") as dump:
+                answer = jax_process.ask(
+                    request | {"dump": dump, "cache": str(folder), "weights": False},
+                    model,
+                    environment=tpu_compile.environment(Path(dump)),
+                    limit_s=_LIMIT_S,
+                )
+            if index:
+                tpu_compile.write(index, {"program": answer["program"]})
+            record = _record(folder, answer)
+        if short := record.get("out_of_memory"):
+            raise jax_process.DoesNotFit(
+                f"{self.device}, batch {batch_size}, {self.dtype}: {short['message']}",
+                short["needed_mb"],
+                short["available_mb"],
+            )
+        return record
+
+    def calibrate(self, models: list[Any], batch_size: int = 1, runs: int = 50) -> Any:
+        """Measures and compiles `models` on the attached TPU and keeps the pairs.
+
+        The calibration that estimates for this chip are multiplied with from now on.
+        """
+        if not self._measures():
+            raise TargetUnavailable(f"calibrating needs an attached TPU: {attached()[1] or 'none'}")
+        chip = self.chip or getattr(tpu_chips.of_kind(attached()[0][0]), "name", None)
+        target = dataclasses.replace(self, chip=chip)
+        points = []
+        for model in models:
+            measured = self.profile(model, batch_size, runs=runs).median_ms
+            points.append((target.estimate(target.compile(model, batch_size))[0], measured))
+        return tpu_calibration.add(self._calibration_path(), chip, points)
+
+    def estimate(self, record: dict[str, Any]) -> tuple[float, list[dict[str, Any]]]:
+        """Milliseconds of a compiled network before calibration, and of each of its layers."""
+        chip = tpu_chips.named(self.chip)
+        rows: dict[str, dict[str, Any]] = {}
+        total, traffic = (record["dispatch_cycles"] or 0) / chip.clock_ghz / 1e6, 0.0
+        for operation in record["operations"]:
+            first, second = operation["cycles"], operation["estimated_cycles"]
+            cycles = (first or second) if self.schedule else (second or first)
+            copying = operation["hbm_bytes"] / chip.bandwidth_gbs / 1e6
+            traffic += copying * operation["times"]
+            if operation["overlapped"]:
+                continue
+            ms = max((cycles or 0) / chip.clock_ghz / 1e6, copying) * operation["times"]
+            total += ms
+            name = operation["layer"]
+            row = rows.setdefault(
+                name, {"name": name, "type": operation["type"], "ms": 0.0, "within": "graph"}
+            )
+            row["ms"] += ms
+        return max(total, traffic), list(rows.values())
+
+    def _estimated(self, record: dict[str, Any], batch_size: int, details: bool) -> Timing:
+        estimated, rows = self.estimate(record)
+        calibration = self._calibration()
+        ms = calibration.apply(estimated)
+        told = [o for o in record["operations"] if not o["overlapped"]]
+        by_schedule = sum(self.schedule and o["cycles"] is not None for o in told)
+        by_estimate = sum(o["estimated_cycles"] is not None for o in told) - (
+            sum(
+                self.schedule and o["cycles"] is not None and o["estimated_cycles"] is not None
+                for o in told
+            )
+        )
+        points = calibration.points
+        conditions = {
+            "runtime": _runtime(),
+            "chip": self.chip,
+            "topology": self.topology,
+            "devices": record["devices"],
+            "dtype": self.dtype,
+            "operations": len(told),
+            "by_schedule": by_schedule,
+            "by_estimated_cycles": by_estimate,
+            "uncounted_loops": record["unknown_loops"],
+            "calibration": f"calibrated from {points} points" if points else "none",
+            "uncalibrated_ms": estimated,
+            "gflops": (record["flops"] or 0) / 1e9,
+            "compile_s": record["compile_s"],
+            "stable": True,
+            "date": _now(),
+        }
+        if record["devices"] > 1:
+            share = batch_size // record["devices"]
+            conditions["sharded"] = f"data parallel, {share} of the batch on each device"
+        for row in rows:
+            row["ms"] *= ms / estimated
+        return Timing(
+            samples_ms=(ms,),
+            conditions=conditions,
+            kind=Kind.COMPILED,
+            memory_mb=record["memory_mb"],
+            per_op=tuple(rows) if details else None,
+            per_op_kind=Kind.COMPILED if details else None,
+        )
+
+    def _measures(self) -> bool:
+        """Whether an attached TPU runs the network."""
+        seen, why = attached()
+        if self.chip is None:
+            if not seen:
+                names = ", ".join(f"tpu:{name}" for name in tpu_chips.CHIPS)
+                raise TargetUnavailable(
+                    f"no TPU is attached{f' ({why})' if why else ''}; compiled for one without it:"
+                    f" {names}"
+                )
+            return True
+        kind = tpu_chips.named(self.chip).device_kind
+        return len(seen) >= self._count() and all(one == kind for one in seen)
+
+    def _count(self) -> int:
+        return tpu_chips.device_count(tpu_chips.named(self.chip), self.topology)
+
+    def _calibration_path(self) -> Path:
+        return Path(self.calibration) if self.calibration else tpu_calibration.default_path()
+
+    def _calibration(self) -> tpu_calibration.Calibration:
+        path = self._calibration_path()
+        if self.calibration and not path.is_file():
+            raise ValueError(f"calibration={self.calibration}: no such file")
+        return tpu_calibration.fit(tpu_calibration.read(path).get(self.chip, []))
+
+
+_ATTACHED = {"JAX_PLATFORMS": "tpu,cpu"}
+
+
+@functools.cache
+def attached() -> tuple[tuple[str, ...], str | None]:
+    """The kinds of the attached TPU devices, and why there are none though device files exist.
+
+    Without such a file nothing is started or imported.
+    """
+    if not any(Path("/dev", name).exists() for name in _DEVICE_FILES):
+        return (), None
+    request = {"operation": "devices", "platform": "tpu"}
+    try:
+        answer = jax_process.ask(request, environment=_ATTACHED, limit_s=_LOOK_S)
+    except TargetUnavailable as error:
+        return (), str(error)
+    return tuple(device["kind"] for device in answer["devices"]), None
+
+
+def _runtime() -> str:
+    found = tpu_compile.versions()
+    return f"libtpu {found['libtpu']}, JAX {found['jax']}"
+
+
+def _content(model: Any) -> str | None:
+    """The architecture of a model in text, or None where code beyond Keras is part of it."""
+    try:
+        if isinstance(model, (str, Path)):
+            with zipfile.ZipFile(model) as archive:
+                content = json.loads(archive.read("config.json"))
+        else:
+            content = json.loads(model.to_json())
+    except Exception:  # the worker tells what is wrong with the file, if anything is
+        return None
+    content.pop("compile_config", None)
+    text = json.dumps(content, sort_keys=True)
+    own = re.search(r'"registered_name": "[^"]*>|"module": "(?!keras[".])', text)
+    return None if own else text
+
+
+def _record(folder: Path, program: dict[str, Any] | None) -> dict[str, Any] | None:
+    return _read(folder / f"{program['program']}.json") if program else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text())
+    return None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
