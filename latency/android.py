@@ -117,14 +117,13 @@ class Android(Target):
         conditions["stable"] = not doubts
         if doubts:
             conditions["reason"] = "; ".join(doubts)
-        operations = told.detail.operations or None if told.detail else None
         return Timing(
             told.samples_ms,
             conditions,
             Kind.MEASURED,
-            memory_mb=told.detail.memory_mb if told.detail else None,
-            per_op=operations,
-            per_op_kind=Kind.MEASURED if operations else None,
+            memory_mb=told.memory_mb,
+            per_op=told.per_op,
+            per_op_kind=Kind.MEASURED if told.per_op else None,
         )
 
     def _run(

@@ -166,6 +166,14 @@ class Invocations:
     samples_ms: tuple[float, ...]
     detail: benchmark_model.Report | None
 
+    @property
+    def memory_mb(self) -> float | None:
+        return self.detail.memory_mb if self.detail else None
+
+    @property
+    def per_op(self) -> tuple[dict[str, Any], ...] | None:
+        return (self.detail.operations or None) if self.detail else None
+
     def conditions(self) -> dict[str, Any]:
         """What anybody gets who runs the tool once, beside how the samples came about."""
         return {

@@ -24,6 +24,18 @@ _NAMES = {
     "linux-armv7l": "linux_arm",
     "linux-x86_64": "linux_x86-64",
 }
+_NAMES_OF_ABIS = {
+    "arm64-v8a": "aarch64",
+    "armeabi-v7a": "armv7l",
+    "x86": "i686",
+    "linux-aarch64": "aarch64",
+    "linux-armv7l": "armv7l",
+    "linux-armv6l": "armv7l",
+    "linux-i686": "i686",
+    "linux-riscv64": "riscv64",
+    "linux-x86_64": "x86_64",
+}
+_ELF_MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _STATISTIC = re.compile(r"(\w+)=(-?[\d.]+(?:e[+-]?\d+)?)")
 _NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 
@@ -76,11 +88,11 @@ def find(abi: str, path: str | None = None) -> Path:
     if path is not None:
         if not Path(path).is_file():
             raise ValueError(f"benchmark={path}: expected LiteRT's benchmark_model, found no file")
-        return Path(path)
+        return _made_for(Path(path), abi)
     folder = cache_directory()
     cached = folder / "benchmark_model" / abi
     if cached.is_file():
-        return cached
+        return _made_for(cached, abi)
     source = (
         f"download {_PREBUILT.format(_NAMES[abi])}"
         if abi in _NAMES
@@ -90,6 +102,22 @@ def find(abi: str, path: str | None = None) -> Path:
         f"LiteRT's benchmark_model for {abi} is missing: {source} and save it as {cached}, "
         "or name it with the option benchmark=PATH"
     )
+
+
+def _made_for(tool: Path, abi: str) -> Path:
+    """The tool, unless it is a program for other machines; `ValueError` says for which."""
+    with open(tool, "rb") as file:
+        start = file.read(4096)
+    # man elf: e_machine is the 16 bits at 18; byte 5 tells their order.
+    number = int.from_bytes(start[18:20], "little" if start[5:6] == b"\1" else "big")
+    made, wanted = _ELF_MACHINES.get(number, f"machine {number}"), _NAMES_OF_ABIS.get(abi, abi)
+    made_for_android = b"/system/bin/linker" in start
+    if start[:4] == b"\x7fELF" and (
+        made != wanted or made_for_android and abi.startswith("linux-")
+    ):
+        made += " Android" if made_for_android else ""
+        raise ValueError(f"{tool}: built for {made}, the device needs one for {abi}")
+    return tool
 
 
 def arguments(

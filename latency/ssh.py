@@ -1,0 +1,227 @@
+"""Linux boards over ssh (Raspberry Pi, Jetson): their own Python LiteRT, or its benchmark_model."""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from latency import attached, board_python, board_state, board_tool, openssh
+from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
+
+_RUNTIMES = ("auto", "python", "benchmark_model")
+_LOOK_S = 3  # for a board in `nas devices`
+
+
+@dataclasses.dataclass(frozen=True)
+class SSH(Target):
+    """A board by `host`, `[user@]host[:port]` or a name of ~/.ssh/config, which ssh can log in to.
+
+    `runtime` is python (every run is timed; nothing is written on the board), benchmark_model
+    (LiteRT's tool: `benchmark`, else the one on the board's PATH, else the one in
+    NAS_CACHE/benchmark_model/linux-ARCH), or auto, which is python where the board has it. `python`
+    is a Python on the board, by default python3 or that of ~/venv. `cores` is "2-3" or "1+3"; "all"
+    pins nothing; by default as many of the fastest cores as there are `threads`. It waits
+    `cool_down_s` for the board to come below `max_temperature_c` and not to throttle, and then
+    refuses. An invocation may take `limit_s`. `config` is a file in the place of ~/.ssh/config,
+    by default what NAS_SSH_CONFIG names.
+
+    >>> SSH("pi@raspberrypi", threads=4).threads
+    4
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})
+    host: str | None = None
+    port: int | None = None
+    threads: int = 1
+    cores: str | None = None
+    runtime: str = "auto"
+    python: str | None = None
+    benchmark: str | None = None
+    max_temperature_c: float = 70.0  # a Raspberry Pi slows down at 80, its soft limit is 60 to 70
+    cool_down_s: float = 120.0
+    limit_s: float = 300.0
+    config: str | None = None
+
+    @classmethod
+    def found(cls) -> list[Found]:
+        """The boards that were measured on before, whether they answer: no network is searched."""
+        known = sorted(_known().glob("*.json"))
+        if not known:
+            hint = "none was used yet: name one that `ssh` can log in to, --target ssh:user@host"
+            return [Found("ssh:user@host", "Linux boards over ssh", Kind.MEASURED, hint)]
+        with concurrent.futures.ThreadPoolExecutor(min(16, len(known))) as pool:
+            return [one for one in pool.map(cls._look, known) if one]
+
+    @classmethod
+    def _look(cls, file: Path) -> Found | None:
+        """One board that was used before; None where its record cannot be read."""
+        try:
+            record = json.loads(file.read_text())
+            spec, device = str(record["spec"]), str(record["device"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        missing = None
+        try:
+            where = cls(**record["options"])._address
+            openssh.Board(where, _LOOK_S).close()
+        except (TargetUnavailable, ValueError, TypeError) as error:
+            missing = f"{error}; to forget it, delete {file}"
+        return Found(spec, device, Kind.MEASURED, missing)
+
+    def __post_init__(self):
+        if self.host is None or isinstance(self.host, float):
+            raise ValueError(f"host={self.host}: expected a board, ssh:user@host (quote a number)")
+        object.__setattr__(self, "host", str(self.host))
+        attached.check_options(self)
+        if self.runtime not in _RUNTIMES:
+            raise ValueError(f"runtime={self.runtime!r}: expected one of {', '.join(_RUNTIMES)}")
+        if self.python is not None:
+            board_python.check_path(self.python)
+        _ = self._address
+
+    @property
+    def device(self) -> str:
+        return board_state.about(self._board()).name
+
+    def identity(self) -> dict[str, Any]:
+        """The conditions under which an earlier measurement still holds."""
+        board = self._board()
+        about = board_state.about(board)
+        return self._conditions(about, self._program(board, about), board_state.read(board))
+
+    def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
+        if batch_size != 1:
+            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
+        with tempfile.TemporaryDirectory() as folder:
+            file = attached.checked_file(model, Path(folder))
+            board = self._board()
+            about = board_state.about(board)
+            program = self._program(board, about)
+            with attached.alone("ssh", about.identifier, f"board {board.where}") as records:
+                attached.remove_left(records, functools.partial(board_tool.remove, board))
+                before, waited_s = self._cooled(board)
+                conditions = self._conditions(about, program, before)
+                setting = {"threads": self.threads, "limit_s": self.limit_s}
+                setting["cores"] = conditions["pinned_cores"]
+                told = program.measure(board, records, file, setting, warmup, runs, details)
+                if details and told.per_op is None and self.runtime == "auto":
+                    # Python tells nothing of operations; the tool does, where there is one.
+                    told = self._with_operations(told, board, about, records, file, setting, runs)
+                after = board_state.read(board)
+        self._remember(about)
+        conditions |= {
+            **before.conditions(),
+            "after": after.conditions(),
+            "waited_s": round(waited_s, 1),
+            **told.conditions(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        doubts = board_state.doubts(before, after) + told.doubts()
+        conditions["stable"] = not doubts
+        if doubts:
+            conditions["reason"] = "; ".join(doubts)
+        return Timing(
+            told.samples_ms,
+            conditions,
+            Kind.MEASURED,
+            memory_mb=told.memory_mb,
+            per_op=told.per_op,
+            per_op_kind=Kind.MEASURED if told.per_op else None,
+        )
+
+    def _with_operations(
+        self, told: board_python.Run, board, about, records: Path, file: Path, setting, runs: int
+    ) -> board_python.Run:
+        """The timed runs with the operations of the tool, or with the reason why they lack."""
+        try:
+            tool = board_tool.find(board, about.machine, self.benchmark)
+            report = tool.operations(board, records, file, setting, runs)
+        except (TargetUnavailable, ValueError) as error:  # the times are good all the same
+            return dataclasses.replace(told, operations_missing=str(error))
+        return dataclasses.replace(told, per_op=report.operations or None)
+
+    def _program(
+        self, board: openssh.Board, about: board_state.About
+    ) -> board_python.Python | board_tool.Tool:
+        """What times networks on the board; `TargetUnavailable` says how to get it."""
+        if self.runtime == "python" or self.runtime == "auto" and self.python:
+            python = board_python.find(board, self.python)
+            if python is None:
+                named = self.python or "python3, nor that of ~/venv"
+                raise TargetUnavailable(
+                    f"board {board.where} has no LiteRT in {named}: {board_python.INSTALL}"
+                )
+            return python
+        if self.runtime == "auto" and not self.benchmark:
+            python = board_python.find(board, None)
+            if python is not None:
+                return python
+        try:
+            return board_tool.find(board, about.machine, self.benchmark)
+        except TargetUnavailable as error:
+            if self.runtime == "benchmark_model":
+                raise
+            raise TargetUnavailable(
+                f"board {board.where} has no Python with LiteRT: {board_python.INSTALL}; or {error}"
+            ) from error
+
+    def _cooled(self, board: openssh.Board) -> tuple[board_state.State, float]:
+        """The board's state once it is cool, and the seconds waited for that."""
+        return attached.cooled(
+            lambda: board_state.read(board),
+            lambda state: state.too_hot(self.max_temperature_c),
+            self.cool_down_s,
+            f"board {board.where}",
+            "give it a fan or a rest",
+        )
+
+    def _conditions(self, about, program, state: board_state.State) -> dict[str, Any]:
+        usual, online = state.fastest(self.threads), tuple(state.cores)
+        return {
+            "device": about.name,
+            "system": about.system,
+            "board": hashlib.sha256(about.identifier.encode()).hexdigest()[:12],
+            "runtime": program.runtime,
+            "threads": self.threads,
+            "pinned_cores": attached.pinned(self.cores, self.threads, usual, online, "board"),
+            "governor": state.governor,
+        }
+
+    @property
+    def _address(self) -> openssh.Address:
+        return openssh.address(self.host, self.port, self.config)
+
+    def _board(self) -> openssh.Board:
+        return openssh.connected(self._address)
+
+    def _remember(self, about: board_state.About) -> None:
+        """Keeps what `found` lists: how the board was reached."""
+        names = ("host", "port", "config", "python", "benchmark", "runtime")
+        options = {name: getattr(self, name) for name in names}
+        for name in ("config", "benchmark"):  # of this machine, whatever the folder is then
+            options[name] = options[name] and str(Path(options[name]).absolute())
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = [f"{n}={options[n]}" for n in names[1:] if options[n] != default[n]]
+        record = {
+            "spec": ",".join([f"ssh:{self.host}", *changed]),
+            "device": about.name,
+            "options": options,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        name = hashlib.sha256(record["spec"].encode()).hexdigest()[:16]
+        file = _known() / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(record, indent=1))
+        partial.replace(file)
+
+
+def _known() -> Path:
+    """Where the boards that were used are recorded."""
+    return cache_directory() / "ssh" / "known"
