@@ -60,37 +60,26 @@ def count(model: keras.Model) -> Cost:
     >>> count(keras.Model(inputs, keras.layers.Conv2D(4, 3, padding="same")(inputs))).macs
     6912
     """
-    nodes_by_depth = getattr(model, "_nodes_by_depth", None)
-    if not isinstance(model, keras.Model) or nodes_by_depth is None:
-        raise ValueError(
-            f"count: expected a Functional keras.Model, got {type(model).__name__}; "
-            "keras.Model(model.inputs, model.outputs) makes one of a Sequential"
-        )
     rows, uncounted, seen = [], [], set()
-    for depth in sorted(nodes_by_depth, reverse=True):
-        for node in nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            operation = node.operation
-            if isinstance(operation, keras.Model):
-                raise ValueError(f"count: expected a flat model, but {operation.name!r} is a model")
-            macs = _macs(node)
-            if macs is None:
-                uncounted.append(f"{operation.name} ({type(operation).__name__})")
-            new = operation not in seen
-            seen.add(operation)
-            weights = getattr(operation, "weights", ()) if new else ()
-            rows.append(
-                LayerCost(
-                    name=operation.name,
-                    type=type(operation).__name__,
-                    params=sum(math.prod(weight.shape) for weight in weights),
-                    macs=macs or 0,
-                    weight_bytes=sum(_bytes(weight) for weight in weights),
-                    input_bytes=sum(_bytes(tensor) for tensor in node.input_tensors),
-                    output_bytes=sum(_bytes(tensor) for tensor in node.outputs),
-                )
+    for node in calls(model):
+        operation = node.operation
+        macs = _macs(node)
+        if macs is None:
+            uncounted.append(f"{operation.name} ({type(operation).__name__})")
+        new = operation not in seen
+        seen.add(operation)
+        weights = getattr(operation, "weights", ()) if new else ()
+        rows.append(
+            LayerCost(
+                name=operation.name,
+                type=type(operation).__name__,
+                params=sum(math.prod(weight.shape) for weight in weights),
+                macs=macs or 0,
+                weight_bytes=sum(_bytes(weight) for weight in weights),
+                input_bytes=sum(_bytes(tensor) for tensor in node.input_tensors),
+                output_bytes=sum(_bytes(tensor) for tensor in node.outputs),
             )
+        )
     return Cost(
         trainable_params=sum(math.prod(weight.shape) for weight in model.trainable_weights),
         total_params=sum(math.prod(weight.shape) for weight in model.weights),
@@ -99,6 +88,26 @@ def count(model: keras.Model) -> Cost:
         layers=tuple(rows),
         uncounted=tuple(dict.fromkeys(uncounted)),
     )
+
+
+def calls(model: keras.Model) -> list:
+    """The calls (Keras nodes) of a flat Functional model in order, one for each row of `count`.
+
+    `ValueError` for other models.
+    """
+    nodes_by_depth = getattr(model, "_nodes_by_depth", None)
+    if not isinstance(model, keras.Model) or nodes_by_depth is None:
+        raise ValueError(
+            f"count: expected a Functional keras.Model, got {type(model).__name__}; "
+            "keras.Model(model.inputs, model.outputs) makes one of a Sequential"
+        )
+    depths = sorted(nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in nodes_by_depth[depth] if not node.is_input]
+    for node in nodes:
+        if isinstance(node.operation, keras.Model):
+            name = node.operation.name
+            raise ValueError(f"count: expected a flat model, but {name!r} is a model")
+    return nodes
 
 
 def _macs(node) -> int | None:
