@@ -6,10 +6,13 @@ import json
 import os
 import selectors
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,17 @@ _CHECK_S = 30  # a sound network's load and first run take less
 _CONVERT_S = 150  # imports Keras: 5 to 20 s, by how busy the machine is
 _SHARE = 0.8  # of the memory that is free now
 _KERAS_PARTS = {"metadata.json", "config.json"}  # what every .keras file holds
+_BROKEN_ZIP = (  # what Python's zipfile raises on damaged archives
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 _CONFIG_MB = 100  # an architecture of ten thousand layers takes 20
 
 
@@ -146,10 +160,20 @@ def convert(path: str | Path) -> bytes:
     with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder, Process() as process:
         into = Path(folder) / "model.tflite"
         try:
-            process.ask("convert", _CONVERT_S, file=str(path.absolute()), into=str(into))
+            files = {"file": str(path.absolute()), "into": str(into)}
+            process.ask("convert", _CONVERT_S, **files, modules=_layer_modules())
         except ValueError as error:
             raise ValueError(_about(str(path), error)) from None
         return into.read_bytes()
+
+
+def _layer_modules() -> list[str]:
+    """The modules that registered layers with this process's Keras, which a file may name."""
+    keras = sys.modules.get("keras")
+    if keras is None:
+        return []
+    modules = {part.__module__ for part in keras.saving.get_custom_objects().values()}
+    return sorted(name for name in modules if name.split(".")[0] not in ("keras", "__main__"))
 
 
 def free_mb() -> float:
@@ -163,38 +187,39 @@ def free_mb() -> float:
 
 def _look_at_archive(path: Path) -> None:
     """Refuses what is no .keras file, or unpacks to more than fits, before Keras sees it."""
+    start = _start_of(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = {part.filename: part for part in archive.infolist()}
-            missing = sorted(_KERAS_PARTS - parts.keys())
-            if missing:
-                raise ValueError(f"{path}: not a .keras file: a zip archive without {missing[0]}")
-            unpacked_mb = sum(part.file_size for part in parts.values()) / 2**20
-            if 2 * unpacked_mb > free_mb():
-                raise ValueError(
-                    f"{path}: unpacks to {unpacked_mb / 1024:.1f} GB, and {free_mb() / 1024:.1f} GB"
-                    " of memory are free here"
-                )
-            config_mb = parts["config.json"].file_size / 2**20
-            if config_mb > _CONFIG_MB:
-                raise ValueError(
-                    f"{path}: an architecture of {config_mb:.0f} MB; expected at most {_CONFIG_MB}"
-                )
-            for name in parts:
-                with archive.open(name) as part:  # reads it all: the checksum is told at the end
-                    while part.read(2**20):
-                        pass
-            json.loads(archive.read("config.json"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        start = _start_of(path)
-        what = (
-            "a damaged .keras file"
-            if start[:2] == b"PK"
-            else f"not a .keras file: {_looks_like(start)}"
-        )
+            _look_at_parts(path, archive)
+    except _BROKEN_ZIP as error:
+        what = "a damaged .keras file"
+        if not start.startswith(b"PK"):
+            what = f"not a .keras file: {_looks_like(start)}"
         raise ValueError(f"{path}: {what} ({' '.join(str(error).split())})") from None
+
+
+def _look_at_parts(path: Path, archive: zipfile.ZipFile) -> None:
+    parts = {part.filename: part for part in archive.infolist()}
+    missing = sorted(_KERAS_PARTS - parts.keys())
+    if missing:
+        raise ValueError(f"{path}: not a .keras file: a zip archive without {missing[0]}")
+    unpacked_mb = sum(part.file_size for part in parts.values()) / 2**20
+    if 2 * unpacked_mb > free_mb():
+        raise ValueError(
+            f"{path}: unpacks to {unpacked_mb / 1024:.1f} GB, and {free_mb() / 1024:.1f} GB of "
+            "memory are free here"
+        )
+    config_mb = parts["config.json"].file_size / 2**20
+    if config_mb > _CONFIG_MB:
+        raise ValueError(
+            f"{path}: an architecture of {config_mb:.0f} MB; expected at most {_CONFIG_MB}"
+        )
+    for name in parts:
+        with archive.open(name) as part:  # to the end, where its checksum is told
+            while part.read(2**20):
+                pass
+    try:
+        json.loads(archive.read("config.json"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: its config.json cannot be read: {error}") from None
 
@@ -209,7 +234,6 @@ def _start_of(path: Path) -> bytes:
 
 def _looks_like(start: bytes) -> str:
     known = {
-        b"": "an empty file",
         b"\x89PNG": "a PNG picture",
         b"\xff\xd8\xff": "a JPEG picture",
         b"PK": "a zip archive (.keras and .pt files are)",
@@ -220,8 +244,10 @@ def _looks_like(start: bytes) -> str:
         b"\x80": "a Python pickle",
     }
     for magic, what in known.items():
-        if start.startswith(magic) and (magic or not start):
+        if start.startswith(magic):
             return what
+    if not start:
+        return "an empty file"
     return f"it starts with {start[:8]!r}"
 
 
@@ -240,8 +266,6 @@ def _death(code: int, memory_mb: float) -> str:
 
 def _line(pipe: Any, limit_s: float) -> bytes:
     """The next line of a pipe, nothing at its end; `TimeoutError` after `limit_s`."""
-    import time
-
     until, found = time.monotonic() + limit_s, b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)

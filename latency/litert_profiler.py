@@ -16,8 +16,10 @@ import numpy as np
 
 from latency.litert_process import Process
 
-_PROCESSES = 3  # memory falls differently in each: single ones differ by 3 %
-_SECONDS = 1.0  # of runs in each at least, for a minimum is found late on a busy machine
+_PROCESSES = 4  # memory falls differently in each: single ones differ by 4 %
+_SECONDS = 0.8  # on the core in each at least, for a minimum is found late on a busy machine
+_AGREE = 0.005  # between the minima of even and of odd runs
+_MOST_S = 4.0  # until they are to agree
 _LIMIT_S = 60.0
 _WARMUP = 5
 _CPU, _WRITE = 1, 1  # LiteRtHwAccelerator, LiteRtTensorBufferLockMode
@@ -64,7 +66,7 @@ class Unprofiled(ValueError):
 def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, Any], ...], int]:
     """Rows of `Latency.per_op` in the order of the graph, and the number of runs they are made of.
 
-    "ms" is the median, "fastest_ms" the fastest of at least `runs` runs in each of three processes,
+    "ms" is the median, "fastest_ms" the fastest of at least `runs` runs in each of four processes,
     which inherit the cores of the calling thread. The resolution is a microsecond. "name" is the
     operation's output tensor, or what the kernel calls itself where that is not clear. Raises
     `Unprofiled`.
@@ -73,8 +75,8 @@ def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, A
     try:
         for number in range(_PROCESSES):
             with Process() as process:
-                options = {"threads": threads, "runs": runs, "seconds": _SECONDS}
-                options["names"] = not number  # the first one tells them
+                # The first one tells the names.
+                options = {"threads": threads, "runs": runs, "names": not number}
                 answers.append(process.ask("profile", _LIMIT_S, file=str(tflite), **options))
     except ValueError as error:
         raise Unprofiled(str(error)) from error
@@ -101,10 +103,11 @@ def _plausible(answers: list[dict[str, Any]]) -> None:
             )
 
 
-def record(file: str, threads: int, runs: int, seconds: float, names: bool) -> dict[str, Any]:
+def record(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
     """Profiles a `.tflite` file in this process, which it may end. Times in microseconds.
 
-    At least `runs` runs and `seconds` seconds; fewer where the network takes very long.
+    At least `runs` runs, and on until the minima of even and odd runs agree; a network that takes
+    very long gets fewer.
     """
     session = _Session(file, threads)
     for _ in range(_WARMUP):
@@ -112,14 +115,23 @@ def record(file: str, threads: int, runs: int, seconds: float, names: bool) -> d
     _, first = session.profiled()
     kernels = [ctypes.string_at(int(tag))[:200].decode("utf-8", "replace") for tag in first["tag"]]
     times, walls = [], []
-    started = time.perf_counter()
-    while len(times) < runs or time.perf_counter() - started < seconds:
+    fastest = np.full((2, len(kernels)), np.inf)  # of even and of odd runs
+    started, on_core = time.perf_counter(), time.thread_time()
+    while True:
         wall_us, events = session.profiled()
         if not np.array_equal(events[["type", "number"]], first[["type", "number"]]):
             raise Unprofiled("the operations differ from run to run")
+        half = fastest[len(times) % 2]
+        np.minimum(half, events["elapsed_us"], out=half)
         times.append(events["elapsed_us"])
         walls.append(wall_us)
-        if time.perf_counter() - started > _LIMIT_S / 3 and len(times) >= 3:
+        passed = time.perf_counter() - started
+        even, odd = fastest.sum(axis=1)
+        found = abs(even - odd) <= _AGREE * min(even, odd)
+        enough = len(times) >= runs and time.thread_time() - on_core >= _SECONDS
+        if enough and (found or passed >= _MOST_S):
+            break
+        if passed >= _LIMIT_S / 3 and len(times) >= 2:
             break
     return {
         "kernels": kernels,

@@ -1,6 +1,7 @@
 """What runs in a process of its own for `latency.litert_process`: files that may crash it."""
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -33,12 +34,17 @@ def profile(file: str, **options) -> dict[str, Any]:
     return litert_profiler.record(file, **options)
 
 
-def convert(file: str, into: str) -> dict[str, Any]:
-    """Writes the `.tflite` file of a `.keras` file, and checks it. Nothing in it can be code."""
+def convert(file: str, into: str, modules: list[str]) -> dict[str, Any]:
+    """Writes the `.tflite` file of a `.keras` file, and checks it. Nothing in it can be code.
+
+    `modules` are the caller's own, which define its layers.
+    """
     import keras
 
     from latency import litert
 
+    for module in modules:
+        importlib.import_module(module)
     # Explicit, for KERAS_SAFE_MODE and keras.config can turn it off.
     model = keras.saving.load_model(file, compile=False, safe_mode=True)
     tflite = litert.file_of(model)

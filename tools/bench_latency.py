@@ -1,10 +1,14 @@
 """How repeatable the CPU target is over fresh processes, and how the direct writer compares.
 
     python tools/bench_latency.py repeatability --processes 10 --runs 50
+    python tools/bench_latency.py opmin --processes 10
+    python tools/bench_latency.py pair --processes 10
     python tools/bench_latency.py conversion
 
 `repeatability` times three networks in fresh processes, with this machine as it is and with one
 more core kept busy, and prints how far the medians of single processes lie from the common one.
+`opmin`: in fresh processes, the sum of the fastest time of each operation, by LiteRT's profiler.
+`pair`: in fresh processes with the other core kept busy, the ratio of two networks that take turns.
 `conversion` compares the direct writer with the official converter: seconds, operations, latency.
 """
 
@@ -26,34 +30,39 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def models() -> dict:
-    """Networks of about 0.1, 0.7 and 4 ms."""
-    from families import mnasnet, mobilenet_v2
+USUAL = ("mnasnet:tiny", "mnasnet:a1_x0.35 @ 96", "mobilenet_v2 @ 160")  # 0.1, 0.7 and 4 ms
 
-    v2 = next(iter(mobilenet_v2.VARIANTS.values()))
-    return {
-        "mnasnet:tiny": mnasnet.build(mnasnet.VARIANTS["tiny"]),
-        "mnasnet:a1_x0.35 @ 96": mnasnet.build(
-            dataclasses.replace(mnasnet.VARIANTS["a1_x0.35"], input_shape=(96, 96, 3), classes=10)
-        ),
-        "mobilenet_v2 @ 160": mobilenet_v2.build(
-            dataclasses.replace(v2, input_shape=(160, 160, 3))
-        ),
-    }
+
+def models(names=USUAL) -> dict:
+    """Networks by name: FAMILY:VARIANT @ RESOLUTION, the variant's own where none is given."""
+    from nas import spec
+
+    made = {}
+    for name in names:
+        network, _, resolution = name.partition(" @ ")
+        family, _, variant = network.partition(":")
+        module = spec.module("family", family)
+        config = module.VARIANTS[variant or next(iter(module.VARIANTS))]
+        if resolution:
+            shape = (int(resolution), int(resolution), 3)
+            classes = 10 if int(resolution) < 128 else config.classes
+            config = dataclasses.replace(config, input_shape=shape, classes=classes)
+        made[name] = module.build(config)
+    return made
 
 
 def profile(arguments) -> None:
-    """Times files in this process and prints a JSON line: the fresh process of `repeatability`."""
+    """Times files in this process and prints a JSON line: what the other commands start."""
     from latency.cpu import CPU
 
     target = CPU(threads=arguments.threads)
     target.identity()  # establishes the nominal times if they are not known yet
     rows = []
-    for path in arguments.files:
+    for files in [arguments.files] if arguments.together else [[file] for file in arguments.files]:
         started = time.perf_counter()
-        latency = target.profile(path, runs=arguments.runs)
-        seconds = time.perf_counter() - started
-        rows.append(latency.to_json() | {"seconds": seconds})
+        found = target.compare(files, runs=arguments.runs, details=arguments.details)
+        seconds = (time.perf_counter() - started) / len(files)
+        rows += [latency.to_json() | {"seconds": seconds} for latency in found]
     print(json.dumps(rows))
 
 
@@ -99,11 +108,67 @@ def repeatability(arguments) -> None:
             )
 
 
-def _fresh(files, arguments) -> list[dict]:
+def _fresh(files, arguments, *options) -> list[dict]:
     command = [sys.executable, __file__, "profile", *map(str, files)]
-    command += ["--runs", str(arguments.runs), "--threads", str(arguments.threads)]
+    command += ["--runs", str(arguments.runs), "--threads", str(arguments.threads), *options]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def opmin(arguments) -> None:
+    """The sum of per-operation minima in fresh processes: how far apart, beside the medians."""
+    names = ["mnasnet:tiny", "mnasnet:a1 @ 224", "mobilenet_v2 @ 224"]
+    rows = _profiles(names, arguments, "--details")
+    print(f"{arguments.processes} fresh processes, load average {os.getloadavg()[0]:.1f}")
+    for number, name in enumerate(names):
+        found = [row[number] for row in rows]
+        _print_apart(f"{name:20} per-op minimum", [row["op_min_ms"] for row in found])
+        _print_apart(f"{name:20} median", [row["median_ms"] for row in found])
+        raw = [row["conditions"]["raw_median_ms"] for row in found]
+        _print_apart(f"{name:20} wall median", raw)
+        print(f"  e.g. {found[0]['conditions']['per_op']}, {found[0]['seconds']:.1f} s")
+
+
+def pair(arguments) -> None:
+    """The ratio of two networks that take turns, with the other core kept busy."""
+    for names in (
+        ["mnasnet:a1 @ 224", "mobilenet_v2 @ 224"],
+        ["mnasnet:a1_x0.35 @ 96", "mobilenet_v2 @ 160"],
+    ):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])]
+        try:
+            rows = _profiles(names, arguments, "--together")
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+        print(f"{' / '.join(names)}, load average {os.getloadavg()[0]:.1f}")
+        for what, of in (
+            ("medians", lambda row: row["median_ms"]),
+            ("wall medians", lambda row: row["conditions"]["raw_median_ms"]),
+        ):
+            _print_apart(f"  ratio of {what}", [of(first) / of(second) for first, second in rows])
+            for number, name in enumerate(names):
+                _print_apart(f"    {name}", [of(row[number]) for row in rows])
+
+
+def _profiles(names, arguments, *options) -> list[list[dict]]:
+    """What `profile` prints in each of the fresh processes, which take the networks in turns."""
+    from latency import litert
+
+    made = models(names)
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for number, name in enumerate(names):
+            files.append(Path(folder) / f"{number}.tflite")
+            files[-1].write_bytes(litert.assemble(made[name]))
+        return [_fresh(files, arguments, *options) for _ in range(arguments.processes)]
+
+
+def _print_apart(what: str, values: list[float]) -> None:
+    values = np.array(values)
+    apart = values.max() / values.min() - 1
+    print(f"{what:46} {np.median(values):9.4f}  max/min - 1 = {100 * apart:6.1f} %")
 
 
 def conversion(arguments) -> None:
@@ -158,15 +223,17 @@ def _through_saved_model(model) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for function in (repeatability, conversion, profile):
+    for function in (repeatability, opmin, pair, conversion, profile):
         command = commands.add_parser(function.__name__, help=function.__doc__.splitlines()[0])
         command.set_defaults(function=function)
         command.add_argument("--runs", type=int, default=50)
         command.add_argument("--threads", type=int, default=1)
-        if function is repeatability:
+        if function in (repeatability, opmin, pair):
             command.add_argument("--processes", type=int, default=10)
         if function is profile:
             command.add_argument("files", nargs="+")
+            command.add_argument("--details", action="store_true")
+            command.add_argument("--together", action="store_true")
     arguments = parser.parse_args()
     arguments.function(arguments)
 
