@@ -17,7 +17,7 @@ from typing import Any
 from latency import jax_worker, tpu_chips, tpu_schedule
 from latency.target import TargetUnavailable
 
-FORMAT = 1  # of the record; raised when what is read from the compiler changes
+FORMAT = 2  # of the record; raised when what is read from the compiler changes
 # Beside these the caller adds the folder of the dump; libtpu reads them when it is loaded.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # never waits for, or takes, a TPU that is there

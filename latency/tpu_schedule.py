@@ -25,6 +25,9 @@ _BITS = {"pred": 8, "token": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|\d+)\s+(?:([A-Z]{2})\s*)?:\s*(>*)\s*\{")
 _EXIT = re.compile(r"totalorder [^,;]+, (\d+) /\* loop exit test")
+_COMPARES = re.compile(r"%(\w+) = scmp\.ge\.s32\.totalorder [^,;]+, (\d+)")
+_BACK = re.compile(r"sbr\.rel \(!%(\w+)\)")
+_IDLE = re.compile(r"\s*(?:%\w+ = )?(?:vnop|vdelay \d+)?\s*\}")
 _FILE = re.compile(r"\d+-(.+)-\d+-final_bundles\.txt")
 
 
@@ -234,30 +237,49 @@ def static_cycles(bundles: str) -> tuple[int, int]:
     The first and last trips of a pipelined loop only fetch or only store: a loop of n steps and 2
     further stages tells n + 2 trips.
     """
-    stack: list[list[int | None]] = [[0, 1, 0]]  # of each open loop: cycles, trips, stages
+    stack = [_Loop()]
     unknown = 0
 
     def close():
         nonlocal unknown
-        count, trips, stages = stack.pop()
+        loop = stack.pop()
+        trips = loop.trips or loop.bounds.get(loop.branch)
         unknown += trips is None
-        stack[-1][0] += count * (1 if trips is None else max(1, trips - stages))
+        stack[-1].cycles += loop.cycles * (1 if trips is None else max(1, trips - loop.stages))
 
     for line in bundles.splitlines():
         found = _BUNDLE.match(line)
         if not found:
             continue
-        depth = len(found.group(2))
-        while len(stack) - 1 > depth:
-            close()
-        if found.group(1) == "LB" and depth and len(stack) - 1 == depth:
+        tag, depth = found.group(1), len(found.group(2))
+        if _IDLE.match(line, found.end()) and not tag:
+            depth = len(stack) - 1  # bundles between regions are printed as if outside the loop
+        while len(stack) - 1 > depth or (tag == "LB" and len(stack) - 1 == depth > 0):
             close()
         while len(stack) - 1 < depth:
             stages = [int(stage) for stage in re.findall(r"stage = (\d+)", line)]
-            stack.append([0, None, max(stages, default=0)])
-        stack[-1][0] += 1
-        if exit_test := _EXIT.search(line):
-            stack[-1][1] = int(exit_test.group(1))
+            stack.append(_Loop(stages=max(stages, default=0)))
+        stack[-1].read(line)
     while len(stack) > 1:
         close()
-    return stack[0][0], unknown
+    return stack[0].cycles, unknown
+
+
+@dataclasses.dataclass
+class _Loop:
+    """An open loop of a schedule, or what is outside of all."""
+
+    cycles: int = 0
+    trips: int | None = None
+    stages: int = 0
+    bounds: dict[str, int] = dataclasses.field(default_factory=dict)  # of counters, by predicate
+    branch: str = ""  # the predicate of the last conditional branch: of the one back, in the end
+
+    def read(self, line: str) -> None:
+        self.cycles += 1
+        if exit_test := _EXIT.search(line):
+            self.trips = int(exit_test.group(1))
+        for predicate, bound in _COMPARES.findall(line):
+            self.bounds[predicate] = int(bound)
+        if back := _BACK.search(line):
+            self.branch = back.group(1)
