@@ -4,13 +4,12 @@ import contextlib
 import functools
 import json
 import os
-import selectors
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -57,24 +56,25 @@ class Process:
             self._start()
         worker = self._worker
         memory_mb = _SHARE * free_mb()
-        request = {"job": job, "arguments": arguments, "memory_mb": memory_mb}
-        with contextlib.suppress(BrokenPipeError):
-            worker.stdin.write(json.dumps(request).encode() + b"\n")
-            worker.stdin.flush()
+        request = {"job": job, "arguments": arguments, "memory_mb": memory_mb, "limit_s": limit_s}
+        late = threading.Timer(limit_s, self._kill)
         try:
-            line = _line(worker.stdout, limit_s)
-        except BaseException as error:  # also on Ctrl-C
+            late.start()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.write(json.dumps(request).encode() + b"\n")
+                worker.stdin.flush()
+            line = worker.stdout.readline()
+        except BaseException:  # Ctrl-C
             self._end()
-            if isinstance(error, TimeoutError):
-                raise ValueError(
-                    f"LiteRT did not get through one run within {limit_s:.0f} s"
-                ) from None
             raise
-        if not line:
-            worker.wait(10)
-            code = worker.returncode
+        finally:
+            in_time = late.is_alive()
+            late.cancel()
+        if not line.endswith(b"\n"):
             self._end()
-            raise ValueError(_death(code, memory_mb))
+            if in_time:
+                raise ValueError(_death(worker.returncode, memory_mb))
+            raise ValueError(f"LiteRT did not get through one run within {limit_s:.0f} s")
         answer = json.loads(line)
         if "error" in answer:
             raise ValueError(answer["error"])
@@ -98,31 +98,35 @@ class Process:
             start_new_session=True,
         )
 
+    def _kill(self) -> None:
+        worker = self._worker
+        if worker is not None:
+            with contextlib.suppress(ProcessLookupError, AttributeError):  # Windows has no killpg
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.kill()
+
     def _end(self) -> None:
         if self._worker is None:
             return
-        with contextlib.suppress(ProcessLookupError, AttributeError):
-            os.killpg(self._worker.pid, signal.SIGKILL)
-        self._worker.kill()
-        self._worker.wait()
-        for pipe in (self._worker.stdin, self._worker.stdout):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # One that died is let say how; one that waits for a job ends with its stdin.
             with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+                self._worker.stdin.close()
+            self._worker.wait(0.5)
+        self._kill()
+        self._worker.wait()
+        self._worker.stdout.close()
         self._worker = None
 
 
 def check(path: str | Path, threads: int = 1) -> None:
     """Loads and runs a `.tflite` file in another process first; `ValueError`, one line, if bad."""
     path = Path(path)
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    _check(str(path), state.st_size, state.st_mtime_ns, state.st_ino, threads)
+    _check(str(path), threads, *_state(path))
 
 
 @functools.lru_cache(maxsize=256)
-def _check(name: str, size: int, modified: int, inode: int, threads: int) -> None:
+def _check(name: str, threads: int, size: int, *_: int) -> None:
     """`check` of one state of a file: a sound one is not asked for again in this process."""
     start = _start_of(Path(name))
     if start[4:8] != b"TFL3":
@@ -156,15 +160,31 @@ def memory_mb(path: Path, threads: int = 1) -> float | None:
 def convert(path: str | Path) -> bytes:
     """The `.tflite` file of a `.keras` file, loaded (in safe mode) and run in another process."""
     path = Path(path)
+    return _convert(str(path), *_state(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _convert(name: str, *_: int) -> bytes:
+    """`convert` of one state of a file: several targets ask for it."""
+    path = Path(name)
     _look_at_archive(path)
     with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder, Process() as process:
         into = Path(folder) / "model.tflite"
+        files = {"file": str(path.absolute()), "into": str(into)}
         try:
-            files = {"file": str(path.absolute()), "into": str(into)}
             process.ask("convert", _CONVERT_S, **files, modules=_layer_modules())
         except ValueError as error:
-            raise ValueError(_about(str(path), error)) from None
+            raise ValueError(_about(name, error)) from None
         return into.read_bytes()
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does: its size, date and number."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def _layer_modules() -> list[str]:
@@ -262,19 +282,3 @@ def _death(code: int, memory_mb: float) -> str:
         f"LiteRT crashes on it ({how}): a damaged file, or one that needs more than the "
         f"{memory_mb / 1024:.1f} GB that it was given"
     )
-
-
-def _line(pipe: Any, limit_s: float) -> bytes:
-    """The next line of a pipe, nothing at its end; `TimeoutError` after `limit_s`."""
-    until, found = time.monotonic() + limit_s, b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while not found.endswith(b"\n"):
-            left = until - time.monotonic()
-            if left <= 0 or not selector.select(left):
-                raise TimeoutError
-            part = os.read(pipe.fileno(), 2**16)
-            if not part:
-                return b""
-            found += part
-    return found

@@ -61,8 +61,7 @@ def main() -> None:
     os.dup2(2, 1)  # native code prints there
     for line in sys.stdin:
         request = json.loads(line)
-        if request.get("memory_mb"):
-            _limit_memory(request["memory_mb"])
+        _limit(request["memory_mb"], request["limit_s"])
         try:
             answer = _JOBS[request["job"]](**request["arguments"])
         except MemoryError:
@@ -73,20 +72,21 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _limit_memory(memory_mb: float) -> None:
-    """What this process may allocate from here on; no limit where the system has none."""
+def _limit(memory_mb: float, seconds: float) -> None:
+    """What this process may take from here on; no limit where the system has none."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    used_mb = _memory_mb("VmSize") or 0
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = int((used_mb + memory_mb) * 2**20)
-    if hard == resource.RLIM_INFINITY or limit < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-        except (ValueError, OSError):  # macOS refuses
-            return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    # The caller keeps the time; this is for when it is gone.
+    cpu_s = used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1) + 10
+    bytes_ = ((_memory_mb("VmSize") or 0) + memory_mb) * 2**20
+    for kind, limit in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, bytes_)):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            with contextlib.suppress(ValueError, OSError):  # macOS refuses
+                resource.setrlimit(kind, (int(limit), hard))
 
 
 def _memory_mb(name: str) -> float | None:
