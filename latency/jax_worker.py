@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import threading
-import time
 import traceback
 import zipfile
 from typing import Any
@@ -20,10 +19,6 @@ import numpy as np
 from latency.jax_process import DoesNotFit
 from latency.target import TargetUnavailable
 
-_STEADY = 0.02  # warm when the median of five runs moves by less than this share
-_SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
-_WARM_S = 10.0  # and in any case after so many seconds
-_BACK_TO_BACK = 20  # calls in flight at once, to tell the device's time from that of the dispatch
 _SIZE = r"(\d+(?:\.\d+)?[KMGT]?(?:i?B)?)"
 _SHORT_OF_MEMORY = (  # needed, available: XLA's words when it compiles, then when it allocates
     rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)",
@@ -39,46 +34,9 @@ def devices(request: dict[str, Any], model: Any) -> dict[str, Any]:
     return {
         "devices": [
             {"id": device.id, "kind": device.device_kind, "platform": device.platform}
-            for device in _attached(request["platform"])
+            for device in attached(request["platform"])
         ],
         "jax": jax.__version__,
-    }
-
-
-def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
-    """Times the model: "samples_ms" of blocking runs, "memory_mb" and "conditions".
-
-    request: platform, dtype, batch_size, warmup, runs, devices (more than 1: data parallel).
-    """
-    import jax
-
-    attached = _attached(request["platform"])
-    count = request.get("devices", 1)
-    if count > len(attached):
-        raise TargetUnavailable(f"{count} devices asked for, {len(attached)} are attached")
-    over_batch, everywhere = placement(attached[:count], request["batch_size"])
-    network = forward(model, request["dtype"])
-    weights = jax.device_put(weights_of(model, request["dtype"]), everywhere)
-    _, inputs = arguments(model, request["dtype"], request["batch_size"])
-    run = _Runner(network, weights, jax.device_put(filled(inputs), over_batch))
-    warmed = _warm(run, request["warmup"])
-    samples = [run.blocking() for _ in range(request["runs"])]
-    at_once = run.back_to_back(min(_BACK_TO_BACK, max(2, request["runs"])))
-    stats = attached[0].memory_stats() or {}
-    conditions = versions(attached[0]) | {
-        "device_kind": attached[0].device_kind,
-        "devices": count,
-        "dtype": request["dtype"],
-        "donated_inputs": len(run.pairs),
-        "warmup_runs": warmed,
-        "back_to_back_ms": at_once,
-        "dispatch_ms": max(0.0, float(np.median(samples)) - at_once),
-        "peak_mb_in_use": stats.get("peak_bytes_in_use", 0) / 1e6 or None,
-    }
-    return {
-        "samples_ms": samples,
-        "memory_mb": memory_mb(run.compiled),
-        "conditions": conditions | _stability(samples),
     }
 
 
@@ -124,39 +82,15 @@ def arguments(model: Any, dtype: str, batch_size: int) -> tuple[Any, Any]:
             raise ValueError(
                 f"model {model.name!r} was built for batch {kept}: batch_size={batch_size}"
             )
-        return jax.ShapeDtypeStruct((kept, *shape[1:]), _type(tensor.dtype, dtype))
+        return jax.ShapeDtypeStruct((kept, *shape[1:]), tensor_type(tensor.dtype, dtype))
 
     if not getattr(model, "inputs", None):
         raise ValueError(f"model {model.name!r} was never built: it has no inputs")
     weights = tuple(
-        [jax.ShapeDtypeStruct(v.shape, _type(v.dtype, dtype)) for v in variables]
+        [jax.ShapeDtypeStruct(v.shape, tensor_type(v.dtype, dtype)) for v in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
     )
     return weights, keras.tree.map_structure(described, model.input)
-
-
-def weights_of(model: Any, dtype: str) -> Any:
-    """The values of the weights, in the types of `arguments`."""
-    import jax.numpy as jnp
-
-    return tuple(
-        [jnp.asarray(np.asarray(v.value), _type(v.dtype, dtype)) for v in variables]
-        for variables in (model.trainable_variables, model.non_trainable_variables)
-    )
-
-
-def filled(inputs: Any) -> Any:
-    """Arrays of the shapes: numbers between 0 and 1, zeros where they are integers."""
-    import jax
-
-    random = np.random.default_rng(0)
-
-    def array(like):
-        if np.issubdtype(like.dtype, np.integer) or like.dtype == bool:
-            return np.zeros(like.shape, like.dtype)
-        return random.random(like.shape, np.float32).astype(like.dtype)
-
-    return jax.tree.map(array, inputs)
 
 
 def placement(devices_: list[Any], batch_size: int) -> tuple[Any, Any]:
@@ -209,98 +143,14 @@ def versions(device: Any) -> dict[str, Any]:
     }
 
 
-def _type(kind: Any, dtype: str) -> Any:
+def tensor_type(kind: Any, dtype: str) -> Any:
     """What a float32 tensor is where the network computes in `dtype`; others stay."""
     import jax.numpy as jnp
 
     return jnp.dtype(dtype) if str(kind) == "float32" else jnp.dtype(str(kind))
 
 
-class _Runner:
-    """A compiled network with its weights on the device, run again and again.
-
-    An input that has the shape and type of an output (a cache, a state) is donated and replaced by
-    that output, as in use; the others stay on the device.
-    """
-
-    def __init__(self, network: Any, weights: Any, inputs: Any):
-        import jax
-
-        leaves, structure = jax.tree.flatten(inputs)
-        self.pairs = _alike(leaves, jax.tree.leaves(jax.eval_shape(network, weights, inputs)))
-
-        def step(weights, kept, donated):
-            merged = dict(kept) | dict(donated)
-            ordered = [merged[index] for index in range(len(leaves))]
-            return jax.tree.leaves(network(weights, jax.tree.unflatten(structure, ordered)))
-
-        self._weights = weights
-        self._kept = {i: leaf for i, leaf in enumerate(leaves) if i not in self.pairs}
-        self._donated = {index: leaves[index] for index in self.pairs}
-        jitted = jax.jit(step, donate_argnums=2)
-        self.compiled = jitted.lower(weights, self._kept, self._donated).compile()
-
-    def blocking(self) -> float:
-        """Milliseconds of one run, from the call to the end of the computation."""
-        started = time.perf_counter_ns()
-        self._call()
-        self.block()
-        return (time.perf_counter_ns() - started) / 1e6
-
-    def back_to_back(self, calls: int) -> float:
-        """Milliseconds of a run when the next is dispatched before it ends."""
-        started = time.perf_counter_ns()
-        for _ in range(calls):
-            self._call()
-        self.block()
-        return (time.perf_counter_ns() - started) / 1e6 / calls
-
-    def block(self) -> None:
-        import jax
-
-        jax.block_until_ready(self._outputs)
-
-    def _call(self) -> None:
-        self._outputs = self.compiled(self._weights, self._kept, self._donated)
-        self._donated = {index: self._outputs[j] for index, j in self.pairs.items()}
-
-
-def _alike(inputs: list[Any], outputs: list[Any]) -> dict[int, int]:
-    """For each input the output that has its shape and type, if any; each output once."""
-    free, pairs = dict(enumerate(outputs)), {}
-    for index, leaf in enumerate(inputs):
-        for j, output in free.items():
-            if (output.shape, output.dtype) == (leaf.shape, leaf.dtype):
-                pairs[index] = j
-                del free[j]
-                break
-    return pairs
-
-
-def _warm(run: _Runner, least: int) -> int:
-    """Runs until five runs are as fast as the five before, at least `least` times; the count."""
-    times = [run.blocking() for _ in range(max(least, 1))]
-    end = time.monotonic() + _WARM_S
-    while time.monotonic() < end:
-        times += [run.blocking() for _ in range(5)]
-        if len(times) >= 10:
-            before, after = np.median(times[-10:-5]), np.median(times[-5:])
-            if abs(after - before) < _STEADY * before:
-                break
-    return len(times)
-
-
-def _stability(samples: list[float]) -> dict[str, Any]:
-    """Whether the median can be believed, and if not, why."""
-    low, high = np.quantile(samples, (0.25, 0.75))
-    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
-    error = 1.96 * 1.25 * (high - low) / 1.35 / len(samples) ** 0.5 / float(np.median(samples))
-    if error > _SPREAD:
-        return {"stable": False, "reason": f"the median is uncertain by {error:.0%}; use more runs"}
-    return {"stable": True}
-
-
-def _attached(platform: str) -> list[Any]:
+def attached(platform: str) -> list[Any]:
     import jax
 
     try:
@@ -378,9 +228,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operation(name: str) -> Any:
-    if name in _OPERATIONS:
-        return _OPERATIONS[name]
-    module, _, function = name.partition(".")
+    module, _, function = _SHORT.get(name, name).partition(".")
     return getattr(importlib.import_module(f"latency.{module}"), function)
 
 
@@ -406,7 +254,7 @@ def _megabytes(text: str) -> float:
     return float(number) * 1024 ** "_KMGT".index(unit or "_") / 1e6
 
 
-_OPERATIONS = {"devices": devices, "time": time_model}
+_SHORT = {"devices": "jax_worker.devices", "time": "jax_time.time_model"}
 
 
 def _end_with_parent() -> None:

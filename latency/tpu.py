@@ -181,33 +181,31 @@ class TPU(Target):
         rows: dict[str, dict[str, Any]] = {}
         total, traffic = (record["dispatch_cycles"] or 0) / chip.clock_ghz / 1e6, 0.0
         for operation in record["operations"]:
-            first, second = operation["cycles"], operation["estimated_cycles"]
-            cycles = (first or second) if self.schedule else (second or first)
             copying = operation["hbm_bytes"] / chip.bandwidth_gbs / 1e6
             traffic += copying * operation["times"]
             if operation["overlapped"]:
                 continue
-            ms = max((cycles or 0) / chip.clock_ghz / 1e6, copying) * operation["times"]
+            computing = self._cycles(operation)[0] / chip.clock_ghz / 1e6
+            ms = max(computing, copying) * operation["times"]
             total += ms
             name = operation["layer"]
-            row = rows.setdefault(
-                name, {"name": name, "type": operation["type"], "ms": 0.0, "within": "graph"}
-            )
-            row["ms"] += ms
+            row = {"name": name, "type": operation["type"], "ms": 0.0, "within": "graph"}
+            rows.setdefault(name, row)["ms"] += ms
         return max(total, traffic), list(rows.values())
+
+    def _cycles(self, operation: dict[str, Any]) -> tuple[int, str]:
+        """The cycles of an operation, and where they are from."""
+        sources = (("schedule", "cycles"), ("estimated_cycles", "estimated_cycles"))
+        for told, field in sources if self.schedule else reversed(sources):
+            if operation[field] is not None:
+                return operation[field], told
+        return 0, "traffic"
 
     def _estimated(self, record: dict[str, Any], batch_size: int, details: bool) -> Timing:
         estimated, rows = self.estimate(record)
         calibration = self._calibration()
         ms = calibration.apply(estimated)
-        told = [o for o in record["operations"] if not o["overlapped"]]
-        by_schedule = sum(self.schedule and o["cycles"] is not None for o in told)
-        by_estimate = sum(o["estimated_cycles"] is not None for o in told) - (
-            sum(
-                self.schedule and o["cycles"] is not None and o["estimated_cycles"] is not None
-                for o in told
-            )
-        )
+        told = [self._cycles(one)[1] for one in record["operations"] if not one["overlapped"]]
         points = calibration.points
         conditions = {
             "runtime": _runtime(),
@@ -216,8 +214,9 @@ class TPU(Target):
             "devices": record["devices"],
             "dtype": self.dtype,
             "operations": len(told),
-            "by_schedule": by_schedule,
-            "by_estimated_cycles": by_estimate,
+            "by_schedule": told.count("schedule"),
+            "by_estimated_cycles": told.count("estimated_cycles"),
+            "by_traffic": told.count("traffic"),
             "uncounted_loops": record["unknown_loops"],
             "calibration": f"calibrated from {points} points" if points else "none",
             "uncalibrated_ms": estimated,

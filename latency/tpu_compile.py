@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import time
 from importlib import metadata
 from pathlib import Path
@@ -166,6 +165,7 @@ def layer_of(source: str, layers: dict[str, str], variables: dict[str, str]) -> 
     """
     if source in variables:
         source = variables[source] + "/"
-    parts = re.split(r"[/]", source)
-    named = [part for part in parts[:-1] if part in layers]
-    return named[-1] if named else source.split("[")[0] if "/" not in source else "other"
+    named = [part for part in source.split("/")[:-1] if part in layers]
+    if named:
+        return named[-1]
+    return "other" if "/" in source or not source else source.partition("[")[0]

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from latency import jax_process, jax_worker
+from latency import jax_process, jax_time, jax_worker
 from latency.target import TargetUnavailable
 
 CPU = {"JAX_PLATFORMS": "cpu"}
@@ -226,5 +226,5 @@ def test_inputs_are_paired_with_outputs_of_their_shape():
         return types.SimpleNamespace(shape=shape, dtype=np.dtype(kind))
 
     image, state, step = of((2, 8), "f4"), of((2, 4), "f4"), of((2, 4), "i4")
-    assert jax_worker._alike([image, state, step], [step, state, state]) == {1: 1, 2: 0}
-    assert jax_worker._alike([state, state], [state]) == {0: 0}
+    assert jax_time._alike([image, state, step], [step, state, state]) == {1: 1, 2: 0}
+    assert jax_time._alike([state, state], [state]) == {0: 0}
