@@ -31,7 +31,7 @@ for one in "$python" {others}; do
   command -v "$one" > /dev/null 2>&1 || continue
   "$one" -c "$code" probe < /dev/null &
   child=$!
-  ( cat <&3; kill -9 $child ) > /dev/null 2>&1 &
+  ( read -r _ <&3; kill -9 $child ) > /dev/null 2>&1 &
   watching=$!
   wait $child
   found=$?

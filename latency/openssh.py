@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ ANSWER_S = 20.0  # a board answers a small script within a second, one that swap
 _CONNECT_S = 10
 _ALIVE_S, _ALIVE_COUNT = 5, 4  # a network that falls silent is noticed within these 20 s
 _LINK_BYTES_S = 200_000  # the slowest link to wait for: poor Wi-Fi
+_PREFIX = "nas-ssh-"
 _PIECE = 1 << 20
 _OUTPUT = re.compile(r"(?:\A|.*?\n)nas-begin\r?\n(.*)nas-status (\d+)\s*\Z", re.DOTALL)
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -134,7 +136,8 @@ class Board:
         self.where = where
         self._options = [f"-o{name}={value}" for name, value in _OPTIONS.items()]
         self._options.append(f"-oConnectTimeout={max(1, round(connect_s))}")
-        self._folder = tempfile.mkdtemp(prefix="nas-ssh-", dir=_short_folder())
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir=_short_folder())
         self._log = open(f"{self._folder}/log", "w+b")  # noqa: SIM115 (closed with the board)
         self._greeting, self._answered = [], threading.Event()
         # It ends when we do: where this process is killed, `cat` reads the end of its input.
@@ -347,3 +350,11 @@ def _short_folder() -> str:
     """Where a socket can be: its path has about 100 characters, of which ssh adds 17."""
     folder = tempfile.gettempdir()
     return folder if len(folder) < 60 else "/tmp"
+
+
+def _sweep() -> None:
+    """Removes the folders of processes that were killed: their ssh ended and took its socket."""
+    for folder in Path(_short_folder()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if not (folder / "socket").exists() and time.time() - folder.stat().st_mtime > 300:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -141,6 +141,10 @@ class SSH(Target):
         """The timed runs with the operations of the tool, or with the reason why they lack."""
         try:
             tool = board_tool.find(board, about.machine, self.benchmark)
+        except TargetUnavailable:
+            missing = f"no benchmark_model for linux-{about.machine} (runtime=benchmark_model)"
+            return dataclasses.replace(told, operations_missing=missing)
+        try:
             report = tool.operations(board, records, file, setting, runs)
         except (TargetUnavailable, ValueError) as error:  # the times are good all the same
             return dataclasses.replace(told, operations_missing=str(error))

@@ -1,7 +1,8 @@
 """A real sshd for the tests, on loopback: own port, keys and configuration, all in one folder.
 
 Its sessions are commands of this machine with PATH, HOME and TMPDIR in that folder, and the board's
-sensors (/sys, /proc/device-tree) read from there.
+sensors (/sys, /proc/device-tree) read from there. By hand, `python tests/sshd.py` prints how to
+name it, and runs until Ctrl-C.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/sbin")
@@ -20,7 +22,7 @@ _SESSION = """#!/bin/sh
 # What a client asks for, with this board's sensors.
 printf "%s\\n" "$SSH_ORIGINAL_COMMAND" >> "$NAS_BOARD/commands"
 [ -f "$NAS_BOARD/limit" ] && ulimit -f "$(cat "$NAS_BOARD/limit")"
-exec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed \\
+exec sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed \\
   "s#/sys/#$NAS_BOARD/sys/#g; s#/proc/device-tree#$NAS_BOARD/device-tree#g")"
 """
 _CONFIG = """ListenAddress 127.0.0.1
@@ -180,3 +182,15 @@ def _children(parent: int) -> list[int]:
             if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
                 found += [int(entry.name), *_children(int(entry.name))]
     return found
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        served = Sshd(pathlib.Path(place) / "board")
+        served.python()
+        print(f"ssh:{served.host},config={served.config}", flush=True)
+        for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's `&` ignores the first
+            signal.signal(ending, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+        served.stop()

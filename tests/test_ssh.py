@@ -507,6 +507,22 @@ def test_a_name_of_the_users_own_configuration(board, model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shell", ["bash", "busybox", "mksh"])
+def test_other_shells_than_debians(board, model, tool, shell):
+    """`sh` is not dash everywhere: bash on Fedora, busybox on Buildroot and Alpine."""
+    found = shutil.which(shell)
+    if not found:
+        pytest.skip(f"no {shell} here")
+    board.program("sh", f'#!/bin/dash\nexec {found} {"sh" if shell == "busybox" else ""} "$@"\n')
+    for runtime in ("python", "benchmark_model"):
+        pi = target(board, runtime=runtime)
+        assert pi.profile(model, warmup=0, runs=2, details=True).measured
+    hung = install_tool(tool, HUNG)
+    with pytest.raises(TargetUnavailable, match="hangs on board"):
+        target(board, runtime="benchmark_model", benchmark=str(hung), limit_s=2).profile(model)
+
+
+@pytest.mark.slow
 def test_login_shells_that_greet(board, model):
     """A .bashrc that prints something in every session."""
     session = board.folder / "session"
