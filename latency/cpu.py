@@ -77,6 +77,8 @@ class CPU(Target):
         """Times several models block by block in turns, the references before and after each."""
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
+        if not models:
+            return []
         files = [litert.file_of(model) for model in models]
         nominal = self._nominal()
         with timing.undisturbed(self.threads, _cache()) as cores:

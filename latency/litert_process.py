@@ -272,8 +272,8 @@ def _looks_like(start: bytes) -> str:
 
 
 def _about(name: str, error: ValueError) -> str:
-    text = str(error)
-    return text if text.startswith(name) else f"{name}: {text}"
+    """What is wrong with a file, which is named once and as the user names it."""
+    return f"{name}: {str(error).removeprefix(f'{Path(name).absolute()}: ')}"
 
 
 def _death(code: int, memory_mb: float) -> str:

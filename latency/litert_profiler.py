@@ -148,7 +148,6 @@ class _Session:
 
     def __init__(self, file: str, threads: int):
         self._library = ctypes.CDLL(str(_library()))
-        self._kept: list[Any] = []
         environment = self._make("LiteRtCreateEnvironment", 0, None)
         model = self._make("LiteRtCreateModelFromFile", environment, file.encode())
         options = self._make("LiteRtCreateOptions")

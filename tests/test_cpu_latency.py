@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from families import mnasnet
-from latency import litert, reference, timing
+from latency import cpu, litert, reference, timing
 from latency.cpu import CPU
 from latency.target import Kind, Latency, Target, Timing
 
@@ -139,6 +140,41 @@ def test_the_reference_reproduces_its_nominal_time(tmp_path):
             process.kill()
             process.wait()
     assert profile.median_ms == pytest.approx(nominal, rel=0.08)
+
+
+def test_networks_take_turns(tmp_path, monkeypatch):
+    """Every candidate's block stands between two blocks of a reference; nobody is always first."""
+    order = []
+
+    class Recorded:
+        def __init__(self, name):
+            self.name = name
+
+        def block(self):
+            order.append(self.name)
+
+    turns = cpu._take_turns([Recorded(0), Recorded(1), Recorded(2)], [Recorded("r")], 3)
+    assert turns.tolist() == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+    assert order[::2] == ["r"] * 10 and order[1::2] == turns.tolist()
+
+    paths = []
+    for name in reference.NAMES:
+        paths.append(tmp_path / f"{name}.tflite")
+        paths[-1].write_bytes(reference.network(name))
+    small, large = CPU().compare(paths, runs=30)
+    assert len(small.samples_ms) == len(large.samples_ms) == 30
+    assert small.conditions["taken_in_turns_with"] == 1
+    nominal = CPU().identity()["nominal_ms"]
+    ratio = large.median_ms / small.median_ms
+    assert ratio == pytest.approx(nominal["large"] / nominal["small"], rel=0.15)
+
+
+def test_warming_up_ends_when_it_gets_no_faster():
+    """A network that is slow at first is not timed before it is at its speed."""
+    delays = [0.004] * 4 + [0.002] * 4 + [0.0005] * 10_000
+    calls = iter(delays)
+    watch = timing.Stopwatch(lambda: time.sleep(next(calls)), 1, warmup=1)
+    assert watch.run_ns < 1.5e6
 
 
 def test_affinity_priority_and_garbage_collection_are_restored(tmp_path):

@@ -97,10 +97,12 @@ def test_a_file_that_may_not_be_read_is_refused(tflite, tmp_path, capsys):
     assert "ermission" in refused(path, capsys)
 
 
-def test_a_truncated_file_is_refused(tflite, tmp_path, capsys):
-    path = tmp_path / "network.tflite"
+def test_a_truncated_file_is_refused(tflite, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("network.tflite")
     path.write_bytes(tflite[: len(tflite) // 3])
-    refused(path, capsys)
+    line = refused(path, capsys)
+    assert str(tmp_path) not in line, "it is named as the user names it"
 
 
 def test_a_sound_file_beside_a_bad_one_is_timed(tflite, tmp_path, capsys, monkeypatch):

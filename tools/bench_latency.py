@@ -162,7 +162,12 @@ def _profiles(names, arguments, *options) -> list[list[dict]]:
         for number, name in enumerate(names):
             files.append(Path(folder) / f"{number}.tflite")
             files[-1].write_bytes(litert.assemble(made[name]))
-        return [_fresh(files, arguments, *options) for _ in range(arguments.processes)]
+        rows = []
+        for number in range(arguments.processes):
+            rows.append(_fresh(files, arguments, *options))
+            told = [(round(row["median_ms"], 4), row["op_min_ms"]) for row in rows[-1]]
+            print(f"process {number}: medians and per-op minima {told}", flush=True)
+        return rows
 
 
 def _print_apart(what: str, values: list[float]) -> None:
