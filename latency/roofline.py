@@ -79,12 +79,18 @@ class Rates:
         )
 
 
-def layer_graph(model: Any, batch_size: int, dtype: str) -> tuple[list[Kernel], float]:
+def layer_graph(
+    model: Any, batch_size: int, dtype: str, fusion: str = "elementwise"
+) -> tuple[list[Kernel], float]:
     """The kernels of a flat Keras model, and the megabytes of its weights and live activations.
 
     Elementwise layers are taken to be computed where their largest input is, if nothing else needs
-    that; views cost nothing. Raises `ValueError` on nested models and open sizes.
+    that, or with fusion="none" by themselves, as frameworks do that compile nothing. Views cost
+    nothing. Raises `ValueError` on nested models and open sizes.
     """
+    if fusion not in ("elementwise", "none"):
+        raise ValueError(f"fusion={fusion!r}: expected elementwise or none")
+
     from latency import cost
 
     nodes, rows = cost.calls(model), cost.count(model).layers
@@ -102,7 +108,8 @@ def layer_graph(model: Any, batch_size: int, dtype: str) -> tuple[list[Kernel], 
             if home is not None:
                 made_by |= {id(tensor): home for tensor in node.outputs}
             continue
-        home = _home(kind, inputs, made_by, users, sizes)
+        fused = fusion == "elementwise" and kind == "elementwise"
+        home = _home(inputs, made_by, users, sizes) if fused else None
         if home is None:
             drafts.append(_Draft(row.name, row.type, kind))
             home = len(drafts) - 1
@@ -167,12 +174,10 @@ class _Sizes:
 
 
 def _home(
-    kind: str, inputs: list[Any], made_by: dict[int, int], users: dict[int, int], sizes: _Sizes
+    inputs: list[Any], made_by: dict[int, int], users: dict[int, int], sizes: _Sizes
 ) -> int | None:
     """The kernel that an elementwise layer is fused into: the one of its largest input."""
-    if kind != "elementwise" or not inputs:
-        return None
-    largest = max(sizes.of(tensor) for tensor in inputs)
+    largest = max((sizes.of(tensor) for tensor in inputs), default=0)
     homes = [
         made_by[id(tensor)]
         for tensor in inputs
@@ -269,7 +274,10 @@ def fit(
 
     if not points:
         raise ValueError("no measurement to calibrate with: expected at least 1")
-    tables = [_Table(kernels) for kernels, _ in points]
+    if any(ms <= 0 or not kernels for kernels, ms in points):
+        raise ValueError("a calibration point without kernels, or with no time")
+    table = _Table([kernel for kernels, _ in points for kernel in kernels])
+    starts = np.cumsum([0, *(len(kernels) for kernels, _ in points)])[:-1]
     measured = np.log([ms for _, ms in points])
     origin = start.vector()
     low = np.log([0.002] * (len(origin) - 2) + [0.05, 0.05])
@@ -277,9 +285,8 @@ def fit(
 
     def residuals(vector):
         rates = Rates.of_vector(vector)
-        estimated = [
-            _times_ms(table, chip, dtype, rates).sum() + rates.run_us / 1e3 for table in tables
-        ]
+        times = _times_ms(table, chip, dtype, rates)
+        estimated = np.add.reduceat(times, starts) + rates.run_us / 1e3
         return np.concatenate(
             [(np.log(estimated) - measured) / 0.05, (vector - origin) / math.log(3)]
         )
