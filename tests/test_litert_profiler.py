@@ -100,11 +100,13 @@ def test_only_certain_names_are_given(kinds, told, numbers, expected):
 
 def answer(fastest, wall, **changes):
     told = [{"within": "graph"}] * len(fastest)
-    return {"kernels": ["a"], "told": told, "fastest_us": fastest, "wall_us": wall, **changes}
+    about = {"kernels": ["a"], "told": told, "wall_us": wall, "busy_us": wall}
+    return about | {"fastest_us": fastest, **changes}
 
 
 def test_what_does_not_add_up_is_not_believed():
     litert_profiler._plausible([answer([900, 900], 2000)])
+    litert_profiler._plausible([answer([900, 900], 30_000, busy_us=2500)])  # a busy machine
     with pytest.raises(Unprofiled, match="add up to 5000 us"):
         litert_profiler._plausible([answer([5000], 2000)])
     with pytest.raises(Unprofiled, match="add up to 10 us"):

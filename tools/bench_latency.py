@@ -117,12 +117,13 @@ def _fresh(files, arguments, *options) -> list[dict]:
 
 def opmin(arguments) -> None:
     """The sum of per-operation minima in fresh processes: how far apart, beside the medians."""
-    names = ["mnasnet:tiny", "mnasnet:a1 @ 224", "mobilenet_v2 @ 224"]
+    names = arguments.networks.split(",")
     rows = _profiles(names, arguments, "--details")
     print(f"{arguments.processes} fresh processes, load average {os.getloadavg()[0]:.1f}")
     for number, name in enumerate(names):
         found = [row[number] for row in rows]
-        _print_apart(f"{name:20} per-op minimum", [row["op_min_ms"] for row in found])
+        known = [row["op_min_ms"] for row in found if row["op_min_ms"] is not None]
+        _print_apart(f"{name:20} per-op minimum ({len(known)})", known)
         _print_apart(f"{name:20} median", [row["median_ms"] for row in found])
         raw = [row["conditions"]["raw_median_ms"] for row in found]
         _print_apart(f"{name:20} wall median", raw)
@@ -165,7 +166,10 @@ def _profiles(names, arguments, *options) -> list[list[dict]]:
         rows = []
         for number in range(arguments.processes):
             rows.append(_fresh(files, arguments, *options))
-            told = [(round(row["median_ms"], 4), row["op_min_ms"]) for row in rows[-1]]
+            told = [
+                (round(row["median_ms"], 4), row["op_min_ms"] or row["conditions"].get("per_op"))
+                for row in rows[-1]
+            ]
             print(f"process {number}: medians and per-op minima {told}", flush=True)
         return rows
 
@@ -235,6 +239,9 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=1)
         if function in (repeatability, opmin, pair):
             command.add_argument("--processes", type=int, default=10)
+        if function is opmin:
+            usual = "mnasnet:tiny,mnasnet:a1 @ 224,mobilenet_v2 @ 224"
+            command.add_argument("--networks", default=usual, help="separated by commas")
         if function is profile:
             command.add_argument("files", nargs="+")
             command.add_argument("--details", action="store_true")
