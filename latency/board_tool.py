@@ -40,7 +40,7 @@ exec 3<&0
 {command} < /dev/null &
 child=$!
 echo $child > pid
-( read -r _ <&3; kill -9 $child; cd /; rm -rf {place} ) > /dev/null 2>&1 &
+( read -r _ <&3; cd /; rm -rf {place}; kill -9 $child ) > /dev/null 2>&1 &
 watching=$!
 wait $child
 status=$?

@@ -112,7 +112,7 @@ class Sshd:
             for process in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, ending)
-        for process in _children(self._process.pid):
+        for process in _sessions(self._process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -175,12 +175,14 @@ def make_key(path: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".pub")
 
 
-def _children(parent: int) -> list[int]:
+def _sessions(parent: int) -> list[int]:
+    """The processes of sshd under another one; not what they run."""
     found = []
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found += [int(entry.name), *_children(int(entry.name))]
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith("sshd") and int(rest.split()[1]) == parent:
+                found += [int(entry.name), *_sessions(int(entry.name))]
     return found
 
 
