@@ -5,7 +5,9 @@ blocks: time of a fused over that of a depthwise inverted bottleneck, both from 
     from C = 16 to 256, and be the same again when compiled again (`--again`).
 rank: networks of Accel-NASBench rebuilt as Keras models and compiled for v3; Spearman's rank
     correlation with the measured throughput of a v3 core (higher is better), beside that of the
-    FLOPs. Compiles 20 s or more a network, resumes from the cache.
+    FLOPs. Compiles 20 s or more a network, resumes from the cache (NAS_CACHE).
+    Only the order can agree: the authors' program (measure_throughput_tpu.py there) reads images
+    while it runs, and without `torch.no_grad` it keeps the activations of all layers.
 """
 
 import argparse
@@ -133,7 +135,8 @@ def rank(chip: str, networks: int, batch: int, seed: int) -> dict:
 
     table = np.load(DATA / "nas" / "accel_nasbench_dev.npz")
     names = [str(name) for name in table["arch_names"]]
-    chosen = np.random.default_rng(seed).permutation(len(table["arch"]))[:networks]
+    order = np.random.default_rng(seed).permutation(len(table["arch"]))
+    chosen = order[np.isfinite(table["throughput_tpuv3"][order])][:networks]  # some are missing
     peak = tpu_chips.named(chip)
     rows = []
     for index in chosen:
