@@ -189,7 +189,8 @@ class TPU(Target):
             ms = max(computing, copying) * operation["times"]
             total += ms
             name = operation["layer"]
-            row = {"name": name, "type": operation["type"], "ms": 0.0, "within": "graph"}
+            kind = operation["type"] or "XLA"  # a copy into another layout, and the like
+            row = {"name": name, "type": kind, "ms": 0.0, "within": "graph"}
             rows.setdefault(name, row)["ms"] += ms
         return max(total, traffic), list(rows.values())
 
