@@ -1,9 +1,10 @@
-"""The journeys behind `nas devices` and `nas device add`: what can be profiled, and its drift."""
+"""The journeys behind `nas devices` and `nas device`: what can be profiled, drift, learning."""
 
 import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -77,6 +78,33 @@ def _history(arguments: argparse.Namespace) -> int:
             )
         print("\n".join(f"  {line}" for line in align(cells)))
     print("x1.050: networks that were timed before took 5 % longer than the first time")
+    return 0
+
+
+def learn(arguments: argparse.Namespace) -> int:
+    """`nas device add`: time probe networks on a device and learn to predict it."""
+    from nas import backend, device
+
+    target = spec.target(arguments.target)
+    backend.load()
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    spaces = arguments.space or ["mnasnet"]
+    try:
+        report = device.add(
+            arguments.name,
+            target,
+            arguments.target,
+            probes=arguments.probes,
+            spaces=spaces,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        say("\ninterrupted: every probe that was timed is kept, the same command goes on")
+        return 130
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(report), indent=1, default=str))
+    else:
+        print(report)
     return 0
 
 
