@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.util
 import json
@@ -14,11 +15,23 @@ from typing import Any, ClassVar
 import numpy as np
 
 from latency import gpu_chips, jax_process, nvidia, roofline
-from latency.jax_process import DoesNotFit
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
+from latency.target import (
+    DoesNotFit,
+    Found,
+    Kind,
+    Target,
+    TargetUnavailable,
+    Timing,
+    cache_directory,
+)
 
 HOW = ("auto", "measured", "compiled", "layers")
 _BUSY_PERCENT = 10  # utilization before a measurement above which another process is to blame
+_CUDA = {
+    "JAX_PLATFORMS": "cuda",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi lists them
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others may use the GPU, too
+}
 _PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
@@ -188,12 +201,8 @@ class GPU(Target):
             "warmup": warmup,
             "runs": runs,
         }
-        environment = {
-            "JAX_PLATFORMS": "cuda",
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi lists them
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others may use the GPU, too
-        }
-        answer = jax_process.ask(request, model, environment=environment, limit_s=self.limit_s)
+        _reach()
+        answer = jax_process.ask(request, model, environment=_CUDA, limit_s=self.limit_s)
         conditions = answer["conditions"]
         used = conditions.get("device_kind", before.name)
         if self.chip is not None and not gpu_chips.CHIPS[self.chip].matches(used):
@@ -317,6 +326,18 @@ def _lacks_jax() -> str | None:
     if importlib.util.find_spec("jax") is None or not _plugin():
         return "JAX for CUDA is missing: pip install 'nas[gpu]'"
     return None
+
+
+@functools.cache
+def _reach() -> None:
+    """Raises `TargetUnavailable` unless JAX reaches a GPU: before a model can be blamed for it."""
+    request = {"operation": "devices", "platform": "cuda"}
+    try:
+        jax_process.ask(request, environment=_CUDA, limit_s=120)
+    except TargetUnavailable as error:
+        raise TargetUnavailable(
+            f"{error}; {_lacks_jax() or 'does `nvidia-smi` show a driver for ' + _runtime() + '?'}"
+        ) from error
 
 
 def _plugin() -> str | None:

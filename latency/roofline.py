@@ -292,4 +292,5 @@ def fit(
         )
 
     inside = np.clip(origin, low + 1e-6, high - 1e-6)
-    return Rates.of_vector(least_squares(residuals, inside, bounds=(low, high), diff_step=1e-4).x)
+    options = {"bounds": (low, high), "diff_step": 1e-4, "ftol": 1e-4, "xtol": 1e-4}
+    return Rates.of_vector(least_squares(residuals, inside, **options).x)

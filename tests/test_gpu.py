@@ -275,7 +275,7 @@ def test_another_chip_than_the_attached_one_is_estimated_and_said_so(smi):
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_a_gpu_that_jax_does_not_reach_is_unavailable_and_never_estimated(smi):
     smi(f'echo "{_T4}"')
-    with pytest.raises(TargetUnavailable):
+    with pytest.raises(TargetUnavailable, match="JAX|nas.gpu"):
         GPU("t4").profile(mnasnet.build(mnasnet.VARIANTS["tiny"]))
 
 
@@ -330,7 +330,8 @@ def test_xla_compiles_for_a_gpu_that_is_not_there():
         target = GPU(name, dtype="float16")
         latency = target.profile(model, 4)
         assert latency.kind is Kind.COMPILED and target.identity()["kind"] == "compiled"
-        assert sum(kernel.macs for kernel in target.costs(model, 4)[0]) == macs
+        found = sum(kernel.macs for kernel in target.costs(model, 4)[0])
+        assert macs <= found < 1.01 * macs  # some channels are padded, for the matrix units
         started = time.monotonic()
         assert target.profile(model, 4).samples_ms == latency.samples_ms
         assert time.monotonic() - started < 3  # recalled
