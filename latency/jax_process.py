@@ -10,18 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from latency.target import TargetUnavailable
+from latency.target import DoesNotFit, TargetUnavailable
 
 _EXTRAS = {"tpu": "nas[tpu]", "cuda": "nas[gpu]"}  # what installs JAX for a platform
-
-
-class DoesNotFit(ValueError):
-    """The network needs more memory than the device has: a result, and one line for the user."""
-
-    def __init__(self, message: str, needed_mb: float | None, available_mb: float | None):
-        super().__init__(message)
-        self.needed_mb = needed_mb
-        self.available_mb = available_mb
 
 
 def ask(

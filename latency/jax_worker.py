@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from latency.jax_process import DoesNotFit
-from latency.target import TargetUnavailable
+from latency.target import DoesNotFit, TargetUnavailable
 
 _SIZE = r"(\d+(?:\.\d+)?[KMGT]?(?:i?B)?)"
 _SHORT_OF_MEMORY = (  # needed, available: XLA's words when it compiles, then when it allocates

@@ -22,6 +22,15 @@ class TargetUnavailable(RuntimeError):
     """The device cannot be reached now; the message says what is missing and how to get it."""
 
 
+class DoesNotFit(ValueError):
+    """The network needs more memory than the device has: a result, and one line for the user."""
+
+    def __init__(self, message: str, needed_mb: float | None, available_mb: float | None):
+        super().__init__(message)
+        self.needed_mb = needed_mb
+        self.available_mb = available_mb
+
+
 class Kind(enum.StrEnum):
     """Where a figure comes from."""
 

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from latency import jax_process, tpu_calibration, tpu_chips, tpu_compile
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
+from latency.target import (
+    DoesNotFit,
+    Found,
+    Kind,
+    Target,
+    TargetUnavailable,
+    Timing,
+    cache_directory,
+)
 
 _LIMIT_S = 1800.0  # the slowest network tried, EfficientNet-B4 at 380 pixels, compiles in 170 s
 _LOOK_S = 120.0  # to ask JAX for its devices
@@ -153,7 +161,7 @@ class TPU(Target):
                 tpu_compile.write(index, {"program": answer["program"]})
             record = _record(folder, answer)
         if short := record.get("out_of_memory"):
-            raise jax_process.DoesNotFit(
+            raise DoesNotFit(
                 f"{self.device}, batch {batch_size}, {self.dtype}: {short['message']}",
                 short["needed_mb"],
                 short["available_mb"],

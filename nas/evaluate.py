@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from latency.target import TargetUnavailable
+from latency.target import DoesNotFit, TargetUnavailable
 from nas import cache, profile_store, spec
 
 
@@ -98,7 +98,10 @@ class Networks:
             return record | {"excess": excess, "costs": []}
         self._built[record["key"]] = model
         started = time.perf_counter()
-        latencies = [self.measure(target, config, model) for target in self.targets]
+        try:
+            latencies = [self.measure(target, config, model) for target in self.targets]
+        except DoesNotFit as error:  # a limit of the device like the others
+            return record | {"excess": str(error), "costs": []}
         self._refuse_other_kinds(latencies)
         return record | {
             "costs": [latency["median_ms"] for latency in latencies],

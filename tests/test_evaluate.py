@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from families import mnasnet
-from latency.target import Kind, Target, TargetUnavailable, Timing
+from latency.target import DoesNotFit, Kind, Target, TargetUnavailable, Timing
 from nas import profile_store, spec
 from nas.evaluate import Networks
 
@@ -30,6 +30,8 @@ class Changing(Target):
         return {"kind": self.kind}
 
     def measure(self, model, batch_size, warmup, runs, details):
+        if self.figure_ms > 1000:
+            raise DoesNotFit("it needs 9 MB of 8", 9.0, 8.0)
         if self.figure_ms < 0:
             raise TargetUnavailable("it was unplugged")
         return Timing((self.figure_ms,) * 2, {}, self.kind)
@@ -60,6 +62,12 @@ def test_a_study_does_not_mix_kinds(networks):
     evaluator.targets = [Changing(kind=Kind.MEASURED)]
     with pytest.raises(ValueError, match="measured figures now, this study began with predicted"):
         evaluator.profile(config)
+
+
+def test_what_does_not_fit_into_the_device_exceeds_a_limit(networks):
+    evaluator = networks(Changing(1001.0))
+    record = evaluator.profile(evaluator.deployed(mnasnet.VARIANTS["tiny"]))
+    assert record["costs"] == [] and record["excess"] == "it needs 9 MB of 8"
 
 
 def test_a_finalist_is_measured_on_the_device_itself(networks, monkeypatch):

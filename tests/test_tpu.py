@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latency import jax_process, tpu, tpu_calibration, tpu_chips, tpu_compile, tpu_schedule
-from latency.target import Kind, TargetUnavailable
+from latency.target import DoesNotFit, Kind, TargetUnavailable
 from latency.tpu import TPU
 
 needs_libtpu = pytest.mark.skipif(
@@ -144,7 +144,7 @@ def test_too_little_memory_is_a_result(tmp_path, no_process):
     for _ in range(2):  # the second time it is known
         with pytest.raises(ValueError, match=r"TPU v2.*batch 64.*needs .* GB of .* GB") as error:
             TPU("v2").profile(model, batch_size=64)
-        assert isinstance(error.value, jax_process.DoesNotFit)
+        assert isinstance(error.value, DoesNotFit)
         assert error.value.needed_mb > error.value.available_mb > 6000
         no_process()
 
