@@ -68,6 +68,8 @@ def main() -> None:
             answer = {"error": "it needs more memory than there is"}
         except Exception as error:  # whatever a bad file provokes is told in one line
             text = " ".join(str(error).split()) or type(error).__name__
+            if len(text) > 400:  # Keras tells the whole architecture between what and why
+                text = f"{text[:200]} ... {text[-180:]}"
             answer = {"error": text, "type": type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
 
