@@ -73,7 +73,7 @@ def blocks(chips: list[str], sizes: tuple, again: bool) -> dict:
                 flush=True,
             )
         below = all(row[2] < row[3] for row in rows)
-        rises = rows[-1][2] > rows[0][2]
+        rises = rows[-1][2] > rows[0][2] if len(rows) > 1 else None
         print(
             f"{chip}: below the FLOPs' ratio everywhere: {below}; rises: {rises}; "
             f"the same again: {'yes' if again else 'not tried'}",
