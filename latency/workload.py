@@ -52,11 +52,18 @@ def of_model(model: Any, batch_size: int = 1) -> tuple[Work, ...]:
 
 
 def read(model: Any, batch_size: int = 1) -> tuple[tuple[Work, ...], list[tuple[str, str]]]:
-    """The works of a network, and what profilers call each: its type and its output's name."""
-    tflite = litert.file_of(model)
+    """The works of a network, and what profilers call each: its type and its output's name.
+
+    `model` may be the bytes of a `.tflite` file too.
+    """
     name = "the network"
-    if isinstance(tflite, Path):
-        name, tflite = str(tflite), tflite.read_bytes()
+    if isinstance(model, bytes):
+        tflite = model
+    elif isinstance(model, (str, Path)) and Path(model).suffix == ".tflite":
+        # Read and never run: `litert.file_of` would try it in a process of its own first.
+        name, tflite = str(model), Path(model).read_bytes()
+    else:
+        tflite = litert.file_of(model)
     if tflite[4:8] != b"TFL3":
         raise ValueError(f"{name}: not a LiteRT file: identifier {tflite[4:8]!r}, not b'TFL3'")
     try:

@@ -291,7 +291,7 @@ class _Candidates:
             if key in self.tried:
                 continue
             model = probes.network(number) if source == "probe" else _sampled(source, number)
-            found.append(_Candidate(key, *_read_works(model), model))
+            found.append(_Candidate(key, *workload.read(model), model))
         return found
 
 
@@ -318,15 +318,6 @@ def _sampled(space: str, number: int) -> Any:
     changes = {"input_shape": (size, size, 3), "classes": int(random.choice((10, 100, 1000)))}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if k in fields})
     return build(config)
-
-
-def _read_works(model: Any) -> tuple[tuple[Work, ...], list[tuple[str, str]]]:
-    if not isinstance(model, bytes):
-        return workload.read(model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.tflite"
-        path.write_bytes(model)
-        return workload.read(path)
 
 
 def _farthest(pool: list[Sequence[Work]], chosen: list[Sequence[Work]]) -> int:
