@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import hashlib
 import shlex
@@ -87,31 +86,14 @@ class Android(Target):
         return self._conditions(about, self._tool(about), phone_state.read(phone))
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
-        if batch_size != 1:
-            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
-        with tempfile.TemporaryDirectory() as folder:
-            file = attached.checked_file(model, Path(folder))
-            phone = adb.ready(self.serial)
-            about = phone_state.about(phone)
-            tool = self._tool(about)
-            with attached.alone("android", phone.serial, f"phone {phone.serial}") as records:
-                attached.remove_left(records, functools.partial(_remove, phone))
-                before, waited_s = self._cooled(phone)
-                conditions = self._conditions(about, tool, before)
-                with _folder(phone, records) as place:
-                    phone.push(tool, f"{place}/benchmark_model")
-                    phone.push(file, f"{place}/model.tflite")
-                    phone_state.ask(phone, f"chmod 755 {place}/benchmark_model")
-                    run = functools.partial(self._run, phone, place, conditions["pinned_cores"])
-                    told = attached.invoke(run, warmup, runs, details)
-                after = phone_state.read(phone)
+        with self._ready(model, batch_size) as (phone, before, conditions, run):
+            told = attached.invoke(run, warmup, runs, details)
+            after = phone_state.read(phone)
         conditions |= {
-            **before.conditions(),
             "after": after.conditions(),
-            "waited_s": round(waited_s, 1),
             "delegated": told.whole.delegated,
             **told.conditions(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": attached.date(),
         }
         doubts = phone_state.doubts(before, after) + told.doubts()
         conditions["stable"] = not doubts
@@ -125,6 +107,43 @@ class Android(Target):
             per_op=told.per_op,
             per_op_kind=Kind.MEASURED if told.per_op else None,
         )
+
+    def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
+        """From a cool phone on; of each spell the tool tells one figure, its median."""
+        with self._ready(model, batch_size) as (phone, _, conditions, run):
+
+            def sample(runs: int) -> list[float]:
+                return [attached.usual_ms(run(warmup=1, runs=runs))]
+
+            def state() -> dict[str, Any]:
+                return phone_state.read(phone).conditions()
+
+            yield from attached.spells(sample, state, conditions, seconds)
+
+    @contextlib.contextmanager
+    def _ready(self, model: Any, batch_size: int) -> Iterator[tuple]:
+        """The phone alone and cool, its state, the conditions, and what runs the tool on `model`.
+
+        What was pushed is removed afterwards.
+        """
+        if batch_size != 1:
+            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
+        with tempfile.TemporaryDirectory() as folder:
+            file = attached.checked_file(model, Path(folder))
+            phone = adb.ready(self.serial)
+            about = phone_state.about(phone)
+            tool = self._tool(about)
+            with attached.alone("android", phone.serial, f"phone {phone.serial}") as records:
+                attached.remove_left(records, functools.partial(_remove, phone))
+                before, waited_s = self._cooled(phone)
+                conditions = self._conditions(about, tool, before) | before.conditions()
+                conditions["waited_s"] = round(waited_s, 1)
+                with _folder(phone, records) as place:
+                    phone.push(tool, f"{place}/benchmark_model")
+                    phone.push(file, f"{place}/model.tflite")
+                    phone_state.ask(phone, f"chmod 755 {place}/benchmark_model")
+                    run = functools.partial(self._run, phone, place, conditions["pinned_cores"])
+                    yield phone, before, conditions, run
 
     def _run(
         self, phone: adb.Phone, place: str, cores: list[int] | None, **options

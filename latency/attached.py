@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import math
 import re
@@ -14,11 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from latency import benchmark_model, litert
-from latency.target import TargetUnavailable, cache_directory
+from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 _BUSY_S = 900.0  # for another process that measures on the same device
 _AGREE = 0.15  # the samples' median and the tool's own figure of one long invocation
 _SPREAD = 0.06  # half width of the median's confidence interval beyond which it is not stable
+_SPELL_S = 5.0  # of a long run: asking for the heat in between takes some tenths of a second
 _State = TypeVar("_State")
 
 
@@ -190,10 +192,10 @@ class Invocations:
 
     def doubts(self) -> list[str]:
         """Why the samples' median cannot be believed."""
-        usual_ms = self.whole.average_ms if self.whole.median_ms is None else self.whole.median_ms
+        usual = usual_ms(self.whole)
         found = doubts(self.samples_ms)
-        if abs(usual_ms / float(np.median(self.samples_ms)) - 1) > _AGREE:
-            found.append(f"one invocation of all runs gave {usual_ms:.4g} ms")
+        if abs(usual / float(np.median(self.samples_ms)) - 1) > _AGREE:
+            found.append(f"one invocation of all runs gave {usual:.4g} ms")
         return found
 
 
@@ -214,6 +216,31 @@ def invoke(
         samples += run(warmup=min(first, 3), runs=some).runs_ms
     detail = run(warmup=1, runs=min(runs, 10), operations=True) if details else None
     return Invocations(whole, tuple(samples), detail)
+
+
+def spells(
+    sample: Callable[[int], Sequence[float]],
+    state: Callable[[], dict[str, Any]],
+    conditions: dict[str, Any],
+    seconds: float,
+) -> Iterator[Timing]:
+    """Spells of some seconds back to back: `sample` times so many runs, `state` tells the heat."""
+    started, runs = time.monotonic(), benchmark_model.RUNS_AN_INVOCATION
+    while (at_s := time.monotonic() - started) < seconds:
+        samples = tuple(sample(runs))
+        now = {"at_s": round(at_s, 1), "runs": runs, "date": date()}
+        yield Timing(samples, conditions | state() | now, Kind.MEASURED)
+        runs = round(min(max(1e3 * _SPELL_S / float(np.median(samples)), 3), 10_000))
+
+
+def usual_ms(report: benchmark_model.Report) -> float:
+    """The one figure of an invocation: its median, or of older tools the average."""
+    return report.average_ms if report.median_ms is None else report.median_ms
+
+
+def date() -> str:
+    """Now, for a record."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def failure(status: int, output: str, name: str) -> ValueError:

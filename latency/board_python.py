@@ -1,9 +1,10 @@
 """The board's own Python LiteRT: found, and made to time a network by a script sent to it."""
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ class Python:
             last = (reason.strip().splitlines() or ["no reason given"])[-1]
             raise ValueError(f"{self.runtime} on board {board.where} cannot run it: {last}")
         return Run(setting["threads"], result)
+
+    @contextlib.contextmanager
+    def again(
+        self, board: Board, records: Path, file: Path, setting: dict[str, Any]
+    ) -> Iterator[Callable[[int], Sequence[float]]]:
+        """What times so many runs and tells them all, as often as it is called."""
+        yield (
+            lambda runs: (
+                self.measure(board, records, file, setting, 0, runs, details=False).samples_ms
+            )
+        )
 
     def _died(self, board: Board, status: int, output: str) -> Exception:
         """Why Python ended without a result; a status over 128 is a signal's number."""

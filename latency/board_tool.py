@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,14 @@ class Tool:
         """
         with self._ready(board, records, file, setting) as run:
             return attached.invoke(run, warmup, runs, details)
+
+    @contextlib.contextmanager
+    def again(
+        self, board: Board, records: Path, file: Path, setting: dict[str, Any]
+    ) -> Iterator[Callable[[int], Sequence[float]]]:
+        """What times so many runs and tells their median, as often as it is called."""
+        with self._ready(board, records, file, setting) as run:
+            yield lambda runs: [attached.usual_ms(run(warmup=1, runs=runs))]
 
     def operations(
         self, board: Board, records: Path, file: Path, setting: dict[str, Any], runs: int

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from latency import keras_file
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 # What may compute (coremltools' names of them): ane is the Neural Engine.
@@ -200,24 +201,14 @@ def system() -> str:
 
 def _file_of(model: Any, folder: Path) -> tuple[Path, str, list[str]]:
     """The `.keras` file of a model, what tells it apart, and the modules of its own layers."""
+    path, own = keras_file.hand_on(model, folder, "Core ML")
     if isinstance(model, (str, Path)):
-        path = Path(model).resolve()
-        if path.suffix != ".keras":
-            raise ValueError(f"{path}: Core ML targets convert a .keras file or a Keras model")
         with open(path, "rb") as file:
-            return path, hashlib.file_digest(file, "sha256").hexdigest()[:16], []
-    digest = hashlib.sha256(model.to_json().encode())
+            return path, hashlib.file_digest(file, "sha256").hexdigest()[:16], own
+    digest = hashlib.sha256(model.to_json().encode())  # the file holds the date
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
-    modules = {type(layer).__module__ for layer in model.layers}
-    own = sorted(name for name in modules if name.split(".")[0] != "keras")
-    if "__main__" in own:
-        raise ValueError(
-            f"model {model.name!r} has layers that are defined in __main__: move them to a module, "
-            "for it is converted in another process"
-        )
-    model.save(folder / "model.keras")
-    return folder / "model.keras", digest.hexdigest()[:16], own
+    return path, digest.hexdigest()[:16], own
 
 
 def _place(save: str | None, name: str) -> Path:

@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,8 @@ _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: ab
 _LOW = 0.03  # quantile of them that counts as undisturbed
 _FASTER = 0.95  # the nominal time is replaced when the reference is seen below this share of it
 _TRUSTED = 1.8  # drift beyond which a correction is not trusted
+_SPELL_S = 1.0  # of a long run
+_KEPT = 101  # quantiles of the runs of a spell: all of 10,000 runs a second would fill the disk
 _SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
 
 
@@ -126,6 +129,31 @@ class CPU(Target):
             }
             timings.append(Timing(samples, conditions, Kind.MEASURED, **more))
         return timings
+
+    def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
+        """Wall times of single runs as they come, uncorrected: a warm machine is to be seen."""
+        if batch_size != 1:
+            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
+        run = litert.runner(litert.file_of(model), self.threads)
+        with timing.undisturbed(self.threads, _cache()) as cores:
+            conditions = self._conditions() | {"pinned_cores": list(cores) if cores else None}
+            started = time.monotonic()
+            while (at_s := time.monotonic() - started) < seconds:
+                samples, busy = [], time.process_time()
+                while sum(samples) < 1e3 * _SPELL_S:
+                    before = time.perf_counter()
+                    run()
+                    samples.append(1e3 * (time.perf_counter() - before))
+                share = 1e3 * (time.process_time() - busy) / sum(samples) / self.threads
+                now = {
+                    "at_s": round(at_s, 1),
+                    **timing.machine_state(cores[0] if cores else 0),
+                    "contention": round(min(share, 1.0), 3),
+                    "runs": len(samples),
+                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                }
+                few = np.quantile(samples, np.linspace(0, 1, min(len(samples), _KEPT)))
+                yield Timing(tuple(few.tolist()), conditions | now, Kind.MEASURED)
 
     def _details(self, tflite: bytes | Path, runs: int) -> dict[str, Any]:
         """Memory and the time of each operation, on the cores of this thread; or why not."""

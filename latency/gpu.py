@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latency import gpu_chips, jax_process, nvidia, roofline
+from latency import gpu_chips, jax_process, keras_file, nvidia, roofline
 from latency.target import (
     DoesNotFit,
     Found,
@@ -305,6 +305,7 @@ def _loaded(model: Any) -> Any:
     path = Path(model)
     if path.suffix != ".keras":
         raise ValueError(f"{path}: GPU targets need a .keras file or a Keras model")
+    keras_file.check(path)
     import keras
 
     try:

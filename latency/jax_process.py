@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from latency import keras_file
 from latency.target import DoesNotFit, TargetUnavailable
 
 _EXTRAS = {"tpu": "nas[tpu]", "cuda": "nas[gpu]"}  # what installs JAX for a platform
@@ -36,7 +37,8 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="nas_jax_") as folder:
         request = dict(request)
         if model is not None:
-            request["model"], request["imports"] = _file_of(model, Path(folder))
+            path, request["imports"] = keras_file.hand_on(model, Path(folder), "JAX")
+            request["model"] = str(path)
         text, code, noise = _run(request, Path(folder), environment, limit_s)
     try:
         answer = json.loads(text)
@@ -47,30 +49,6 @@ def ask(
     if "error" in answer:
         _raise(answer, request)
     return answer
-
-
-def _file_of(model: Any, folder: Path) -> tuple[str, list[str]]:
-    """The .keras file of a model, and the modules that define layers of its own."""
-    if isinstance(model, (str, Path)):
-        path = Path(model)
-        if path.suffix != ".keras":
-            raise ValueError(
-                f"{path}: JAX targets need a .keras file or a catalog model"
-                + (": a .tflite file holds no Keras layers" if path.suffix == ".tflite" else "")
-            )
-        if not path.is_file():
-            raise ValueError(f"{path}: expected a .keras file, found none")
-        return str(path.resolve()), []
-    modules = {type(layer).__module__ for layer in model._flatten_layers()}
-    own = sorted(name for name in modules if name.split(".")[0] != "keras")
-    if "__main__" in own:
-        raise ValueError(
-            f"model {model.name!r} has layers that are defined in __main__: move them to a module, "
-            "for a JAX target loads the model in another process"
-        )
-    path = folder / "model.keras"
-    model.save(path)
-    return str(path), own
 
 
 def _run(

@@ -1,6 +1,7 @@
 """Linux boards over ssh (Raspberry Pi, Jetson): their own Python LiteRT, or its benchmark_model."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -8,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,32 +98,13 @@ class SSH(Target):
         return self._conditions(about, self._program(board, about), board_state.read(board))
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
-        if batch_size != 1:
-            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
-        with tempfile.TemporaryDirectory() as folder:
-            file = attached.checked_file(model, Path(folder))
-            board = self._board()
-            about = board_state.about(board)
-            program = self._program(board, about)
-            with attached.alone("ssh", about.identifier, f"board {board.where}") as records:
-                attached.remove_left(records, functools.partial(board_tool.remove, board))
-                before, waited_s = self._cooled(board)
-                conditions = self._conditions(about, program, before)
-                setting = {"threads": self.threads, "limit_s": self.limit_s}
-                setting["cores"] = conditions["pinned_cores"]
-                told = program.measure(board, records, file, setting, warmup, runs, details)
-                if details and told.per_op is None and self.runtime == "auto":
-                    # Python tells nothing of operations; the tool does, where there is one.
-                    told = self._with_operations(told, board, about, records, file, setting, runs)
-                after = board_state.read(board)
-        self._remember(about)
-        conditions |= {
-            **before.conditions(),
-            "after": after.conditions(),
-            "waited_s": round(waited_s, 1),
-            **told.conditions(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        with self._ready(model, batch_size) as (board, about, before, conditions, program, job):
+            told = program.measure(*job, warmup, runs, details)
+            if details and told.per_op is None and self.runtime == "auto":
+                # Python tells nothing of operations; the tool does, where there is one.
+                told = self._with_operations(told, about, job, runs)
+            after = board_state.read(board)
+        conditions |= {"after": after.conditions(), **told.conditions(), "date": attached.date()}
         doubts = board_state.doubts(before, after) + told.doubts()
         conditions["stable"] = not doubts
         if doubts:
@@ -135,17 +118,49 @@ class SSH(Target):
             per_op_kind=Kind.MEASURED if told.per_op else None,
         )
 
-    def _with_operations(
-        self, told: board_python.Run, board, about, records: Path, file: Path, setting, runs: int
-    ) -> board_python.Run:
+    def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
+        """From a cool board on; Python tells every run, the tool the median of a spell."""
+        with self._ready(model, batch_size) as (board, _, _, conditions, program, job):
+
+            def state() -> dict[str, Any]:
+                return board_state.read(board).conditions()
+
+            with program.again(*job) as sample:
+                yield from attached.spells(sample, state, conditions, seconds)
+
+    @contextlib.contextmanager
+    def _ready(self, model: Any, batch_size: int) -> Iterator[tuple]:
+        """The board alone and cool, what it is, its state, the conditions, and what to run.
+
+        The last two are the program and the first arguments of its `measure`.
+        """
+        if batch_size != 1:
+            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
+        with tempfile.TemporaryDirectory() as folder:
+            file = attached.checked_file(model, Path(folder))
+            board = self._board()
+            about = board_state.about(board)
+            program = self._program(board, about)
+            with attached.alone("ssh", about.identifier, f"board {board.where}") as records:
+                attached.remove_left(records, functools.partial(board_tool.remove, board))
+                before, waited_s = self._cooled(board)
+                conditions = self._conditions(about, program, before) | before.conditions()
+                conditions["waited_s"] = round(waited_s, 1)
+                setting = {"threads": self.threads, "limit_s": self.limit_s}
+                setting["cores"] = conditions["pinned_cores"]
+                job = (board, records, file, setting)
+                yield board, about, before, conditions, program, job
+        self._remember(about)
+
+    def _with_operations(self, told: board_python.Run, about, job: tuple, runs: int):
         """The timed runs with the operations of the tool, or with the reason why they lack."""
         try:
-            tool = board_tool.find(board, about.machine, self.benchmark)
+            tool = board_tool.find(job[0], about.machine, self.benchmark)
         except TargetUnavailable:
             missing = f"no benchmark_model for linux-{about.machine} (runtime=benchmark_model)"
             return dataclasses.replace(told, operations_missing=missing)
         try:
-            report = tool.operations(board, records, file, setting, runs)
+            report = tool.operations(*job, runs)
         except (TargetUnavailable, ValueError) as error:  # the times are good all the same
             return dataclasses.replace(told, operations_missing=str(error))
         return dataclasses.replace(told, per_op=report.operations or None)

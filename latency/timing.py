@@ -167,4 +167,18 @@ def machine_state(core: int) -> dict[str, object]:
     with contextlib.suppress(OSError, ValueError):
         state["governor"] = (frequency / "scaling_governor").read_text().strip()
         state["frequency_mhz"] = int((frequency / "scaling_cur_freq").read_text()) // 1000
+    hottest = [
+        heat for zone in Path("/sys/class/thermal").glob("thermal_zone*") if (heat := _heat(zone))
+    ]
+    if hottest:
+        state["temperature_c"] = max(hottest)
     return state
+
+
+def _heat(zone: Path) -> float | None:
+    """Degrees of a thermal zone, if it is one of the processor."""
+    with contextlib.suppress(OSError, ValueError):
+        kind = (zone / "type").read_text().lower()
+        if any(word in kind for word in ("cpu", "pkg", "soc", "core")):
+            return int((zone / "temp").read_text()) / 1000
+    return None

@@ -95,6 +95,21 @@ def test_the_whole_journey(device, model, tool):
     assert known.items() <= conditions.items()
 
 
+def test_running_without_pause(device, model, tool, monkeypatch):
+    """The heat is read between spells, nobody waits for the phone to cool, nothing is left."""
+    monkeypatch.setattr(attached, "_SPELL_S", 0.05)
+    spells = list(target(device).sustain(model, seconds=4.0))
+    assert len(spells) >= 2 and all(one.measured and one.median_ms > 0 for one in spells)
+    first, second = spells[0].conditions, spells[1].conditions
+    assert first["runs"] == 3 and second["runs"] > 3 and second["at_s"] > first["at_s"]
+    assert second["battery_c"] == 29.5 and first["pinned_cores"]
+    assert list(device.tmp.iterdir()) == []
+    broken = target(device).sustain(model, seconds=60.0)
+    next(broken)
+    broken.close()  # as Ctrl-C does
+    assert list(device.tmp.iterdir()) == []
+
+
 def test_the_command_line(device, model, tool, capsys):
     options = f"android:{device.serial},cool_down_s=0,cores=all"
     assert main.main(["profile", str(model), "--target", options, "--runs", "2", "--json"]) == 0

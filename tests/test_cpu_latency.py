@@ -261,3 +261,17 @@ def test_two_threads(network):
     assert profile.conditions["threads"] == 2
     assert profile.conditions["pinned_cores"] in (None, list(timing.allowed_cores())[:2])
     assert profile.median_ms > 0
+
+
+def test_running_without_pause_tells_what_the_clock_on_the_wall_says(tmp_path):
+    """No drift is taken out: a machine that gets slower is to be seen as that."""
+    file = tmp_path / "small.tflite"
+    file.write_bytes(reference.network("small"))
+    spells = list(CPU().sustain(file, seconds=2.5))
+    assert len(spells) in (2, 3)
+    for spell in spells:
+        assert spell.measured and "drift" not in spell.conditions
+        # Quantiles of the runs of a second: their mean is that of the runs.
+        assert 0.5 < np.mean(spell.samples_ms) * spell.conditions["runs"] / 1000 < 1.5
+    starts = [spell.conditions["at_s"] for spell in spells]
+    assert starts[0] < 0.1 and all(b - a >= 1 for a, b in zip(starts, starts[1:], strict=False))

@@ -13,7 +13,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 
-from latency import cpu, litert, litert_process, litert_profiler
+from latency import cpu, keras_file, litert, litert_process, litert_profiler
 from latency.graph import Graph
 from nas.main import main
 
@@ -85,7 +85,7 @@ def test_a_file_larger_than_memory_is_not_read(start, suffix, tmp_path, capsys):
     path = tmp_path / f"network{suffix}"
     with open(path, "wb") as file:
         file.write(start)
-        file.truncate(max(20 * 2**30, int(2**20 * litert_process.free_mb())))  # sparse
+        file.truncate(max(20 * 2**30, int(2**20 * keras_file.free_mb())))  # sparse
     refused(path, capsys)
 
 
@@ -339,7 +339,7 @@ def test_a_bomb_is_not_unpacked(archive, tmp_path, capsys, monkeypatch):
 
     path = changed_archive(archive, tmp_path / "bomb.keras", swell)
     assert path.stat().st_size < 2e6
-    monkeypatch.setattr(litert_process, "free_mb", lambda: 300.0)
+    monkeypatch.setattr(keras_file, "free_mb", lambda: 300.0)
     assert "unpacks to" in refused(path, capsys)
 
 
@@ -377,7 +377,7 @@ def test_variants_of_an_archive_are_refused_or_whole(archive, tmp_path):
     for changed in variants(archive, 300, seed=4):
         path.write_bytes(changed)
         try:
-            litert_process._look_at_archive(path)
+            keras_file.check(path)
         except ValueError as error:
             assert path.name in str(error) and "\n" not in str(error)
         else:

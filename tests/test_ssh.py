@@ -125,6 +125,14 @@ def test_the_whole_journey_with_the_tool(board, model, tool):
     assert latency.conditions["runtime"].startswith("LiteRT benchmark_model ")
 
 
+def test_running_without_pause(board, model, monkeypatch):
+    monkeypatch.setattr(attached, "_SPELL_S", 0.1)
+    spells = list(target(board).sustain(model, seconds=3.0))
+    assert len(spells) >= 2 and spells[0].conditions["temperature_c"] == 45
+    assert [len(one.samples_ms) for one in spells[:1]] == [3] and len(spells[1].samples_ms) > 3
+    assert spells[1].conditions["at_s"] > spells[0].conditions["at_s"]
+
+
 @pytest.mark.slow
 def test_the_tool_on_the_path_of_the_board_and_operations_beside_python(board, model, tmp_path):
     board.program("benchmark_model", install_tool(tmp_path / "tool").read_text())
