@@ -2,15 +2,20 @@
 
     python tools/bench_predictors.py tables [--seeds 10] [--only a100 ...]
     python tools/bench_predictors.py transfer [--seeds 10]
+    python tools/bench_predictors.py cpu FILE [--seeds 10] [--counts 10 40]
 
 `tables` fits whole-network times of random samples of the tables in NAS_DATA (or ../shared/data)
 and predicts the rest; one method, nothing tuned to a table. `transfer` fits a new device from 10
 samples that are chosen by being least sure of them, with and without a known device. The networks
-are rebuilt as operations from what is published of each space.
+are rebuilt as operations from what is published of each space. `cpu` takes measurements of this
+machine, JSON lines with "name" (what precedes the number is the space), "ms" as it was measured
+once, "truth" (the median of all passes), "works" and "per_op": half of the probes are generic, half
+of MnasNet's space, drawn at random; the rest of each space is predicted.
 """
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -258,6 +263,36 @@ def transfer(arguments) -> None:
             print(f"{space} {old} -> {new}, 10 samples, {how}: {told(scores)}", flush=True)
 
 
+def cpu(arguments) -> None:
+    rows = [json.loads(line) for line in Path(arguments.file).read_text().splitlines()]
+    for row in rows:
+        row["works"] = tuple(Work(kind, tuple(rest)) for kind, *rest in row["works"])
+        row["per_op"] = np.array(row["per_op"], float)
+        row["space"] = row["name"].rstrip("0123456789")
+    noise = [score(np.array([row["ms"] for row in rows]), np.array([r["truth"] for r in rows]))]
+    print(f"one pass of measuring against the truth: {told(noise)}")
+    for count in arguments.counts:
+        scores: dict[str, list] = {}
+        for seed in range(arguments.seeds):
+            order = np.random.default_rng(seed).permutation(len(rows))
+            used = []
+            for space in ("probe", "mnas"):
+                used += [i for i in order if rows[i]["space"] == space][: count // 2]
+            known = [rows[i] for i in used]
+            fitted = predictor.fit(
+                [row["works"] for row in known],
+                [row["ms"] for row in known],
+                [row["per_op"] for row in known],
+            )
+            for space in ("mnas", "effnet", "fbnet"):
+                rest = [r for i, r in enumerate(rows) if r["space"] == space and i not in used]
+                truth = np.array([row["truth"] for row in rest])
+                found = fitted.many([row["works"] for row in rest])[0]
+                scores.setdefault(space, []).append(score(found, truth))
+        for space, found in scores.items():
+            print(f"{count:3} probes, {space:7} {told(found)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -267,6 +302,11 @@ def main() -> None:
         entry.add_argument("--only", nargs="+", help="devices")
         entry.add_argument("--counts", type=int, nargs="+", default=[10, 30, 100, 300])
         entry.set_defaults(function=function)
+    entry = commands.add_parser("cpu")
+    entry.add_argument("file")
+    entry.add_argument("--seeds", type=int, default=10)
+    entry.add_argument("--counts", type=int, nargs="+", default=[10, 40])
+    entry.set_defaults(function=cpu)
     arguments = parser.parse_args()
     arguments.function(arguments)
 
