@@ -96,17 +96,7 @@ class Android(Target):
             "date": attached.date(),
         }
         doubts = phone_state.doubts(before, after) + told.doubts()
-        conditions["stable"] = not doubts
-        if doubts:
-            conditions["reason"] = "; ".join(doubts)
-        return Timing(
-            told.samples_ms,
-            conditions,
-            Kind.MEASURED,
-            memory_mb=told.memory_mb,
-            per_op=told.per_op,
-            per_op_kind=Kind.MEASURED if told.per_op else None,
-        )
+        return attached.result(told, conditions, doubts)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """From a cool phone on; of each spell the tool tells one figure, its median."""

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from latency import benchmark_model, litert
+from latency import benchmark_model, litert, timing
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 _BUSY_S = 900.0  # for another process that measures on the same device
 _AGREE = 0.15  # the samples' median and the tool's own figure of one long invocation
-_SPREAD = 0.06  # half width of the median's confidence interval beyond which it is not stable
+SPREAD = 0.06  # half width of a median's confidence interval beyond which it is not stable
 _SPELL_S = 5.0  # of a long run: asking for the heat in between takes some tenths of a second
 _State = TypeVar("_State")
 
@@ -193,7 +193,7 @@ class Invocations:
     def doubts(self) -> list[str]:
         """Why the samples' median cannot be believed."""
         usual = usual_ms(self.whole)
-        found = doubts(self.samples_ms)
+        found = timing.doubts(self.samples_ms, SPREAD)
         if abs(usual / float(np.median(self.samples_ms)) - 1) > _AGREE:
             found.append(f"one invocation of all runs gave {usual:.4g} ms")
         return found
@@ -216,6 +216,18 @@ def invoke(
         samples += run(warmup=min(first, 3), runs=some).runs_ms
     detail = run(warmup=1, runs=min(runs, 10), operations=True) if details else None
     return Invocations(whole, tuple(samples), detail)
+
+
+def result(told: Any, conditions: dict[str, Any], doubts: list[str]) -> Timing:
+    """What was `told` (`Invocations`, or of a board's Python) as a measurement."""
+    return Timing(
+        told.samples_ms,
+        conditions | timing.stability(doubts),
+        Kind.MEASURED,
+        memory_mb=told.memory_mb,
+        per_op=told.per_op,
+        per_op_kind=Kind.MEASURED if told.per_op else None,
+    )
 
 
 def spells(
@@ -251,12 +263,3 @@ def failure(status: int, output: str, name: str) -> ValueError:
         f"benchmark_model ended with status {status} on {name}: {told[:300]}"
         + (" (killed: is its memory full?)" if status == 137 else "")
     )
-
-
-def doubts(samples_ms: Sequence[float]) -> list[str]:
-    """Whether the median of these samples is uncertain."""
-    low, high = np.quantile(samples_ms, (0.25, 0.75))
-    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
-    sigma_ms = (high - low) / 1.35
-    error = 1.96 * 1.25 * sigma_ms / len(samples_ms) ** 0.5 / float(np.median(samples_ms))
-    return [f"the median is uncertain by {error:.0%}: use more runs"] if error > _SPREAD else []

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from latency import attached, board_run
+from latency import attached, board_run, timing
 from latency.openssh import Board, pieces
 from latency.target import TargetUnavailable
 
@@ -167,7 +167,7 @@ class Run:
 
     def doubts(self) -> list[str]:
         """Why the samples' median cannot be believed."""
-        found = attached.doubts(self.samples_ms)
+        found = timing.doubts(self.samples_ms, attached.SPREAD)
         if self.result["warm"] is False:
             found.append("it did not become steady in some seconds of warm-up")
         if self.share is not None and self.share < _BUSY:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from latency import keras_file
+from latency import keras_file, timing
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 # What may compute (coremltools' names of them): ane is the Neural Engine.
@@ -31,7 +31,6 @@ UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu_gpu": "CPU_AND_GPU", "cpu_ane": "
 PRECISIONS = ("float16", "float32")
 
 _CONVERT_S = 900.0
-_SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
 
 
 def check(units: str, precision: str, limit_s: float) -> None:
@@ -131,7 +130,7 @@ def ask(request: dict[str, Any], limit_s: float) -> dict[str, Any]:
     return told
 
 
-def timing(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
+def timed(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
     """The timing from a worker's answer to "time": its plan tells where operations run.
 
     Nothing times single operations: theirs are the median, shared as the plan estimates their cost.
@@ -151,7 +150,7 @@ def timing(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
     rows = operations(plan, float(np.median(samples)))
     return Timing(
         samples,
-        conditions | _stability(samples),
+        conditions | timing.stability(timing.doubts(samples)),
         Kind.MEASURED,
         per_op=rows or None,
         per_op_kind=Kind.PREDICTED if rows else None,
@@ -236,13 +235,3 @@ def _move(made: Path, place: Path) -> None:
     if place.exists():
         shutil.rmtree(place)
     os.replace(beside, place)
-
-
-def _stability(samples: tuple[float, ...]) -> dict[str, Any]:
-    """Whether the median can be believed, and if not, why."""
-    low, high = np.quantile(samples, (0.25, 0.75))
-    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
-    error = 1.96 * 1.25 * (high - low) / 1.35 / len(samples) ** 0.5 / float(np.median(samples))
-    if error > _SPREAD:
-        return {"stable": False, "reason": f"the median is uncertain by {error:.0%}; use more runs"}
-    return {"stable": True}

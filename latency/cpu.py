@@ -26,7 +26,6 @@ _FASTER = 0.95  # the nominal time is replaced when the reference is seen below 
 _TRUSTED = 1.8  # drift beyond which a correction is not trusted
 _SPELL_S = 1.0  # of a long run
 _KEPT = 101  # quantiles of the runs of a spell: all of 10,000 runs a second would fill the disk
-_SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +124,7 @@ class CPU(Target):
                 "drift": round(drift, 4),
                 "raw_median_ms": float(np.median(blocks.wall_ms)),
                 **more.pop("conditions", {}),
-                **_stability(samples, drift),
+                **timing.stability(_doubts(samples, drift)),
             }
             timings.append(Timing(samples, conditions, Kind.MEASURED, **more))
         return timings
@@ -266,16 +265,8 @@ def _suited(nominal: dict[str, float], run_ms: float) -> tuple[str, ...]:
     return ("small",) if small else ("small", "large")
 
 
-def _stability(samples: tuple[float, ...], drift: float) -> dict[str, Any]:
-    """Whether the median can be believed, and if not, why."""
-    low, high = np.quantile(samples, (0.25, 0.75))
-    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
-    error = 1.96 * 1.25 * (high - low) / 1.35 / len(samples) ** 0.5 / float(np.median(samples))
+def _doubts(samples: tuple[float, ...], drift: float) -> list[str]:
+    """Why the median cannot be believed."""
     if drift > _TRUSTED or drift < 1 / _TRUSTED:
-        return {
-            "stable": False,
-            "reason": f"the reference ran at {drift:.2f} times its nominal time",
-        }
-    if error > _SPREAD:
-        return {"stable": False, "reason": f"the median is uncertain by {error:.0%}; use more runs"}
-    return {"stable": True}
+        return [f"the reference ran at {drift:.2f} times its nominal time"]
+    return timing.doubts(samples)

@@ -105,7 +105,7 @@ class IPhone(Target):
             answer = coreml.ask(request, self.limit_s)
         except TargetUnavailable as error:
             raise coreml.kept_at(error, package) from error
-        return coreml.timing(answer, conditions)
+        return coreml.timed(answer, conditions)
 
     def _chosen(self) -> "_Phone":
         """The phone that is meant, ready for use."""

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from latency import jax_worker
+from latency import jax_worker, timing
 from latency.target import TargetUnavailable
 
 _STEADY = 0.02  # warm when the median of five runs moves by less than this share
-_SPREAD = 0.03  # half width of the median's confidence interval beyond which it is not stable
 _WARM_S = 10.0  # and in any case after so many seconds
 _BACK_TO_BACK = 20  # calls in flight at once, to tell the device's time from that of the dispatch
 
@@ -47,7 +46,7 @@ def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
     return {
         "samples_ms": samples,
         "memory_mb": jax_worker.memory_mb(run.compiled),
-        "conditions": conditions | _stability(samples),
+        "conditions": conditions | timing.stability(timing.doubts(samples)),
     }
 
 
@@ -150,13 +149,3 @@ def _warm(run: _Runner, least: int) -> int:
             if abs(after - before) < _STEADY * before:
                 break
     return len(times)
-
-
-def _stability(samples: list[float]) -> dict[str, Any]:
-    """Whether the median can be believed, and if not, why."""
-    low, high = np.quantile(samples, (0.25, 0.75))
-    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
-    error = 1.96 * 1.25 * (high - low) / 1.35 / len(samples) ** 0.5 / float(np.median(samples))
-    if error > _SPREAD:
-        return {"stable": False, "reason": f"the median is uncertain by {error:.0%}; use more runs"}
-    return {"stable": True}

@@ -69,7 +69,7 @@ class MacOS(Target):
         except TargetUnavailable as error:
             raise coreml.kept_at(error, package) from error
         conditions["after"] = _state()
-        return coreml.timing(answer, conditions)
+        return coreml.timed(answer, conditions)
 
 
 def _must_be_macos() -> None:

@@ -106,17 +106,7 @@ class SSH(Target):
             after = board_state.read(board)
         conditions |= {"after": after.conditions(), **told.conditions(), "date": attached.date()}
         doubts = board_state.doubts(before, after) + told.doubts()
-        conditions["stable"] = not doubts
-        if doubts:
-            conditions["reason"] = "; ".join(doubts)
-        return Timing(
-            told.samples_ms,
-            conditions,
-            Kind.MEASURED,
-            memory_mb=told.memory_mb,
-            per_op=told.per_op,
-            per_op_kind=Kind.MEASURED if told.per_op else None,
-        )
+        return attached.result(told, conditions, doubts)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """From a cool board on; Python tells every run, the tool the median of a spell."""

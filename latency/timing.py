@@ -10,7 +10,7 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ _BLOCK_NS = 2_500_000  # a block: short against the phases of a busy neighbour (
 _WARM_NS = 1_000_000  # networks below this find their caches emptied by the other one: run once
 _WARMING = 30  # times three runs at most, beyond the warm-up that is asked for
 _WARM = 0.97  # of the fastest so far: what is not below it is no faster
+SPREAD = 0.03  # half width of a median's confidence interval beyond which it is not stable
 _PREEMPTED = 0.97  # CPU time below this share of wall time: something else had the core
 
 
@@ -155,6 +156,20 @@ def cpu_model() -> str:
             if line.startswith(("model name", "Hardware", "Model")):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def doubts(samples_ms: Sequence[float], spread: float = SPREAD) -> list[str]:
+    """Why the median of these samples cannot be believed, if its uncertainty exceeds `spread`."""
+    low, high = np.quantile(samples_ms, (0.25, 0.75))
+    # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
+    sigma_ms = (high - low) / 1.35
+    error = 1.96 * 1.25 * sigma_ms / len(samples_ms) ** 0.5 / float(np.median(samples_ms))
+    return [f"the median is uncertain by {error:.0%}: use more runs"] if error > spread else []
+
+
+def stability(doubts: Sequence[str]) -> dict[str, object]:
+    """The conditions that tell whether a figure is to be believed, and if not, why."""
+    return {"stable": not doubts} | ({"reason": "; ".join(doubts)} if doubts else {})
 
 
 def machine_state(core: int) -> dict[str, object]:
