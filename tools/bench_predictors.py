@@ -2,22 +2,20 @@
 
     python tools/bench_predictors.py tables [--seeds 10] [--only a100 ...]
     python tools/bench_predictors.py transfer [--seeds 10]
-    python tools/bench_predictors.py cpu FILE [--seeds 10] [--counts 10 40]
+    NAS_CACHE=/tmp/new python tools/bench_predictors.py learn [--counts 10 40] [--networks 100]
 
 `tables` fits whole-network times of random samples of the tables in NAS_DATA (or ../shared/data)
 and predicts the rest; one method, nothing tuned to a table. `transfer` fits a new device from 10
 samples that are chosen by being least sure of them, with and without a known device. The networks
-are rebuilt as operations from what is published of each space. `cpu` takes measurements of this
-machine, JSON lines with "name" (what precedes the number is the space), "ms" as it was measured
-once, "truth" (the median of all passes), "works" and "per_op": half of the probes are generic, half
-of MnasNet's space, drawn at random; the rest of each space is predicted.
+are rebuilt as operations from what is published of each space. `learn` runs `nas device add` on
+a real device, and then times networks that it has not seen, of MnasNet's space and of two others.
 """
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from latency import predictor  # noqa: E402
+from latency import predictor, probes  # noqa: E402
 from latency.graph import Operation  # noqa: E402
 from latency.workload import Work, of_operations  # noqa: E402
 
@@ -35,6 +33,15 @@ HELD_OUT = 500  # networks at most that are predicted
 FILTERS = (16, 24, 40, 80, 112, 192, 320)  # Accel-NASBench: MnasNet's stages in B0's widths
 STRIDES = (1, 2, 2, 2, 1, 2, 1)
 FBNET = ((16, 1, 1), (24, 4, 2), (32, 4, 2), (64, 4, 2), (112, 4, 1), (184, 4, 2), (352, 1, 1))
+EFFICIENTNET = (
+    (16, 1, 1),
+    (24, 2, 2),
+    (40, 2, 2),
+    (80, 3, 2),
+    (112, 3, 1),
+    (192, 4, 2),
+    (320, 1, 1),
+)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # NAS-Bench-201's cell
 
 
@@ -263,34 +270,103 @@ def transfer(arguments) -> None:
             print(f"{space} {old} -> {new}, 10 samples, {how}: {told(scores)}", flush=True)
 
 
-def cpu(arguments) -> None:
-    rows = [json.loads(line) for line in Path(arguments.file).read_text().splitlines()]
-    for row in rows:
-        row["works"] = tuple(Work(kind, tuple(rest)) for kind, *rest in row["works"])
-        row["per_op"] = np.array(row["per_op"], float)
-        row["space"] = row["name"].rstrip("0123456789")
-    noise = [score(np.array([row["ms"] for row in rows]), np.array([r["truth"] for r in rows]))]
-    print(f"one pass of measuring against the truth: {told(noise)}")
+def learn(arguments) -> None:
+    """`nas device add` on a real target, judged on networks that it has not seen."""
+    import functools
+
+    from latency.predicted import Predicted
+    from nas import backend, device, spec
+
+    backend.load()
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    target = spec.target(arguments.target)
+    truth: dict[str, list[tuple[bytes, float]]] = {}
     for count in arguments.counts:
-        scores: dict[str, list] = {}
-        for seed in range(arguments.seeds):
-            order = np.random.default_rng(seed).permutation(len(rows))
-            used = []
-            for space in ("probe", "mnas"):
-                used += [i for i in order if rows[i]["space"] == space][: count // 2]
-            known = [rows[i] for i in used]
-            fitted = predictor.fit(
-                [row["works"] for row in known],
-                [row["ms"] for row in known],
-                [row["per_op"] for row in known],
-            )
-            for space in ("mnas", "effnet", "fbnet"):
-                rest = [r for i, r in enumerate(rows) if r["space"] == space and i not in used]
-                truth = np.array([row["truth"] for row in rest])
-                found = fitted.many([row["works"] for row in rest])[0]
-                scores.setdefault(space, []).append(score(found, truth))
-        for space, found in scores.items():
-            print(f"{count:3} probes, {space:7} {told(found)}", flush=True)
+        report = device.add("bench", target, arguments.target, probes=count, say=say)
+        print(f"{count} probes\n{report}", flush=True)
+        truth = truth or held_out(target, arguments.networks, say)
+        learned = Predicted("bench")
+        with tempfile.TemporaryDirectory() as folder:
+            for space, networks in truth.items():
+                found = []
+                for number, (file, _) in enumerate(networks):
+                    path = Path(folder) / f"{space}{number}.tflite"
+                    path.write_bytes(file)
+                    found.append(learned.profile(path).median_ms)
+                scores = [score(np.array(found), np.array([ms for _, ms in networks]))]
+                print(f"{count:3} probes, {len(networks)} of {space}: {told(scores)}", flush=True)
+
+
+def held_out(target, count: int, say) -> dict[str, list[tuple[bytes, float]]]:
+    """Networks of three spaces as files, with their measured milliseconds."""
+    from latency import litert
+    from nas.device import _sampled
+
+    def mnasnet(number: int) -> bytes:
+        return litert.assemble(_sampled("mnasnet", 100_000 + number))
+
+    spaces = {"mnasnet": (mnasnet, count), "fbnet style": (fbnet_style, count // 3)}
+    spaces["efficientnet style"] = (efficientnet_style, count // 3)
+    found: dict[str, list[tuple[bytes, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.tflite"
+        for space, (make, wanted) in spaces.items():
+            for number in range(wanted):
+                path.write_bytes(make(number))
+                latency = target.profile(path)
+                if not latency.conditions["stable"]:
+                    latency = target.profile(path, runs=200)
+                found.setdefault(space, []).append((path.read_bytes(), latency.median_ms))
+            say(f"{wanted} networks of {space} are timed")
+    return found
+
+
+def fbnet_style(seed: int) -> bytes:
+    """FBNet's macro-architecture (arXiv 1812.03443, table 1) with random blocks, sizes, sigmas."""
+    random = np.random.default_rng([7, seed])
+    activation = str(random.choice(["relu", "hard_swish"]))
+    writer = probes.Writer(int(random.choice([128, 160, 192, 224])))
+    x = writer.conv(writer.image, 16, 3, 2, activation)
+    for filters, repeats, stride in FBNET:
+        for repeat in range(repeats):
+            kernel, expand = int(random.choice([3, 5])), int(random.choice([0, 1, 3, 6]))
+            step = 1 if repeat else stride
+            if expand == 0 and step == 1 and writer.shape(x)[-1] == filters:
+                continue
+            x = _inverted(writer, x, filters, kernel, step, max(expand, 1), activation, False)
+    x = writer.conv(x, int(random.choice([1504, 1984])), 1, 1, activation)
+    return writer.finish(writer.dense(writer.mean(x), 1000))
+
+
+def efficientnet_style(seed: int) -> bytes:
+    """EfficientNet (arXiv 1905.11946, table 1) at random kernels, expansions and scales."""
+    random = np.random.default_rng([8, seed])
+    width, depth = float(random.choice([0.5, 0.75, 1.0, 1.1])), float(random.choice([0.7, 1, 1.2]))
+    writer = probes.Writer(int(random.choice([128, 160, 192, 224, 240])))
+    x = writer.conv(writer.image, _scaled(32, width), 3, 2, "silu")
+    for index, (filters, repeats, stride) in enumerate(EFFICIENTNET):
+        kernel, expand = int(random.choice([3, 5])), int(random.choice([3, 4, 6])) if index else 1
+        for repeat in range(max(1, round(repeats * depth))):
+            step = 1 if repeat else stride
+            x = _inverted(writer, x, _scaled(filters, width), kernel, step, expand, "silu", True)
+    x = writer.conv(x, _scaled(1280, width), 1, 1, "silu")
+    return writer.finish(writer.dense(writer.mean(x), 1000))
+
+
+def _inverted(writer, x, filters, kernel, stride, expand, activation, squeeze) -> int:
+    """An inverted residual block."""
+    inputs, channels = x, writer.shape(x)[-1]
+    if expand > 1:
+        x = writer.conv(x, channels * expand, 1, 1, activation)
+    x = writer.depthwise(x, kernel, stride, activation)
+    if squeeze:
+        x = writer.squeeze_excite(x, max(1, channels // 4))
+    x = writer.conv(x, filters, 1, 1)
+    return writer.add(x, inputs) if writer.shape(x) == writer.shape(inputs) else x
+
+
+def _scaled(filters: int, width: float) -> int:
+    return max(8, int(filters * width + 4) // 8 * 8)
 
 
 def main() -> None:
@@ -302,11 +378,11 @@ def main() -> None:
         entry.add_argument("--only", nargs="+", help="devices")
         entry.add_argument("--counts", type=int, nargs="+", default=[10, 30, 100, 300])
         entry.set_defaults(function=function)
-    entry = commands.add_parser("cpu")
-    entry.add_argument("file")
-    entry.add_argument("--seeds", type=int, default=10)
+    entry = commands.add_parser("learn")
+    entry.add_argument("--target", default="cpu:threads=1")
     entry.add_argument("--counts", type=int, nargs="+", default=[10, 40])
-    entry.set_defaults(function=cpu)
+    entry.add_argument("--networks", type=int, default=100, help="of MnasNet's space, held out")
+    entry.set_defaults(function=learn)
     arguments = parser.parse_args()
     arguments.function(arguments)
 
