@@ -105,7 +105,7 @@ def test_what_has_no_core_ml_form_is_refused(tmp_path):
         coreml.convert(recurrent, 1, "float16", str(tmp_path))
     broken = tmp_path / "broken.keras"
     broken.write_bytes(b"PK\x03\x04 truncated")
-    with pytest.raises(ValueError, match="broken.keras: Keras cannot load it"):
+    with pytest.raises(ValueError, match="broken.keras: a damaged .keras file"):
         coreml.convert(broken, 1, "float16", str(tmp_path))
     assert not list(tmp_path.glob("*.mlpackage"))
 

@@ -13,9 +13,9 @@ a real device, and then times networks that it has not seen, of MnasNet's space 
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -286,38 +286,44 @@ def learn(arguments) -> None:
         print(f"{count} probes\n{report}", flush=True)
         truth = truth or held_out(target, arguments.networks, say)
         learned = Predicted("bench")
-        with tempfile.TemporaryDirectory() as folder:
-            for space, networks in truth.items():
-                found = []
-                for number, (file, _) in enumerate(networks):
-                    path = Path(folder) / f"{space}{number}.tflite"
-                    path.write_bytes(file)
-                    found.append(learned.profile(path).median_ms)
-                scores = [score(np.array(found), np.array([ms for _, ms in networks]))]
-                print(f"{count:3} probes, {len(networks)} of {space}: {told(scores)}", flush=True)
+        for space, networks in truth.items():
+            found, refused = [], 0
+            for path, ms in networks:
+                try:
+                    found.append((learned.profile(path).median_ms, ms))
+                except ValueError:  # an operation that was in no probe
+                    refused += 1
+            scores = [score(*np.array(found).T)] if found else [(0.0, 0.0)]
+            print(f"{count:3} probes, {len(networks)} of {space}, {refused} refused: "
+                  f"{told(scores)}", flush=True)  # fmt: skip
 
 
-def held_out(target, count: int, say) -> dict[str, list[tuple[bytes, float]]]:
-    """Networks of three spaces as files, with their measured milliseconds."""
+def held_out(target, count: int, say) -> dict[str, list[tuple[Path, float]]]:
+    """Networks of three spaces as files, with their measured milliseconds; kept in the cache."""
     from latency import litert
+    from latency.target import cache_directory
     from nas.device import _sampled
 
     def mnasnet(number: int) -> bytes:
         return litert.assemble(_sampled("mnasnet", 100_000 + number))
 
-    spaces = {"mnasnet": (mnasnet, count), "fbnet style": (fbnet_style, count // 3)}
-    spaces["efficientnet style"] = (efficientnet_style, count // 3)
-    found: dict[str, list[tuple[bytes, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.tflite"
-        for space, (make, wanted) in spaces.items():
-            for number in range(wanted):
+    spaces = {"mnasnet": (mnasnet, count), "fbnet_style": (fbnet_style, count // 3)}
+    spaces["efficientnet_style"] = (efficientnet_style, count // 3)
+    folder = cache_directory() / "bench_predictors"
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[tuple[Path, float]]] = {}
+    for space, (make, wanted) in spaces.items():
+        for number in range(wanted):
+            path = folder / f"{space}{number}.tflite"
+            known = path.with_suffix(".json")
+            if not known.exists():
                 path.write_bytes(make(number))
                 latency = target.profile(path)
                 if not latency.conditions["stable"]:
                     latency = target.profile(path, runs=200)
-                found.setdefault(space, []).append((path.read_bytes(), latency.median_ms))
-            say(f"{wanted} networks of {space} are timed")
+                known.write_text(json.dumps(latency.to_json()))
+            found.setdefault(space, []).append((path, json.loads(known.read_text())["median_ms"]))
+        say(f"{wanted} networks of {space} are timed")
     return found
 
 
