@@ -214,6 +214,7 @@ def test_what_is_found_here_can_be_compiled_for():
         assert "libtpu 0." in listed["tpu:v5e"].device
 
 
+@needs_libtpu
 class TestMeasured:
     """An attached TPU, played: what is asked of the worker, and that the answer is MEASURED."""
 
