@@ -144,7 +144,7 @@ def test_the_first_search_hands_over_its_network(tmp_path):
         if line.split()[0].startswith("2/"):
             process.send_signal(signal.SIGINT)
             break
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 130, err
     assert "interrupted: nothing finished is lost" in err and "trial" in out
     done = nas(*command[3:], "--trials", 4, "--finalists", 2, "--json", cwd=tmp_path)
