@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from latency import adb, attached, benchmark_model, phone_state
+from latency.record import utc_now
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
@@ -93,7 +94,7 @@ class Android(Target):
             "after": after.conditions(),
             "delegated": told.whole.delegated,
             **told.conditions(),
-            "date": attached.date(),
+            "date": utc_now(),
         }
         doubts = phone_state.doubts(before, after) + told.doubts()
         return attached.result(told, conditions, doubts)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from latency import benchmark_model, litert, timing
+from latency.record import utc_now
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 _BUSY_S = 900.0  # for another process that measures on the same device
@@ -240,7 +240,7 @@ def spells(
     started, runs = time.monotonic(), benchmark_model.RUNS_AN_INVOCATION
     while (at_s := time.monotonic() - started) < seconds:
         samples = tuple(sample(runs))
-        now = {"at_s": round(at_s, 1), "runs": runs, "date": date()}
+        now = {"at_s": round(at_s, 1), "runs": runs, "date": utc_now()}
         yield Timing(samples, conditions | state() | now, Kind.MEASURED)
         runs = round(min(max(1e3 * _SPELL_S / float(np.median(samples)), 3), 10_000))
 
@@ -248,11 +248,6 @@ def spells(
 def usual_ms(report: benchmark_model.Report) -> float:
     """The one figure of an invocation: its median, or of older tools the average."""
     return report.average_ms if report.median_ms is None else report.median_ms
-
-
-def date() -> str:
-    """Now, for a record."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def failure(status: int, output: str, name: str) -> ValueError:

@@ -6,7 +6,6 @@ converted and kept, and what is missing to time it is said.
 """
 
 import contextlib
-import datetime
 import hashlib
 import importlib.util
 import json
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from latency import keras_file, timing
+from latency.record import utc_now
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 # What may compute (coremltools' names of them): ane is the Neural Engine.
@@ -145,7 +145,7 @@ def timed(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
         "operations_on": {place: places.count(place) for place in sorted(set(places))} or None,
         "plan": answer.get("plan_missing"),  # why there is none, where there is none
         **answer.get("state", {}),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": utc_now(),
     }
     rows = operations(plan, float(np.median(samples)))
     return Timing(

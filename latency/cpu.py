@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import hashlib
 import json
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from latency import litert, litert_process, litert_profiler, reference, timing
+from latency.record import utc_now, write_json
 from latency.target import Found, Kind, Target, Timing, cache_directory
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
@@ -106,7 +106,7 @@ class CPU(Target):
             **state,
             "runs": runs,
             "taken_in_turns_with": len(models) - 1,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": utc_now(),
         }
         timings = []
         for number, (candidate, names, more) in enumerate(
@@ -149,7 +149,7 @@ class CPU(Target):
                     **timing.machine_state(cores[0] if cores else 0),
                     "contention": round(min(share, 1.0), 3),
                     "runs": len(samples),
-                    "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "date": utc_now(),
                 }
                 few = np.quantile(samples, np.linspace(0, 1, min(len(samples), _KEPT)))
                 yield Timing(tuple(few.tolist()), conditions | now, Kind.MEASURED)
@@ -222,15 +222,8 @@ class CPU(Target):
         return _cache() / f"{hashlib.sha256(conditions.encode()).hexdigest()[:16]}.json"
 
     def _store(self, nominal: dict[str, float]) -> None:
-        path = self._nominal_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = self._conditions() | {
-            "nominal_ms": nominal,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=1))
-        partial.replace(path)
+        content = self._conditions() | {"nominal_ms": nominal, "date": utc_now()}
+        write_json(self._nominal_path(), content)
 
 
 def _cache() -> Path:

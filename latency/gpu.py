@@ -1,12 +1,10 @@
 """NVIDIA GPUs: attached, timed by JAX; others by a roofline over XLA's kernels or the layers."""
 
 import dataclasses
-import datetime
 import functools
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from latency import gpu_chips, jax_process, keras_file, nvidia, roofline
+from latency.record import utc_now, write_json
 from latency.target import (
     DoesNotFit,
     Found,
@@ -136,12 +135,12 @@ class GPU(Target):
             "points": len(points),
             "before": _error(points, chip, self.dtype, roofline.Rates()),
             "after": _error(points, chip, self.dtype, rates),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": utc_now(),
         }
         entry["digest"] = _digest(entry["rates"])
         path = _calibrations(chip.name)
         kept = _read(path) | {f"{how} {self.dtype}": entry}
-        _write(path, kept)
+        write_json(path, kept)
         return entry
 
     def _plan(self) -> tuple[Kind, str]:
@@ -219,7 +218,7 @@ class GPU(Target):
             "driver": before.driver,
             "before": before.state,
             "after": after.state,
-            "date": _now(),
+            "date": utc_now(),
         }
         return Timing(
             tuple(answer["samples_ms"]), conditions, Kind.MEASURED, memory_mb=answer["memory_mb"]
@@ -252,7 +251,7 @@ class GPU(Target):
             "runtime": _runtime() if kind is Kind.COMPILED else "layer graph",
             "attached": [card.name for card in nvidia.cards()] or None,
             "stable": True,
-            "date": _now(),
+            "date": utc_now(),
         }
         rows = tuple(
             {"name": one.name, "type": f"{one.op_class} ({one.type})", "ms": float(ms)}
@@ -284,7 +283,7 @@ class GPU(Target):
             # Without "cpu" the plugin looks for CUDA itself, and fails.
             environment = {"JAX_PLATFORMS": "cpu"}
             answer = jax_process.ask(request, model, environment=environment, limit_s=self.limit_s)
-            _write(path, answer)
+            write_json(path, answer)
         return [roofline.Kernel(**row) for row in answer["kernels"]], answer["memory_mb"]
 
     def _calibration(self, how: str) -> dict[str, Any] | None:
@@ -382,14 +381,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -3,17 +3,16 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import datetime
 import functools
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from latency import attached, board_python, board_state, board_tool, openssh
+from latency.record import utc_now, write_json
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
 
 _RUNTIMES = ("auto", "python", "benchmark_model")
@@ -104,7 +103,7 @@ class SSH(Target):
                 # Python tells nothing of operations; the tool does, where there is one.
                 told = self._with_operations(told, about, job, runs)
             after = board_state.read(board)
-        conditions |= {"after": after.conditions(), **told.conditions(), "date": attached.date()}
+        conditions |= {"after": after.conditions(), **told.conditions(), "date": utc_now()}
         doubts = board_state.doubts(before, after) + told.doubts()
         return attached.result(told, conditions, doubts)
 
@@ -221,14 +220,10 @@ class SSH(Target):
             "spec": ",".join([f"ssh:{self.host}", *changed]),
             "device": about.name,
             "options": options,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": utc_now(),
         }
         name = hashlib.sha256(record["spec"].encode()).hexdigest()[:16]
-        file = _known() / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=1))
-        partial.replace(file)
+        write_json(_known() / f"{name}.json", record)
 
 
 def _known() -> Path:

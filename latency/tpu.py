@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import hashlib
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from latency import jax_process, tpu_calibration, tpu_chips, tpu_compile
+from latency.record import utc_now, write_json
 from latency.target import (
     DoesNotFit,
     Found,
@@ -124,7 +124,7 @@ class TPU(Target):
             "devices": 1 if self.chip is None else self._count(),
         }
         answer = jax_process.ask(request, model, environment=_ATTACHED, limit_s=_LIMIT_S)
-        conditions = answer["conditions"] | {"date": _now()}
+        conditions = answer["conditions"] | {"date": utc_now()}
         return Timing(tuple(answer["samples_ms"]), conditions, Kind.MEASURED, answer["memory_mb"])
 
     def compile(self, model: Any, batch_size: int) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class TPU(Target):
                     limit_s=_LIMIT_S,
                 )
             if index:
-                tpu_compile.write(index, {"program": answer["program"]})
+                write_json(index, {"program": answer["program"]})
             record = _record(folder, answer)
         if short := record.get("out_of_memory"):
             raise DoesNotFit(
@@ -232,7 +232,7 @@ class TPU(Target):
             "gflops": (record["flops"] or 0) / 1e9,
             "compile_s": record["compile_s"],
             "stable": True,
-            "date": _now(),
+            "date": utc_now(),
         }
         if record["devices"] > 1:
             share = batch_size // record["devices"]
@@ -323,7 +323,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text())
     return None
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

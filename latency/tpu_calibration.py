@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+from latency.record import write_json
 from latency.target import cache_directory
 
 _SPREAD = 4.0  # an exponent is fitted where the largest estimate is so many times the smallest
@@ -72,8 +73,5 @@ def add(path: Path, chip: str, points: list[tuple[float, float]]) -> Calibration
     known = read(path)
     known[chip] = known.get(chip, []) + [(float(a), float(b)) for a, b in points]
     found = fit(known[chip])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(known, indent=1))
-    partial.replace(path)
+    write_json(path, known)
     return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latency import jax_worker, tpu_chips, tpu_schedule
+from latency.record import write_json
 from latency.target import TargetUnavailable
 
 FORMAT = 2  # of the record; raised when what is read from the compiler changes
@@ -71,7 +72,7 @@ def compile_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
             raise
         record = {"out_of_memory": jax_worker.out_of_memory(str(error))}
     record |= {"compile_s": round(time.monotonic() - started, 1), "devices": len(devices)}
-    write(path, record)
+    write_json(path, record)
     return {"program": program, "compiled": True}
 
 
@@ -87,14 +88,6 @@ HOW = (
     "pip install 'nas[tpu]' (libtpu, Google's compiler, comes under the Google Cloud Platform Terms"
     " of Service)"
 )
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a file of the cache; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(record))
-    partial.replace(path)
 
 
 def _devices(chip: tpu_chips.Chip, topology: str | None) -> list[Any]:

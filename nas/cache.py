@@ -7,11 +7,10 @@ once one works and the others wait for its result.
 import contextlib
 import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from latency.record import write_json
 from latency.target import cache_directory
 from nas.storage import locked
 
@@ -33,13 +32,3 @@ def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tu
         if not record.get("transient"):
             write_json(path, {"identity": identity, "record": record})
         return record, False
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=1, default=repr))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

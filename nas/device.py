@@ -6,7 +6,6 @@ handful that lie far apart. Every probe is kept as soon as it is timed: the same
 
 import collections
 import dataclasses
-import datetime
 import json
 import tempfile
 import time
@@ -18,6 +17,7 @@ import numpy as np
 
 from latency import predicted, predictor, probes, workload
 from latency.predictor import Predictor
+from latency.record import utc_now
 from latency.target import Kind, Latency, Target
 from latency.workload import Work
 from nas import profile_store, spec
@@ -215,7 +215,7 @@ class _Journey:
             "device": latency.device,
             "runtime": str(latency.conditions.get("runtime", "")),
             "stable": latency.conditions.get("stable", True),
-            "date": latency.conditions.get("date") or _now(),
+            "date": latency.conditions.get("date") or utc_now(),
             "works": [[work.kind, *work.features] for work in candidate.works],
             "per_op": None if per_op is None or estimated else _plain(per_op),
         }
@@ -366,7 +366,3 @@ def _read(path: Path) -> list[dict]:
             file.seek(0, 2)
             file.write(b"\n")
     return rows
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

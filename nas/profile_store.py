@@ -4,7 +4,6 @@ What is read back keeps its kind: a row is written from a `Latency` and never ch
 """
 
 import dataclasses
-import datetime
 import functools
 import hashlib
 import json
@@ -16,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from latency.record import utc_now
 from latency.target import Latency, Target, cache_directory
 
 _PROFILES = sa.Table(
@@ -61,7 +61,7 @@ def profile(
 def record(latency: Latency, name: str, network: str) -> None:
     """Keep one figure; where that fails, say so, for the figure itself is not to be lost."""
     row = {
-        "date": latency.conditions.get("date") or _now(),
+        "date": latency.conditions.get("date") or utc_now(),
         "network": network,
         "name": name[:512],
         "target": latency.target[:512],
@@ -143,7 +143,3 @@ def _database(url: str) -> sa.Engine:
     except (sa.exc.ArgumentError, ImportError) as error:
         raise ValueError(f"NAS_PROFILES={url}: expected an SQLAlchemy URL: {error}") from error
     return engine
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
