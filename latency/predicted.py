@@ -34,8 +34,9 @@ class Predicted(Target):
     """The device `name`, predicted from the operations of a network at batch 1.
 
     Raises `ValueError` on an operation that was in no probe network or is far larger; a network
-    somewhat outside of them is "not stable", with the reason. The condition "error" is relative:
-    90 % of the networks that were left out of the fit were predicted within theirs.
+    somewhat outside of them is "not stable", with the reason. The condition "error" is relative
+    and calibrated on networks left out of the fit; for a network unlike all probes, or a device
+    that told whole networks only, it can be too small.
 
     >>> Predicted("pixel7")
     Predicted(name='pixel7')

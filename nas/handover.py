@@ -304,4 +304,5 @@ def _record(
         "macs": profile.get("macs"),
         "file_bytes": size,
         "config": pprint.pformat(config, width=99),
+        "latency": profile.get("latency"),  # with their kinds; those of the search
     }

@@ -13,8 +13,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas import report
+from nas import handover, report
 from nas.report import axes, records, style
+from nas.search import Objective
 
 OPS = ("identity", "mbconv3_k3", "mbconv6_k5")
 BLOCKS = 8
@@ -68,6 +69,21 @@ def make_study(networks, *, targets=1, directions=None, train=lambda index: inde
             )
         )
     return study
+
+
+def test_an_estimate_is_called_one(networks):
+    """In the table, and of a winner that was interrupted before it could be timed again."""
+    study = make_study(networks, targets=2, directions=["maximize", "minimize", "minimize"])
+    for trial in study.get_trials(deepcopy=False):
+        trial.user_attrs["profile"]["latency"][1]["kind"] = "compiled"
+    best = next(trial for trial in study.get_trials(deepcopy=False) if trial.values)
+    objective = Objective((9.0, 9.0))
+    winner = handover._record(best, None, objective, 0.9, handover._costs(best), None)
+    budgets = [{"spec": name, "budget_ms": 9.0} for name in ("cpu", "tpu:v5e")]
+    text = report.table(study, {"targets": budgets, "winner": winner}, color=False)
+    cpu, tpu = (line for line in text.splitlines() if line.startswith("budget"))
+    assert "measured" not in cpu and "COMPILED, not measured" in tpu
+    assert "figures   those on tpu:v5e are COMPILED, not measured" in text
 
 
 def make_summary(study, targets=1):

@@ -143,6 +143,12 @@ def cost(record: Mapping, axis: int, name: str = "costs") -> float | None:
     return costs[axis] if axis < len(costs) else None
 
 
+def estimated(latency: Sequence[Mapping], axis: int) -> str:
+    """The kind of one figure in capitals where it is no measured one, else ""."""
+    kind = latency[axis].get("kind") if axis < len(latency) else None
+    return "" if kind in (None, "measured") else str(kind).upper()
+
+
 def finalists(summary: Mapping) -> dict[int, Mapping]:
     """The networks timed again, the winner among them, by number; "quality" only if retrained."""
     listed = {f["number"]: f for f in summary.get("finalists") or () if "number" in f}

@@ -161,12 +161,16 @@ def _summary(
         landing = f"{records.figure(goal.budget)} {goal.unit} on {goal.spec}"
         if winner:
             state = "within" if value <= goal.budget else f"over by {value / goal.budget - 1:.1%}"
-            timed = (winner.get("latency") or {axis: {}})[axis]
-            kind = timed.get("kind", "measured")
+            estimated = records.estimated(winner.get("latency") or (), axis)
             landing += f"; winner {records.figure(value)} {goal.unit}"
-            landing += "" if kind == "measured" else f" {kind.upper()}, not measured,"
+            landing += f" {estimated}, not measured," if estimated else ""
             landing += f" = {value / goal.budget:.1%}, {state}"
         told.append(("budget", landing))
+    for axis, goal in enumerate(goals):
+        kinds = {records.estimated(row.latency, axis) for row in rows} - {""}
+        if kinds:
+            figures = f"those on {goal.spec} are {'+'.join(sorted(kinds))}, not measured"
+            told.append(("figures", figures))
     if winner and baseline:
         told.append(("baseline", _against(winner, baseline, goals)))
     spent = records.part(summary, "time_s").get("total")
