@@ -87,11 +87,6 @@ def test_a_target_checks_what_it_is_asked(tmp_path):
         target.profile(tmp_path / "gone.tflite")
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(cpu, "_NOMINAL_BLOCKS", 150)
-
-
 @pytest.fixture(scope="module")
 def network():
     return mnasnet.build(mnasnet.VARIANTS["tiny"])
@@ -142,9 +137,8 @@ def test_time_follows_work(tmp_path):
     assert 4 < medians["large"] / medians["small"] < 12, medians
 
 
-def test_the_reference_reproduces_its_nominal_time(tmp_path, monkeypatch):
+def test_the_reference_reproduces_its_nominal_time(tmp_path):
     """The reference timed as a candidate comes out at its nominal time, however busy it is."""
-    monkeypatch.setattr(cpu, "_NOMINAL_BLOCKS", 600)
     target = CPU()
     nominal = target.identity()["nominal_ms"]["small"]
     path = tmp_path / "small.tflite"
