@@ -119,15 +119,21 @@ def explore(
     while True:
         for trial in give_back(study, worker):
             on_event(Event("returned", trial, loop.trained, "its worker died; proposal kept"))
-        loop.refresh()
-        if loop.trained + loop.others_at_work() >= trials:
-            return "trials"
-        if time.monotonic() + longest > deadline:
-            return "deadline"
-        if loop.nothing_new >= CONVERGED:
-            return "converged"
         started = time.monotonic()
-        loop.round()
+        # One worker at a time decides to go on, and the next sees its trial: else two would train
+        # the last network. Who is at work is read first: who ends meanwhile is counted twice, not
+        # left out.
+        with locked(worker.folder / "begin"):
+            at_work = loop.others_at_work()
+            loop.refresh()
+            if loop.trained + at_work >= trials:
+                return "trials"
+            if started + longest > deadline:
+                return "deadline"
+            if loop.nothing_new >= CONVERGED:
+                return "converged"
+            first = study.ask()
+        loop.round(first)
         longest = max(longest * 0.9, time.monotonic() - started)
 
 
@@ -171,12 +177,12 @@ class _Loop:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return len({trial.user_attrs.get("round", trial.number) for trial in running})
 
-    def round(self) -> None:
+    def round(self, first: Trial) -> None:
         name = f"{self.worker.id}/{self.rounds}"
         self.rounds += 1
         asked, configs = [], []
         for _ in range(self.profiles):
-            trial = self.study.ask()
+            trial = self.study.ask() if asked else first
             asked.append(trial)
             configs.append(self.evaluator.config(trial))
             trial.set_user_attr("round", name)  # signed: all of its parameters are known

@@ -217,7 +217,7 @@ def test_memory_fails_a_trial_and_a_bug_stops_the_search(tmp_path):
 def search_until_killed(folder, trials, profiles, controller):
     study, objective = a_study(folder, controller)
     worker = storage.Worker(folder)
-    evaluator = Towers(folder / "log", seconds=0.005)
+    evaluator = Towers(folder / "log", seconds=0.03)  # outlasts several kills on any machine
     explore(study, evaluator, objective, trials=trials, worker=worker, profiles=profiles)
 
 
