@@ -114,6 +114,8 @@ def _macs(node) -> int | None:
     """Multiply-adds of one call, None where they are not known."""
     operation = node.operation
     if isinstance(operation, keras.layers.Layer):
+        if hasattr(operation, "macs"):  # a leaf of our own counts itself
+            return operation.macs(*(_shape(tensor) for tensor in node.input_tensors))
         for kinds, macs in _LAYERS:
             if isinstance(operation, kinds):
                 return macs(operation, node.input_tensors, node.outputs[0])

@@ -196,7 +196,7 @@ def test_a_model_of_another_shape_is_refused(task):
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(task):
-    few = Task("few", (task.train[0][:20], task.train[1][:20]), task.valid, (8, 8, 1), 10, "few")
+    few = Task("few", (task.train[0][:20], task.train[1][:20]), task.valid, task.fields, "few")
     assert len(train.fit(seeded(0), few, 1, seed=0).curve) == 1
 
 
@@ -215,7 +215,7 @@ def test_batches_cover_the_images_once_and_differ_between_epochs():
 @pytest.mark.slow
 @on_tensorflow
 def test_memory_does_not_grow_with_the_networks_trained(task):
-    few = Task("few", (task.train[0][:64], task.train[1][:64]), task.valid, (8, 8, 1), 10, "few")
+    few = Task("few", (task.train[0][:64], task.train[1][:64]), task.valid, task.fields, "few")
     resident = []
     for number in range(60):
         train.fit(seeded(number, filters=4 + number % 7), few, 1, seed=0)

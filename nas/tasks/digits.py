@@ -30,7 +30,6 @@ def load(size: int = 32, seed: int = 0) -> Task:
         name="digits",
         train=(images[train], labels[train]),
         valid=(images[valid], labels[valid]),
-        input_shape=(size, size, 1),
-        classes=10,
+        fields={"input_shape": (size, size, 1), "classes": 10},
         recipe=f"digits size={size} valid={VALID} seed={seed}",
     )

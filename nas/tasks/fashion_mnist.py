@@ -38,8 +38,7 @@ def load(size: int = 28, limit: int | None = None, path: str | None = None, seed
         name="fashion_mnist",
         train=(images[train], labels[train]),
         valid=(images[valid], labels[valid]),
-        input_shape=(size, size, 1),
-        classes=10,
+        fields={"input_shape": (size, size, 1), "classes": 10},
         recipe=f"fashion_mnist data={source} size={size} valid={VALID:.4f} seed={seed}",
     )
 

@@ -1,29 +1,62 @@
-"""What a candidate is trained and judged on: arrays, a loss, a metric."""
+"""What a network is trained and judged on: arrays, a loss, a score."""
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+Tree = np.ndarray | dict[str, np.ndarray]  # arrays that share their first axis, the examples
+
+
+def classification(outputs, labels):
+    """Cross-entropy (batch,) of logits (batch, classes) and integer labels (batch,)."""
+    import keras
+
+    return keras.ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+
+
+def accuracy(model, predict: Callable[[Tree], Tree]) -> Callable[[Tree, Tree], np.ndarray]:
+    """The scorer of classification: 1 where the largest logit is the label's, else 0."""
+    return lambda inputs, labels: np.argmax(predict(inputs), -1) == labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task held in memory.
+    """Examples held in memory, and what a network is to make of them.
 
-    `train` and `valid` are pairs (inputs, labels): inputs of shape (count, *input_shape), float32,
-    or uint8 pixels of which the network sees x / 255 (`pixels`); labels are integers (count,).
-    `loss` and `metric` are Keras names; the network gives logits. `recipe` says what the numbers
-    depend on (data, preprocessing, split): equal recipes, comparable qualities.
+    `train` and `valid` are pairs (inputs, targets), each an array (count, ...) or a dict of such:
+    float32, integers, or uint8 pixels of which the network sees x / 255 (`pixels`).
+    `fields` are what the data decides of a family's Config, e.g. input_shape and classes.
+    `loss(outputs, targets)` gives losses (batch,), in `keras.ops`, to be minimized on average.
+    `scorer(model, predict)` gives a function (inputs, targets) -> scores (batch,) from 0 to 1,
+    of which the mean is the quality; `predict(inputs)` runs the network on a batch, `model` is
+    there for what needs parts of it. `metric` is the score's name.
+    `augment(inputs, generator)` changes a batch of training inputs, before `pixels`.
+    `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
+    comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).
     """
 
     name: str
-    train: tuple[np.ndarray, np.ndarray]
-    valid: tuple[np.ndarray, np.ndarray]
-    input_shape: tuple[int, int, int]
-    classes: int
+    train: tuple[Tree, Tree]
+    valid: tuple[Tree, Tree]
+    fields: dict[str, Any]
     recipe: str
-    loss: str = "sparse_categorical_crossentropy"
+    loss: Callable[[Any, Any], Any] = classification
+    scorer: Callable[[Any, Callable], Callable[[Tree, Tree], np.ndarray]] = accuracy
     metric: str = "accuracy"
+    augment: Callable[[Tree, np.random.Generator], Tree] | None = None
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of an image: (height, width, channels)."""
+        return self.fields["input_shape"]
+
+    @property
+    def classes(self) -> int:
+        return self.fields["classes"]
 
 
 def pixels(inputs: np.ndarray) -> np.ndarray:

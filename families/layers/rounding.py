@@ -1,4 +1,4 @@
-"""What several families share: the rounding rule of the mobile networks."""
+"""The rounding rule of the mobile networks."""
 
 
 def round_filters(filters: float, divisor: int = 8) -> int:

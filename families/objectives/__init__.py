@@ -1,0 +1,1 @@
+"""Training objectives: losses, and the decoding that belongs to them."""
