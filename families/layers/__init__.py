@@ -2,6 +2,7 @@
 
 from families.layers.attention import Attention
 from families.layers.rounding import round_filters
+from families.layers.shapes import shapes_only
 from families.layers.weights import copy_weights
 
-__all__ = ["Attention", "copy_weights", "round_filters"]
+__all__ = ["Attention", "copy_weights", "round_filters", "shapes_only"]
