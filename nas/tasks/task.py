@@ -22,6 +22,16 @@ def accuracy(model, predict: Callable[[Tree], Tree]) -> Callable[[Tree, Tree], n
     return lambda inputs, labels: np.argmax(predict(inputs), -1) == labels
 
 
+def mean(scores: np.ndarray) -> float:
+    """The average of scores that are shares, such as accuracies."""
+    return float(np.mean(scores))
+
+
+def geometric_mean(scores: np.ndarray) -> float:
+    """The average of scores that are likelihoods: exp of their mean logarithm."""
+    return float(np.exp(np.mean(np.log(np.maximum(scores, np.finfo(np.float64).tiny)))))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """Examples held in memory, and what a network is to make of them.
@@ -31,7 +41,7 @@ class Task:
     `fields` are what the data decides of a family's Config, e.g. input_shape and classes.
     `loss(outputs, targets)` gives losses (batch,), in `keras.ops`, to be minimized on average.
     `scorer(model, predict)` gives a function (inputs, targets) -> scores (batch,) from 0 to 1,
-    of which the mean is the quality; `predict(inputs)` runs the network on a batch, `model` is
+    of which `average` makes the quality; `predict(inputs)` runs the network on a batch, `model` is
     there for what needs parts of it. `metric` is the score's name.
     `augment(inputs, generator)` changes a batch of training inputs, before `pixels`.
     `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
@@ -45,6 +55,7 @@ class Task:
     recipe: str
     loss: Callable[[Any, Any], Any] = classification
     scorer: Callable[[Any, Callable], Callable[[Tree, Tree], np.ndarray]] = accuracy
+    average: Callable[[np.ndarray], float] = mean
     metric: str = "accuracy"
     augment: Callable[[Tree, np.random.Generator], Tree] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
