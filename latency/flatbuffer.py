@@ -11,6 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from latency.graph import SAME, VALID, Graph
+from latency.signature import names
 
 _BUILTIN = {"sigmoid": "LOGISTIC", "tanh": "TANH", "relu": "RELU", "relu6": "RELU6"}
 _ACTIVATIONS = (*_BUILTIN, "silu", "hard_silu", "hard_sigmoid", "softmax", "linear")
@@ -30,6 +31,10 @@ def assemble(model: Any) -> bytes:
     nodes_by_depth = getattr(model, "_nodes_by_depth", None)
     if nodes_by_depth is None:
         raise ValueError(f"expected a Functional keras.Model, got {type(model).__name__}")
+    for tensor in model.inputs:
+        if tensor.dtype != "float32":
+            raise ValueError(f"input {tensor.name!r}: only float32 is written, got {tensor.dtype}")
+    takes, gives = names(model)
     graph = Graph()
     tensors = {id(t): graph.tensor(_batch_one(t.shape, t.name), t.name) for t in model.inputs}
     inputs = list(tensors.values())
@@ -43,7 +48,9 @@ def assemble(model: Any) -> bytes:
             write = _writer(layer)
             tensors[id(made)] = write(graph, layer, read, _batch_one(made.shape, layer.name))
     outputs = graph.fuse(inputs, [tensors[id(tensor)] for tensor in model.outputs])
-    return graph.serialize(inputs, outputs)
+    return graph.serialize(
+        dict(zip(takes, inputs, strict=True)), dict(zip(gives, outputs, strict=True))
+    )
 
 
 def _batch_one(shape, name: str) -> tuple[int, ...]:

@@ -60,6 +60,16 @@ def operations(tflite: bytes) -> list[Operation]:
     ]
 
 
+def signature(inputs: dict[str, int], outputs: dict[str, int]) -> list:
+    """The signatures of a file whose inputs and outputs, by name, are these tensors."""
+
+    def maps(tensors: dict[str, int]) -> list:
+        return [schema.TensorMapT(name=name, tensorIndex=int(i)) for name, i in tensors.items()]
+
+    key = "serving_default"  # what TensorFlow calls a model's one signature
+    return [schema.SignatureDefT(maps(inputs), maps(outputs), signatureKey=key)]
+
+
 @dataclasses.dataclass(eq=False)
 class Operator:
     """An operator that is being written; it names tensors by their number in its `Graph`."""
@@ -109,9 +119,10 @@ class Graph:
                 operator.inputs[2] = _ABSENT
         return outputs
 
-    def serialize(self, inputs: list[int], outputs: list[int]) -> bytes:
-        """The bytes of the file."""
-        used = {t for o in self.operators for t in (*o.inputs, o.output)} | {*inputs, *outputs}
+    def serialize(self, inputs: dict[str, int], outputs: dict[str, int]) -> bytes:
+        """The bytes of a file that takes and gives these tensors by name."""
+        used = {t for o in self.operators for t in (*o.inputs, o.output)}
+        used |= {*inputs.values(), *outputs.values()}
         used = sorted(used - {_ABSENT})
         index = {_ABSENT: _ABSENT} | {tensor: position for position, tensor in enumerate(used)}
         buffers, tensors = [schema.BufferT()], []  # buffer 0 is empty by convention
@@ -153,21 +164,29 @@ class Graph:
         ]
         graph = schema.SubGraphT(
             tensors=tensors,
-            inputs=np.array([index[t] for t in inputs], np.int32),
-            outputs=np.array([index[t] for t in outputs], np.int32),
+            inputs=np.array([index[t] for t in inputs.values()], np.int32),
+            outputs=np.array([index[t] for t in outputs.values()], np.int32),
             operators=operators,
             name="main",
         )
         model = schema.ModelT(
-            version=3, operatorCodes=opcodes, subgraphs=[graph], description="nas", buffers=buffers
+            version=3,
+            operatorCodes=opcodes,
+            subgraphs=[graph],
+            description="nas",
+            buffers=buffers,
+            signatureDefs=signature(
+                {name: index[tensor] for name, tensor in inputs.items()},
+                {name: index[tensor] for name, tensor in outputs.items()},
+            ),
         )
         size = sum(value.nbytes + 2 * _ALIGNMENT for value in self.constants.values())
-        builder = _AlignedBuilder(size + 512 * (len(tensors) + len(operators)) + 4096)
+        builder = AlignedBuilder(size + 512 * (len(tensors) + len(operators)) + 4096)
         builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
         return bytes(builder.Output())
 
 
-class _AlignedBuilder(flatbuffers.Builder):
+class AlignedBuilder(flatbuffers.Builder):
     """A builder whose byte vectors (the weights) start at a multiple of `_ALIGNMENT`."""
 
     def CreateNumpyVector(self, x):  # noqa: N802 (the name is flatbuffers')

@@ -14,12 +14,18 @@ from ai_edge_litert.interpreter import Interpreter
 from latency import litert_process
 from latency.flatbuffer import assemble
 from latency.quiet import silent_stderr
+from latency.signature import names, signed
 
-__all__ = ["assemble", "convert", "file_of", "load", "run", "runner"]
+__all__ = ["Session", "assemble", "convert", "file_of", "load", "run", "runner"]
+
+Arrays = dict[str, np.ndarray]
 
 
 def convert(model: Any) -> bytes:
-    """The `.tflite` file of `model` by TensorFlow's converter: float32, static shapes at batch 1.
+    """The `.tflite` file of `model` by TensorFlow's converter: static shapes at batch 1.
+
+    Inputs and outputs are named as in the dicts that the model takes and gives, else as its layers
+    are (`Session` and `run` go by these names), and keep their types: int32 stays int32.
 
     The variables are frozen first: several times faster than through a SavedModel
     (`tools/bench_latency.py`), and without it the converter leaves READ_VARIABLE operations in the
@@ -36,12 +42,14 @@ def convert(model: Any) -> bytes:
     for tensor in model.inputs:
         if any(size is None for size in tensor.shape[1:]):
             raise ValueError(f"input {tensor.name!r}: expected a static shape, got {tensor.shape}")
+    inputs, outputs = names(model)
     import tensorflow as tf  # noqa: PLC0415
     from tensorflow.lite.python.convert_phase import ConverterError  # noqa: PLC0415
     from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415
 
     def infer(*inputs):
-        return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
+        return keras.tree.flatten(outputs)
 
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
     function = tf.function(infer, autograph=False).get_concrete_function(*signature)
@@ -53,7 +61,7 @@ def convert(model: Any) -> bytes:
             [freeze(function, lower_control_flow=False)]
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        return converter.convert()
+        return signed(converter.convert(), inputs, outputs)
     except ConverterError as error:
         reason = next((line for line in str(error).splitlines() if "error:" in line), str(error))
         raise ValueError(
@@ -117,16 +125,105 @@ def runner(tflite: bytes | str | Path, threads: int = 1) -> Callable[[], None]:
     return interpreter.invoke
 
 
-def run(tflite: bytes | str | Path, inputs: np.ndarray) -> np.ndarray:
-    """The outputs of a `.tflite` file for `inputs` (n, ...), run one at a time."""
-    interpreter = load(tflite)
-    source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    expected = tuple(map(int, source["shape"]))
-    if expected[0] != 1 or inputs.shape[1:] != expected[1:]:
-        raise ValueError(f"expected inputs of shape {('n', *expected[1:])}, got {inputs.shape}")
-    outputs = []
-    for example in np.asarray(inputs, source["dtype"]):
-        interpreter.set_tensor(source["index"], example[None])
+class Session:
+    """A `.tflite` file that is loaded once and called by the names of its inputs and outputs.
+
+    A name on both sides is state: a cache, or what a stream carries on. `step` keeps it inside,
+    from zeros on; a plain call takes and gives all of it.
+
+    >>> import keras
+    >>> inputs = {"x": keras.Input((2,), name="x"), "sum": keras.Input((2,), name="sum")}
+    >>> total = keras.layers.Add()([inputs["x"], inputs["sum"]])
+    >>> session = Session(assemble(keras.Model(inputs, {"sum": total})))
+    >>> session({"x": np.ones((1, 2)), "sum": np.ones((1, 2))})["sum"].tolist()
+    [[2.0, 2.0]]
+    """
+
+    def __init__(self, tflite: bytes | str | Path, threads: int = 1):
+        self._interpreter = load(tflite, threads)
+        inputs, outputs = _details(self._interpreter)
+        self.inputs = {
+            name: (tuple(map(int, d["shape"])), d["dtype"]) for name, d in inputs.items()
+        }
+        self.outputs = {
+            name: (tuple(map(int, d["shape"])), d["dtype"]) for name, d in outputs.items()
+        }
+        self.state = tuple(name for name in inputs if name in outputs)
+        for name in self.state:
+            if self.inputs[name] != self.outputs[name]:
+                raise ValueError(
+                    f"state {name!r} goes in as {self.inputs[name]}, out as {self.outputs[name]}"
+                )
+        self._reads = {name: detail["index"] for name, detail in inputs.items()}
+        self._writes = {name: detail["index"] for name, detail in outputs.items()}
+        self._told = {name: self._writes[name] for name in outputs if name not in self.state}
+        tensor = self._interpreter.tensor  # a view of the memory in place
+        self._carried = [(tensor(self._reads[n]), tensor(self._writes[n])) for n in self.state]
+        self.reset()
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """All outputs for all inputs, each with its batch of one."""
+        if inputs.keys() != self._reads.keys():
+            raise ValueError(f"expected the inputs {sorted(self._reads)}, got {sorted(inputs)}")
+        return self._invoke(inputs, self._writes)
+
+    def step(self, inputs: Arrays) -> Arrays:
+        """The outputs that are no state, for the inputs that are none; the state goes on."""
+        outputs = self._invoke(inputs, self._told)
+        for read, write in self._carried:
+            np.copyto(read(), write())
+        return outputs
+
+    def reset(self) -> None:
+        """The state is zeros again."""
+        for read, _ in self._carried:
+            read()[...] = 0
+
+    def _invoke(self, inputs: Arrays, outputs: dict[str, int]) -> Arrays:
+        interpreter = self._interpreter
+        for name, value in inputs.items():
+            value = np.asarray(value)
+            dtype = self.inputs[name][1]
+            if value.dtype != dtype:
+                value = value.astype(dtype, casting="same_kind")
+            interpreter.set_tensor(self._reads[name], value)
         interpreter.invoke()
-        outputs.append(interpreter.get_tensor(target["index"]).copy())
-    return np.concatenate(outputs)
+        return {name: interpreter.get_tensor(index) for name, index in outputs.items()}
+
+
+def run(tflite: bytes | str | Path, inputs: np.ndarray | Arrays) -> np.ndarray | Arrays:
+    """The outputs of a `.tflite` file for `inputs` (n, ...), run one at a time.
+
+    By name, except that a single array gives an array where there is one output.
+    """
+    session = Session(tflite)
+    by_name = inputs if isinstance(inputs, dict) else {next(iter(session.inputs)): inputs}
+    if by_name.keys() != session.inputs.keys():
+        raise ValueError(f"expected the inputs {sorted(session.inputs)}, got {sorted(by_name)}")
+    for name, (shape, _) in session.inputs.items():
+        if shape[:1] != (1,) or by_name[name].shape[1:] != shape[1:]:
+            raise ValueError(
+                f"{name}: expected inputs of shape {('n', *shape[1:])}, got {by_name[name].shape}"
+            )
+    count = len(next(iter(by_name.values())))
+    rows = [session({n: array[i : i + 1] for n, array in by_name.items()}) for i in range(count)]
+    outputs = {name: np.concatenate([row[name] for row in rows]) for name in session.outputs}
+    single = not isinstance(inputs, dict) and len(outputs) == 1
+    return next(iter(outputs.values())) if single else outputs
+
+
+def _details(interpreter: Interpreter) -> tuple[dict[str, dict], dict[str, dict]]:
+    """What LiteRT says of inputs and outputs, by name, in the file's order.
+
+    Files of other makers may have no names, or several signatures: they go by their tensors.
+    """
+    sides = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(interpreter.get_signature_list()) != 1:
+        return tuple({detail["name"]: detail for detail in details} for details in sides)
+    signature = interpreter.get_signature_runner()
+    named = signature.get_input_details(), signature.get_output_details()
+    orders = ([detail["index"] for detail in details] for details in sides)
+    return tuple(
+        dict(sorted(details.items(), key=lambda item: order.index(item[1]["index"])))
+        for details, order in zip(named, orders, strict=True)
+    )

@@ -222,3 +222,147 @@ def test_other_backends_write_too():
     )
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def _stream(order: str = "dict"):
+    """A network of every kind of input: tokens, a position, a cache, an LSTM's state."""
+    tokens = keras.Input((2,), dtype="int32", name="tokens")
+    cache = keras.Input((6, 8), name="cache")
+    position = keras.Input((), dtype="int32", name="position")
+    hidden, cell = keras.Input((8,), name="hidden"), keras.Input((8,), name="cell")
+    x = layers.Embedding(11, 8, name="embed")(tokens)
+    new = keras.ops.concatenate([cache[:, 2:], x], axis=1)
+    scores = keras.ops.einsum("btd,bsd->bts", x, new) + keras.ops.reshape(
+        keras.ops.cast(position, "float32"), (-1, 1, 1)
+    )
+    mixed = keras.ops.einsum("bts,bsd->btd", keras.ops.softmax(scores), new)
+    values, chosen = keras.ops.top_k(layers.Dense(4, name="router")(mixed), 2)
+    expert = layers.Embedding(4, 8, name="experts")(chosen)
+    mixed = mixed + keras.ops.sum(expert * keras.ops.softmax(values)[..., None], axis=2)
+    lstm = layers.LSTM(8, return_state=True, unroll=True, name="lstm")
+    out, hidden_new, cell_new = lstm(mixed, initial_state=[hidden, cell])
+    inputs = {"tokens": tokens, "position": position, "cache": cache, "hidden": hidden}
+    inputs["cell"] = cell
+    outputs = {
+        "logits": layers.Dense(11, name="head")(out),
+        "cache": new,
+        "hidden": hidden_new,
+        "cell": cell_new,
+        "a_chosen": chosen,  # integers, and first by name
+    }
+    if order == "list":
+        inputs, outputs = list(inputs.values()), [outputs["logits"], outputs["cache"]]
+    return trained(keras.Model(inputs, outputs))
+
+
+def _stream_inputs(count: int = 3) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    floats = {"cache": (count, 6, 8), "hidden": (count, 8), "cell": (count, 8)}
+    return {
+        "tokens": generator.integers(0, 11, (count, 2), np.int32),
+        "position": generator.integers(0, 6, count, np.int32),
+    } | {name: generator.normal(size=shape).astype("float32") for name, shape in floats.items()}
+
+
+@pytest.fixture(scope="module")
+def stream():
+    model = _stream()
+    return model, litert.convert(model)
+
+
+def test_inputs_and_outputs_go_by_name(stream):
+    model, tflite = stream
+    inputs = _stream_inputs()
+    expected = model({name: keras.ops.convert_to_tensor(x) for name, x in inputs.items()})
+    outputs = litert.run(tflite, inputs)
+    assert outputs.keys() == expected.keys()
+    for name, ours in outputs.items():
+        theirs = np.asarray(expected[name])
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
+    with pytest.raises(ValueError, match=r"\['cache', 'cell', 'hidden', .*got \['tokens'\]"):
+        litert.run(tflite, {"tokens": inputs["tokens"]})
+
+
+def test_state_stays_in_a_session(stream):
+    model, tflite = stream
+    session = litert.Session(tflite)
+    assert session.state == ("cache", "cell", "hidden")
+    state = {name: np.zeros((1, *model.input[name].shape[1:])) for name in session.state}
+    for start_again in (False, True):
+        carried = state
+        if start_again:
+            session.reset()
+        for tokens in ([[1, 2]], [[3, 4]], [[10, 0]]):
+            given = {"tokens": tokens, "position": [2]}
+            told = session.step(given)
+            assert told.keys() == {"logits", "a_chosen"}
+            tensors = {
+                name: keras.ops.convert_to_tensor(x, model.input[name].dtype)
+                for name, x in (given | carried).items()
+            }
+            expected = model(tensors)
+            carried = {name: np.asarray(expected[name]) for name in session.state}
+            np.testing.assert_allclose(told["logits"], expected["logits"], atol=1e-5)
+    with pytest.raises(TypeError, match="same_kind"):
+        session.step({"tokens": [[1.5, 2.5]], "position": [2]})
+
+
+def test_names_of_lists_are_those_of_layers():
+    model = _stream("list")
+    tflite = litert.convert(model)
+    session = litert.Session(tflite)
+    assert list(session.inputs) == ["tokens", "position", "cache", "hidden", "cell"]
+    assert next(iter(session.outputs)) == "head"
+    inputs = _stream_inputs(1)
+    expected = model([keras.ops.convert_to_tensor(inputs[name]) for name in session.inputs])
+    for ours, theirs in zip(session(inputs).values(), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_written_directly_it_has_the_names_too():
+    images = {
+        "left": keras.Input((4, 4, 3), name="left"),
+        "right": keras.Input((4, 4, 3), name="right"),
+    }
+    both = layers.Add(name="both")(list(images.values()))
+    model = trained(keras.Model(images, {"sum": both, "conv": named_conv("conv", 3)(both)}))
+    generator = np.random.default_rng(0)
+    inputs = {name: generator.normal(size=(2, 4, 4, 3)).astype("float32") for name in images}
+    direct, official = (
+        litert.run(write(model), inputs) for write in (litert.assemble, litert.convert)
+    )
+    expected = model(inputs)
+    assert direct.keys() == official.keys() == expected.keys()
+    for name, theirs in expected.items():
+        np.testing.assert_allclose(direct[name], theirs, atol=1e-5)
+        np.testing.assert_allclose(official[name], theirs, atol=1e-5)
+    with pytest.raises(ValueError, match="int32"):  # what is written directly is float32
+        litert.assemble(_stream())
+
+
+def test_nested_inputs_are_refused():
+    pair = {"pair": {"a": keras.Input((2,), name="a"), "b": keras.Input((2,), name="b")}}
+    model = keras.Model(pair, layers.Add()(list(pair["pair"].values())))
+    with pytest.raises(ValueError, match="expected each input by a name of its own"):
+        litert.convert(model)
+
+
+def test_a_file_without_names_goes_by_its_tensors(stream):
+    """As files of other makers do."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    from latency.graph import AlignedBuilder
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(stream[1]))
+    model.signatureDefs = None
+    builder = AlignedBuilder(2**20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    assert len(litert.Session(bytes(builder.Output())).inputs) == 5
+    litert.runner(bytes(builder.Output()))()
+
+
+def test_the_converters_weights_stay_aligned(stream):
+    model, tflite = stream
+    position = tflite.find(np.asarray(model.get_layer("head").kernel).T.tobytes())
+    assert position > 0 and position % 64 == 0
