@@ -4,7 +4,10 @@ Vaswani et al., arXiv 1706.03762; grouped queries: Ainslie et al., arXiv 2305.13
 """
 
 import keras
+import numpy as np
 from keras import ops
+
+MASKED = -1e9  # added to the scores of keys that are not seen: their weights are exactly 0
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -12,9 +15,9 @@ class Attention(keras.layers.Layer):
     """softmax(q k^T / sqrt(d)) v for `heads` query heads over `key_value_heads` groups.
 
     Called with query (batch, queries, heads * d), key and value (batch, keys, key_value_heads * d);
-    gives (batch, queries, heads * d). `causal`: query i, at position offset + i, sees the keys
-    j <= offset + i, with `window` only those with j > offset + i - window. `offset` (batch,) int32
-    is the number of tokens before the first query, 0 if None.
+    gives (batch, queries, heads * d). `causal`: the queries belong to the last of the keys, and
+    each sees its own key and those before, with `window` only the last `window` of them.
+    `bias` (batch, keys) is added to the scores of every query.
     """
 
     def __init__(self, heads, key_value_heads=None, causal=False, window=None, **kwargs):
@@ -25,42 +28,42 @@ class Attention(keras.layers.Layer):
             raise ValueError(
                 f"{heads} query heads cannot share {key_value_heads} key-value heads evenly"
             )
+        if window is not None and not causal:
+            raise ValueError(f"window={window} needs causal=True")
         self.causal = causal
         self.window = window
 
-    def call(self, query, key, value, offset=None):
+    def call(self, query, key, value, bias=None):
         queries, keys = query.shape[1], key.shape[1]
         width = query.shape[-1] // self.heads
         groups, shared = self.key_value_heads, self.heads // self.key_value_heads
-        query = ops.reshape(query, (-1, queries, groups, shared, width))
-        key = ops.reshape(key, (-1, keys, groups, width))
-        value = ops.reshape(value, (-1, keys, groups, width))
-        query = ops.reshape(
-            ops.transpose(query, (0, 2, 3, 1, 4)), (-1, groups, shared * queries, width)
-        )
-        scores = ops.matmul(query * width**-0.5, ops.transpose(key, (0, 2, 3, 1)))
-        scores = ops.reshape(scores, (-1, groups, shared, queries, keys))
+        key = ops.transpose(ops.reshape(key, (-1, keys, groups, width)), (0, 2, 3, 1))
+        value = ops.transpose(ops.reshape(value, (-1, keys, groups, width)), (0, 2, 1, 3))
+        # The queries of a group are rows of one product, so shared keys are never repeated.
+        rows = _to_rows(query * width**-0.5, queries, groups, shared)
+        scores = ops.matmul(rows, key)
+        dtype = scores.dtype
+        scores = ops.cast(scores, keras.backend.result_type(dtype, "float32"))
+        unseen = self._unseen(queries, keys)
+        if unseen.any():
+            scores = scores + np.tile(np.where(unseen, MASKED, 0), (shared, 1)).astype("float32")
+        if bias is not None:
+            scores = scores + ops.expand_dims(ops.cast(bias, scores.dtype), (1, 2))
+        outputs = ops.matmul(ops.cast(ops.softmax(scores), dtype), value)
+        return _from_rows(outputs, queries, groups, shared)
+
+    def _unseen(self, queries: int, keys: int) -> np.ndarray:
+        """Which keys each query does not see: (queries, keys)."""
+        ages = np.arange(keys - queries, keys)[:, None] - np.arange(keys)
+        unseen = np.zeros((queries, keys), bool)
         if self.causal:
-            scores = ops.where(self._seen(queries, keys, offset), scores, -1e9)
-        weights = ops.reshape(ops.softmax(scores), (-1, groups, shared * queries, keys))
-        outputs = ops.matmul(weights, ops.transpose(value, (0, 2, 1, 3)))
-        outputs = ops.reshape(outputs, (-1, groups, shared, queries, width))
-        outputs = ops.transpose(outputs, (0, 3, 1, 2, 4))
-        return ops.reshape(outputs, (-1, queries, self.heads * width))
-
-    def _seen(self, queries, keys, offset):
-        """Which key each query sees: (batch or 1, 1, 1, queries, keys)."""
-        position = ops.reshape(ops.arange(queries, dtype="int32"), (1, 1, 1, queries, 1))
-        if offset is not None:
-            position = position + ops.reshape(offset, (-1, 1, 1, 1, 1))
-        key = ops.reshape(ops.arange(keys, dtype="int32"), (1, 1, 1, 1, keys))
-        seen = key <= position
+            unseen |= ages < 0
         if self.window is not None:
-            seen = ops.logical_and(seen, key > position - self.window)
-        return seen
+            unseen |= ages >= self.window
+        return unseen
 
-    def compute_output_shape(self, query_shape, *_, **__):
-        return query_shape
+    def compute_output_spec(self, query, key, value, bias=None):
+        return keras.KerasTensor(query.shape, dtype=self.compute_dtype)
 
     def macs(self, query_shape, key_shape, value_shape, *_) -> int:
         """Multiply-adds of one call, for all keys, seen or not (as published counts are)."""
@@ -73,3 +76,25 @@ class Attention(keras.layers.Layer):
             "causal": self.causal,
             "window": self.window,
         }
+
+
+def _to_rows(query, queries: int, groups: int, shared: int):
+    """(batch, queries, heads * d) -> (batch, groups, shared * queries, d)."""
+    width = query.shape[-1] // (groups * shared)
+    if queries == 1:
+        return ops.reshape(query, (-1, groups, shared, width))
+    if shared == 1:
+        return ops.transpose(ops.reshape(query, (-1, queries, groups, width)), (0, 2, 1, 3))
+    query = ops.reshape(query, (-1, queries, groups, shared, width))
+    return ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, groups, shared * queries, width))
+
+
+def _from_rows(rows, queries: int, groups: int, shared: int):
+    """The inverse of `_to_rows`."""
+    width = rows.shape[-1]
+    if queries > 1 and shared == 1:
+        rows = ops.transpose(rows, (0, 2, 1, 3))
+    elif queries > 1:
+        rows = ops.reshape(rows, (-1, groups, shared, queries, width))
+        rows = ops.transpose(rows, (0, 3, 1, 2, 4))
+    return ops.reshape(rows, (-1, queries, groups * shared * width))

@@ -1,4 +1,4 @@
-"""Networks without memory for their weights: what a 47-billion-parameter network costs, on paper."""
+"""Networks whose weights hold no memory: what 47 billion parameters cost, on paper."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,0 +1,63 @@
+"""Caches that shift: the last of what was and what is, and how much of that is real."""
+
+import keras
+from keras import ops
+
+from families.layers.attention import MASKED
+
+
+@keras.saving.register_keras_serializable("nas")
+class KeepLast(keras.layers.Layer):
+    """The last `count` of cache (batch, capacity, width) followed by new (batch, length, width).
+
+    A cache that is always shifted needs no index, no scatter and no modulus: position does not
+    enter, a window is a shorter cache, and what is older than the cache falls out by itself.
+    """
+
+    def __init__(self, count, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def call(self, cache, new):
+        kept = self.count - new.shape[1]
+        if kept <= 0:
+            return new[:, -kept:]
+        return ops.concatenate([cache[:, cache.shape[1] - kept :], new], axis=1)
+
+    def compute_output_spec(self, cache, new):
+        shape = (new.shape[0], self.count, new.shape[2])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def macs(self, *_) -> int:
+        return 0
+
+    def get_config(self):
+        return super().get_config() | {"count": self.count}
+
+
+@keras.saving.register_keras_serializable("nas")
+class CacheBias(keras.layers.Layer):
+    """What keeps attention from the keys of a cache that is not full yet: (batch, keys).
+
+    Called with position (batch, 1), the tokens before this call's `length`: of the last `keys` keys
+    those are real that are not older than the first token.
+    """
+
+    def __init__(self, keys, length, **kwargs):
+        super().__init__(**kwargs)
+        self.keys = keys
+        self.length = length
+
+    def call(self, position):
+        first = self.keys - self.length - position
+        index = ops.arange(self.keys, dtype=position.dtype)
+        return ops.cast(index < first, "float32") * MASKED
+
+    def compute_output_spec(self, position):
+        return keras.KerasTensor((position.shape[0], self.keys), dtype="float32")
+
+    def macs(self, *_) -> int:
+        return 0
+
+    def get_config(self):
+        return super().get_config() | {"keys": self.keys, "length": self.length}

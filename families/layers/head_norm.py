@@ -1,0 +1,33 @@
+"""Normalization of each attention head: Henry et al., "Query-Key Normalization", 2010.04245."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("nas")
+class HeadNormalization(keras.layers.Layer):
+    """RMS normalization of every head of (batch, length, heads * width), one scale (width,)."""
+
+    def __init__(self, heads, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.heads = heads
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        width = input_shape[-1] // self.heads
+        self.scale = self.add_weight(name="scale", shape=(width,), initializer="ones")
+
+    def call(self, inputs):
+        length, width = inputs.shape[1:]
+        heads = ops.reshape(inputs, (-1, length, self.heads, width // self.heads))
+        heads = ops.rms_normalization(heads, self.scale, axis=-1, epsilon=self.epsilon)
+        return ops.reshape(heads, (-1, length, width))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def macs(self, *_) -> int:
+        return 0
+
+    def get_config(self):
+        return super().get_config() | {"heads": self.heads, "epsilon": self.epsilon}
