@@ -182,7 +182,7 @@ class Networks:
             "task": task.recipe,
             "epochs": epochs,
             "seed": self.seed,
-            "engine": train.RECIPE,
+            "engine": train.identity(task),
         }
 
         def compute() -> dict:

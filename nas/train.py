@@ -1,146 +1,321 @@
-"""The proxy training engine: a new small network every few seconds.
+"""The one training loop: the proxy training of a search, and `nas train`.
 
-What costs time per network is tracing and small operations, not arithmetic: on TensorFlow the step
-is one function of our own (nas/tensorflow_step.py), elsewhere it is Keras' stock compiled step.
+What costs time in a small network is tracing and small operations, not arithmetic: so the step is
+one function of our own, on TensorFlow (nas/tensorflow_step.py) and on JAX (nas/jax_step.py).
 """
 
-import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from nas.tasks.task import Task, pixels
+from nas.recipe import Recipe, identity, recipe_of
+from nas.step import arrays_of, count, each, engine, prepared, struct, taken, valid_batch
+from nas.tasks.task import Task, Tree, classification
 
-BATCH_SIZE = 64
-LEARNING_RATE = 6e-3  # of 1.5e-3, 3e-3 and 6e-3 the best after 4 and 5 epochs
-WARM_UP = 0.1  # share of all steps in which the rate rises from 0
-# What a quality depends on besides the task, the network, the epochs and the seed.
-RECIPE = f"adam {LEARNING_RATE} cosine warm-up {WARM_UP} batch {BATCH_SIZE}, version 1"
+__all__ = ["Epoch", "Recipe", "Training", "evaluate", "fit", "identity", "recipe_of"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by `checkpoint.poll` between two steps: the state is kept, then training ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What was seen up to the end of an epoch.
+
+    `loss` is the mean training loss of the epoch, as the steps saw it; `step` and `seconds` are
+    counted from the beginning of the training, evaluations included.
+    """
+
+    number: int
+    step: int
+    loss: float
+    valid_loss: float
+    quality: float
+    rate: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Result of `fit`: validation accuracy 0..1 at the end and after every epoch; seconds."""
+    """Result of `fit`: the epoch whose weights the model has now, and all of them; seconds."""
 
-    quality: float
-    curve: tuple[float, ...]
+    kept: Epoch
+    history: tuple[Epoch, ...]
     seconds: float
     phases: dict[str, float]  # seconds of "trace" (with each first run), "train", "evaluate"
+
+    @property
+    def quality(self) -> float:
+        return self.kept.quality
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """Quality 0..1 after every epoch."""
+        return tuple(epoch.quality for epoch in self.history)
+
+
+@dataclasses.dataclass(frozen=True)
+class Now:
+    """What `on_step` is told; `steps` is how many there will be, as far as known.
+
+    `loss` is the step's own, a number of the backend: convert it only to show it.
+    """
+
+    epoch: int
+    epochs: int | None
+    step: int
+    steps: int
+    loss: Any
+    rate: float
+
+
+@dataclasses.dataclass
+class State:
+    """All that a training is between two steps; written to a checkpoint, and gone on from.
+
+    The order of the examples and their augmentation follow from `step` and the seed; the state of
+    dropout is among the `arrays`, which are the engine's.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list = dataclasses.field(default_factory=list)  # of the steps of this epoch
+    history: list[Epoch] = dataclasses.field(default_factory=list)
+    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
+    best: list[np.ndarray] = dataclasses.field(default_factory=list)  # weights of the best epoch
 
 
 def fit(
     model,
     task: Task,
-    epochs: int,
+    epochs: int | None,
     seed: int,
     *,
-    batch_size: int = BATCH_SIZE,
-    learning_rate: float = LEARNING_RATE,
+    recipe: Recipe | None = None,
+    minutes: float | None = None,
     on_epoch: Callable[[int, float], bool] | None = None,
+    on_step: Callable[[Now], None] | None = None,
+    checkpoint=None,
+    **changes,
 ) -> Training:
-    """Train `model` (inputs -> logits) in place on `task`.
+    """Train `model` in place on `task`, for `epochs`, or for `minutes`, whichever ends first.
 
+    `recipe` is the task's unless given; `changes` are fields of it, e.g. learning_rate=1e-2.
     `on_epoch(epoch, quality)` is called after every epoch, the first is 1; True stops training.
-    The order of the images depends on `seed` only. The same model, weights included (seed them
+    `checkpoint` (nas/checkpoint.py) keeps the state, and may hold the one to go on from.
+
+    The order of the examples depends on `seed` only. The same model, weights included (seed them
     with `keras.utils.set_random_seed` before building), gives the same curve, bit for bit, on the
-    same machine with the same number of threads.
+    same machine with the same number of threads, interrupted or not; with `minutes`, the time that
+    steps take decides the learning rates.
     """
-    _check(model, task, epochs)
-    inputs, labels = task.train[0], task.train[1].astype(np.int32)
-    batch_size = min(batch_size, len(labels))
-    rates = schedule(epochs * (len(labels) // batch_size), learning_rate)
-    seconds = {"trace": 0.0, "train": 0.0, "evaluate": 0.0}
+    recipe = dataclasses.replace(recipe or recipe_of(task), **changes)
+    check(model, task, epochs, minutes)
+    loop = _Loop(model, task, recipe, epochs, seed, minutes)
     started = time.perf_counter()
-    curve: list[float] = []
-    with _engine(model, batch_size) as (step, predict):
-        seconds["trace"] = time.perf_counter() - started
-        for epoch in range(1, epochs + 1):
-            since = time.perf_counter()
-            for chosen in batches(len(labels), batch_size, seed, epoch):
-                step(pixels(inputs[chosen]), labels[chosen], next(rates))
-            seconds["train"] += time.perf_counter() - since
-            since = time.perf_counter()
-            curve.append(_accuracy(predict, task.valid, 4 * batch_size))
-            seconds["evaluate"] += time.perf_counter() - since
-            if on_epoch is not None and on_epoch(epoch, curve[-1]):
+    with engine(model, task, recipe, loop.batch_size) as step:
+        loop.seconds["trace"] = time.perf_counter() - started
+        return loop.run(step, on_epoch, on_step, checkpoint)
+
+
+class _Loop:
+    """One training: epochs of steps, each epoch judged."""
+
+    def __init__(self, model, task, recipe, epochs, seed, minutes):
+        self.model, self.task, self.recipe, self.seed = model, task, recipe, seed
+        self.epochs, self.limit = epochs, math.inf if minutes is None else 60 * minutes
+        self.batch_size = min(recipe.batch_size, count(task.train))
+        self.per_epoch = count(task.train) // self.batch_size
+        self.seconds = {"trace": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.state = State()
+        self.since = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return self.state.seconds + time.perf_counter() - self.since
+
+    def steps(self) -> int:
+        """How many steps there will be; of a time limit, from the speed so far."""
+        most = math.inf if self.epochs is None else self.epochs * self.per_epoch
+        if self.limit < math.inf:
+            done = max(self.state.step, 1)
+            most = min(most, max(done, round(done * self.limit / max(self.elapsed, 1e-3))))
+        return most
+
+    def run(self, engine, on_epoch, on_step, checkpoint) -> Training:
+        started = time.perf_counter()
+        if checkpoint is not None and (found := checkpoint.read()) is not None:
+            self.state = found
+            engine.restore(found.arrays)
+        self.since = time.perf_counter()
+        judged = judge(
+            self.model, self.task, engine, valid_batch(self.model, self.task, self.recipe)
+        )
+        state, stop = self.state, False
+        try:
+            while not stop and not self._over():
+                rate = self._steps(engine, on_step, checkpoint)
+                epoch = self._judge(engine, judged, checkpoint, rate)
+                stop = on_epoch is not None and on_epoch(epoch.number, epoch.quality)
+                if checkpoint is not None and not stop and not self._over():
+                    self._keep(engine, checkpoint)
+        except Interrupted:
+            self._keep(engine, checkpoint)
+            raise
+        kept = state.history[-1]
+        if self.recipe.patience:
+            kept = min(state.history, key=lambda epoch: epoch.valid_loss)
+        engine.finish(state.best or None)
+        spent = time.perf_counter() - started + self.seconds["trace"]
+        return Training(kept, tuple(state.history), spent, self.seconds)
+
+    def _steps(self, engine, on_step, checkpoint) -> float:
+        """The steps left of this epoch; the last learning rate."""
+        state, since = self.state, time.perf_counter()
+        epoch = len(state.history) + 1
+        first = state.step - (epoch - 1) * self.per_epoch
+        rate = self.recipe.rate(max(state.step - 1, 0), self.steps())
+        order = batches(count(self.task.train), self.batch_size, self.seed, epoch)
+        for number, chosen in enumerate(order):
+            if number < first:
+                continue
+            if state.losses and self.elapsed > self.limit:
                 break
-    return Training(curve[-1], tuple(curve), time.perf_counter() - started, seconds)
+            rate = self.recipe.rate(state.step, self.steps())
+            inputs, targets = (taken(part, chosen) for part in self.task.train)
+            if self.task.augment is not None:
+                generator = np.random.default_rng((self.seed, epoch, number))
+                inputs = self.task.augment(inputs, generator)
+            loss = engine.step(inputs, targets, rate)
+            state.step += 1
+            state.losses.append(loss)
+            if on_step is not None:
+                on_step(Now(epoch, self.epochs, state.step, self.steps(), loss, rate))
+            if checkpoint is not None:
+                checkpoint.poll()
+                if checkpoint.due():
+                    self._keep(engine, checkpoint)
+        self.seconds["train"] += time.perf_counter() - since
+        return rate
+
+    def _judge(self, engine, judged, checkpoint, rate: float) -> Epoch:
+        """Judge the weights; the record of the epoch, which is over then."""
+        state, since = self.state, time.perf_counter()
+        with engine.averaged():
+            quality, valid_loss = judged(None if checkpoint is None else checkpoint.poll)
+            if self.recipe.patience and self._is_best(valid_loss):
+                state.best = engine.weights()
+        self.seconds["evaluate"] += time.perf_counter() - since
+        loss = float(np.mean([float(np.asarray(loss)) for loss in state.losses]))
+        epoch = Epoch(
+            number=len(state.history) + 1,
+            step=state.step,
+            loss=loss,
+            valid_loss=valid_loss,
+            quality=quality,
+            rate=rate,
+            seconds=self.elapsed,
+        )
+        state.history.append(epoch)
+        state.losses = []
+        return epoch
+
+    def _over(self) -> bool:
+        history = self.state.history
+        if not history:
+            return False
+        best = min(history, key=lambda epoch: epoch.valid_loss)
+        late = self.recipe.patience and len(history) - best.number >= self.recipe.patience
+        return bool(late) or len(history) == self.epochs or self.elapsed > self.limit
+
+    def _is_best(self, loss: float) -> bool:
+        return all(loss < epoch.valid_loss for epoch in self.state.history)
+
+    def _keep(self, engine, checkpoint) -> None:
+        state = self.state
+        state.losses = [float(np.asarray(loss)) for loss in state.losses]
+        checkpoint.write(dataclasses.replace(state, seconds=self.elapsed, arrays=engine.state()))
 
 
 def evaluate(model, task: Task) -> float:
-    """Accuracy 0..1 of `model` on the validation part of `task`."""
-    return _accuracy(lambda x: np.asarray(model(x, training=False)), task.valid, 256)
+    """Quality 0..1 of `model` on the validation part of `task`."""
+    check(model, task)
+    size = valid_batch(model, task, recipe_of(task))
+    return judge(model, task, _Eager(model), size)(None)[0]
 
 
-def schedule(steps: int, peak: float) -> Iterator[float]:
-    """Learning rate of every step: linear warm-up to `peak`, then half a cosine to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
-    for step in range(steps):
-        if step < warm_up:
-            yield peak * (step + 1) / warm_up
-        else:
-            yield peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+def judge(model, task: Task, engine, batch_size: int) -> Callable:
+    """A function of `poll`, called between batches: (quality, validation loss) of the weights."""
+    now: dict[str, Tree] = {}
+
+    def predict(inputs: Tree) -> Tree:
+        """The outputs that the loss was taken of, where a scorer asks for the same."""
+        outputs = now["outputs"] if inputs is now.get("inputs") else engine.predict(inputs)
+        return arrays_of(outputs)
+
+    score = task.scorer(model, predict)
+
+    def judged(poll: Callable[[], None] | None) -> tuple[float, float]:
+        scores, losses = [], []
+        total = count(task.valid)
+        for start in range(0, total, batch_size):
+            if poll is not None:
+                poll()
+            first = min(start, total - batch_size)  # the last batch overlaps: one shape only
+            chosen = slice(first, first + batch_size)
+            inputs, targets = (taken(part, chosen) for part in task.valid)
+            now["outputs"], loss = engine.judge(inputs, targets)
+            now["inputs"] = inputs
+            losses.append(np.asarray(loss, np.float64)[start - first :])
+            scores.append(np.asarray(score(inputs, targets), np.float64)[start - first :])
+        now.clear()
+        return task.average(np.concatenate(scores)), float(np.mean(np.concatenate(losses)))
+
+    return judged
 
 
-def batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+class _Eager:
+    """What `judge` needs of an engine, without tracing anything; losses are not asked for."""
+
+    def __init__(self, model):
+        self._model, self._prepared = model, prepared(model)
+
+    def predict(self, inputs: Tree) -> Any:
+        return self._model(self._prepared(inputs), training=False)
+
+    def judge(self, inputs: Tree, targets: Tree) -> tuple[Any, np.ndarray]:
+        return self.predict(inputs), np.zeros(count((inputs, targets)))
+
+
+def batches(total: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
     """Index arrays of one epoch, all of `batch_size`: what is left over waits for another epoch."""
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    for start in range(0, count - batch_size + 1, batch_size):
+    order = np.random.default_rng((seed, epoch)).permutation(total)
+    for start in range(0, total - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
 
 
-def _check(model, task: Task, epochs: int) -> None:
-    if epochs < 1:
+def check(model, task: Task, epochs: int | None = 1, minutes: float | None = None) -> None:
+    """Raise ValueError, saying how to fix it, unless `model` can be trained on `task`."""
+    if epochs is None and minutes is None:
+        raise ValueError("epochs and minutes are both missing; expected one of them")
+    if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}; expected at least 1")
-    if (task.loss, task.metric) != ("sparse_categorical_crossentropy", "accuracy"):
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes={minutes}; expected a time above 0")
+    if not count(task.train) or not count(task.valid):
+        raise ValueError(f"task {task.name} has no examples to train on or to be judged on")
+    found = each(struct(model.input), lambda tensor: tuple(tensor.shape))
+    needed = each(task.train[0], lambda array: (None, *array.shape[1:]))
+    made = each(struct(model.output), lambda tensor: tuple(tensor.shape))
+    wanted = (None, task.classes) if task.loss is classification else made
+    if (found, made) != (needed, wanted):
+        wanted = f" to {wanted}" if task.loss is classification else ""
         raise ValueError(
-            f"task {task.name} has loss {task.loss!r} and metric {task.metric!r}; the engine knows "
-            "'sparse_categorical_crossentropy' and 'accuracy'"
+            f"the model maps {found} to {made}, the task {task.name} needs {needed}{wanted}: "
+            f"set {' and '.join(task.fields)} of its Config"
         )
-    expected = ((None, *task.input_shape), (None, task.classes))
-    found = (tuple(model.input_shape), tuple(model.output_shape))
-    if found != expected:
-        raise ValueError(
-            f"the model maps {found[0]} to {found[1]}, the task {task.name} needs "
-            f"{expected[0]} to {expected[1]}: set input_shape and classes of its Config"
-        )
-
-
-def _accuracy(predict, part: tuple[np.ndarray, np.ndarray], batch_size: int) -> float:
-    inputs, labels = part
-    batch_size = min(batch_size, len(labels))
-    correct = 0
-    for start in range(0, len(labels), batch_size):
-        first = min(start, len(labels) - batch_size)  # the last batch overlaps: one shape only
-        logits = predict(pixels(inputs[first : first + batch_size]))[start - first :]
-        correct += int((np.argmax(logits, -1) == labels[start : start + batch_size]).sum())
-    return correct / len(labels)
-
-
-def _engine(model, batch_size: int):
-    import keras
-
-    if keras.config.backend() == "tensorflow":
-        from nas import tensorflow_step
-
-        return tensorflow_step.compiled(model, batch_size)
-    return _stock(model)
-
-
-@contextlib.contextmanager
-def _stock(model) -> Iterator[tuple[Callable, Callable]]:
-    """Keras' own compiled step, for GPU and TPU; `model` itself stays uncompiled."""
-    import keras
-
-    twin = keras.Model(model.inputs, model.outputs)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    twin.compile(keras.optimizers.Adam(), loss)
-
-    def step(x, y, rate):
-        twin.optimizer.learning_rate = rate
-        twin.train_on_batch(x, y)
-
-    yield step, twin.predict_on_batch

@@ -24,6 +24,14 @@ on_tensorflow = pytest.mark.skipif(
 )
 
 
+OPTIMIZERS = (
+    {},
+    {"optimizer": "adamw", "weight_decay": 0.3},
+    {"optimizer": "sgd", "momentum": 0.8},
+    {"clip": 0.1},
+)
+
+
 def network(size: int = 8, filters: int = 16, classes: int = 10) -> keras.Model:
     """A depthwise block between two convolutions, one shortcut, dropout."""
     layers = keras.layers
@@ -161,8 +169,9 @@ def test_what_is_saved_are_stock_layers(task, tmp_path):
 
 
 @on_tensorflow
-def test_the_optimizer_is_adam_of_keras(task):
-    """Three steps of the engine and of `train_on_batch` with Keras' Adam end at equal weights."""
+@pytest.mark.parametrize("changes", OPTIMIZERS, ids=lambda changes: "-".join(changes) or "adam")
+def test_the_optimizers_are_those_of_keras(task, changes):
+    """Three steps of the engine and of `train_on_batch` with Keras' own end at equal weights."""
     import tensorflow as tf
 
     from nas.tensorflow_step import compiled
@@ -173,13 +182,16 @@ def test_the_optimizer_is_adam_of_keras(task):
         return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs)))
 
     ours, stock = linear(), linear()
-    stock.compile(
-        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    with compiled(ours, 64) as (step, _):
+    names = {"weight_decay": "weight_decay", "momentum": "momentum", "clip": "global_clipnorm"}
+    options = {names[name]: value for name, value in changes.items() if name in names}
+    optimizer = {"adamw": keras.optimizers.AdamW, "sgd": keras.optimizers.SGD}
+    optimizer = optimizer.get(changes.get("optimizer"), keras.optimizers.Adam)(0.01, **options)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    stock.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with compiled(ours, task, train.Recipe(**changes), 64) as engine:
         for start in (0, 64, 128):
             part = slice(start, start + 64)
-            step(task.train[0][part], task.train[1][part], 0.01)
+            engine.step(task.train[0][part], task.train[1][part], 0.01)
             stock.train_on_batch(task.train[0][part], task.train[1][part])
     assert not tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer")
     for found, expected in zip(ours.get_weights(), stock.get_weights(), strict=True):
@@ -200,10 +212,41 @@ def test_a_batch_larger_than_the_data_is_all_of_it(task):
     assert len(train.fit(seeded(0), few, 1, seed=0).curve) == 1
 
 
-def test_schedule_warms_up_and_falls_to_zero():
-    rates = list(train.schedule(100, peak=1.0))
-    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
-    assert rates[9:] == sorted(rates[9:], reverse=True) and 0 < rates[-1] < 0.001
+def test_schedules_warm_up_and_fall():
+    def rates(schedule, **changes):
+        recipe = train.Recipe(learning_rate=1.0, schedule=schedule, **changes)
+        return [recipe.rate(step, 100) for step in range(100)]
+
+    for schedule in ("cosine", "linear"):
+        found = rates(schedule)
+        assert found[0] == pytest.approx(0.1) and max(found) == found[9] == 1.0
+        assert found[9:] == sorted(found[9:], reverse=True) and 0 < found[-1] < 0.02
+    assert rates("constant")[9:] == 91 * [1.0]
+    assert rates("constant", warm_up=0) == 100 * [1.0]
+    assert rates("constant", warm_up=20)[:20] == pytest.approx([n / 20 for n in range(1, 21)])
+    stable = rates("wsd")
+    assert stable[9:81] == 72 * [1.0] and stable[80:] == sorted(stable[80:], reverse=True)
+    assert 0 < stable[-1] < 0.03
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"learning_rate": float("nan")},
+        {"schedule": "exponential"},
+        {"warm_up": -1},
+        {"optimizer": "lion"},
+        {"weight_decay": 0.1},
+        {"clip": 0.0},
+        {"ema": 1.0},
+        {"patience": 0},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_recipe_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}.*expected"):
+        train.Recipe(**wrong)
 
 
 def test_batches_cover_the_images_once_and_differ_between_epochs():

@@ -43,6 +43,7 @@ class Task:
     `scorer(model, predict)` gives a function (inputs, targets) -> scores (batch,) from 0 to 1,
     of which `average` makes the quality; `predict(inputs)` runs the network on a batch, `model` is
     there for what needs parts of it. `metric` is the score's name.
+    `training` are the fields of nas.recipe.Recipe in which this task differs, and "epochs".
     `augment(inputs, generator)` changes a batch of training inputs, before `pixels`.
     `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
     comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).
@@ -57,6 +58,7 @@ class Task:
     scorer: Callable[[Any, Callable], Callable[[Tree, Tree], np.ndarray]] = accuracy
     average: Callable[[np.ndarray], float] = mean
     metric: str = "accuracy"
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: Callable[[Tree, np.random.Generator], Tree] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
