@@ -208,6 +208,11 @@ def deploy(config: Config) -> Config:
     return dataclasses.replace(config, length=1, cache=config.cache or config.length)
 
 
+def prefill(config: Config) -> Config:
+    """The form that reads a prompt of `length` tokens into an empty cache, for `deploy`'s form."""
+    return dataclasses.replace(config, cache=config.cache or config.length, last_only=True)
+
+
 def kv_bytes(config: Config, tokens: int, batch: int = 1, bytes_per_value: float = 2) -> int:
     """Bytes of the keys and values that are kept of `tokens` tokens, the next one not included."""
     kept = sum(

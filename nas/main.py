@@ -19,6 +19,11 @@ PROFILE_EPILOG = """examples:
   nas profile model.tflite --target ssh:pi@raspberrypi --sustained 10m
 `nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
 
+COUNT_EPILOG = """examples:
+  nas count mnasnet                              all its variants
+  nas count decoder:mixtral_8x7b decoder:afm_2025_on_device --tokens 4096 --batch 8
+No weight is allocated: 47 billion parameters are counted in seconds, on any machine."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it imports nothing heavy."""
@@ -134,6 +139,17 @@ def parser() -> argparse.ArgumentParser:
     )
     profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
 
+    count = commands.add_parser(
+        "count",
+        parents=[common],
+        help="parameters, multiply-adds and bytes of any network of the catalog, on paper",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=COUNT_EPILOG,
+    )
+    count.add_argument("model", nargs="+", help="family:variant, or a family for all of them")
+    count.add_argument("--tokens", type=int, help="tokens of a text (the variant's length)")
+    count.add_argument("--batch", type=int, default=1, help="examples at once (%(default)s)")
+
     devices = commands.add_parser(
         "devices", parents=[common], help="what can be profiled here, and what is missing"
     )
@@ -219,6 +235,7 @@ def _journey(arguments) -> int | None:
 COMMANDS = {"list": _list}
 JOURNEYS = {  # what is not in nas/commands.py under its own name
     "profile": "nas.profile:profile",
+    "count": "nas.count:count",
     "devices": "nas.devices:devices",
     "device": "nas.devices:learn",
 }
