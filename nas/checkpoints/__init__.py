@@ -1,0 +1,1 @@
+"""Files of weights to networks of ours: `files.read(path)`."""

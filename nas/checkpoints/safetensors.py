@@ -1,0 +1,109 @@
+"""Safetensors files: any family's network under our weight paths, and arrays read one by one.
+
+The format holds numbers and text only: nothing in a file can run.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nas.checkpoints.checkpoint import Checkpoint
+
+INDEX = ".index.json"  # which of several files holds what, by Hugging Face
+NUMBERS = {"F64", "F32", "F16", "BF16"}
+
+
+class Tensors(Mapping):
+    """The arrays of one file or several, by name; read from the disk whenever asked for."""
+
+    def __init__(self, files: list[pathlib.Path]):
+        self._file_of, self.shapes, self.metadata = {}, {}, {}
+        for path in files:
+            with _opened(path) as file:
+                self.metadata |= file.metadata() or {}
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    part = file.get_slice(name)
+                    if part.get_dtype() not in NUMBERS:
+                        raise ValueError(
+                            f"{path}: {name!r} is {part.get_dtype()}; expected one of "
+                            f"{', '.join(sorted(NUMBERS))}"
+                        )
+                    self._file_of[name] = path
+                    self.shapes[name] = tuple(part.get_shape())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with _opened(self._file_of[name]) as file:
+            return file.get_tensor(name).astype(np.float32)
+
+    def __iter__(self):
+        return iter(self._file_of)
+
+    def __len__(self):
+        return len(self._file_of)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    import ml_dtypes  # noqa: F401 (gives NumPy bfloat16)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from error
+
+
+def tensors(path: pathlib.Path) -> Tensors:
+    """The arrays of a .safetensors file, or of those that a .safetensors.index.json names."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if not path.name.endswith(INDEX):
+        return Tensors([path])
+    try:
+        names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        files = [path.with_name(name) for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a weight_map of file names ({error!r})") from error
+    if any(file.parent != path.parent for file in files):
+        raise ValueError(f"{path}: names files of other folders")
+    return Tensors(files)
+
+
+def read(path: pathlib.Path, found: Tensors, config: Any | None = None) -> Checkpoint:
+    """A network that `write` wrote; `config` if its metadata are lost."""
+    if config is None:
+        config = _config(path, found.metadata)
+    return Checkpoint(config, found, str(path))
+
+
+def _config(path: pathlib.Path, metadata: dict[str, str]) -> Any:
+    from nas import spec
+
+    try:
+        said = json.loads(metadata["config"])
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+        return spec.module("family", metadata["family"]).Config(**values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: its metadata name no network of ours ({error}); expected family and config, "
+            "or a config.json of Llama, Mistral or Mixtral beside it"
+        ) from error
+
+
+def write(path: str | pathlib.Path, model: Any, config: Any) -> None:
+    """All weights of a family's network under their paths, and its Config: whole or not at all."""
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(path)
+    partial = path.with_name(f".partial.{path.name}")
+    family = type(config).__module__.removeprefix("families.")
+    metadata = {"family": family, "config": json.dumps(dataclasses.asdict(config))}
+    arrays = {w.path: np.array(w, dtype=np.float32, order="C") for w in model.weights}
+    save_file(arrays, partial, metadata)
+    partial.replace(path)
