@@ -5,21 +5,37 @@ from families.layers.attention import Attention
 from families.layers.cached import CacheBias, KeepLast
 from families.layers.embedding import TiedEmbedding
 from families.layers.experts import Experts
+from families.layers.frames import LastFrames, ValidContext, ValidFrames
 from families.layers.head_norm import HeadNormalization
+from families.layers.label_context import LabelContext
+from families.layers.log_mel import LogMel
+from families.layers.lstm import LSTM
+from families.layers.relative_attention import FrameAttention, RelativeAttention
 from families.layers.rotary import Rotary, RotaryAngles
 from families.layers.rounding import round_filters
 from families.layers.shapes import shapes_only
+from families.layers.tokens import ClassToken, Positions
 from families.layers.weights import copy_weights
 
 __all__ = [
+    "LSTM",
     "Attention",
     "CacheBias",
+    "ClassToken",
     "Experts",
+    "FrameAttention",
     "HeadNormalization",
     "KeepLast",
+    "LabelContext",
+    "LastFrames",
+    "LogMel",
+    "Positions",
+    "RelativeAttention",
     "Rotary",
     "RotaryAngles",
     "TiedEmbedding",
+    "ValidContext",
+    "ValidFrames",
     "copy_weights",
     "gelu",
     "round_filters",

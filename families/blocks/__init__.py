@@ -1,0 +1,1 @@
+"""Blocks: functions on tensors that one family has too many of for its own file."""
