@@ -1,0 +1,47 @@
+"""What makes a sequence of image patches one: a class token and learned positions."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("nas")
+class ClassToken(keras.layers.Layer):
+    """A learned token before the others: (batch, tokens, dim) -> (batch, 1 + tokens, dim).
+
+    Its output is what a classifier reads (Devlin et al., arXiv 1810.04805).
+    """
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="zeros", name="token")
+
+    def call(self, inputs):
+        first = ops.broadcast_to(self.token, (ops.shape(inputs)[0], 1, inputs.shape[-1]))
+        return ops.concatenate([first, inputs], 1)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[1] + 1, shape[2])
+
+    def macs(self, shape) -> int:
+        return 0
+
+
+@keras.saving.register_keras_serializable("nas")
+class Positions(keras.layers.Layer):
+    """Adds a learned vector for every place: (batch, tokens, dim) to the same."""
+
+    def build(self, shape):
+        self.positions = self.add_weight(
+            # 0.02: released ViT
+            shape=shape[1:],
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name="positions",
+        )
+
+    def call(self, inputs):
+        return inputs + self.positions
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def macs(self, shape) -> int:
+        return 0

@@ -1,0 +1,80 @@
+"""Any classification, with a router of whole images that learns super-classes beside it.
+
+Daxberger et al., "Mobile V-MoEs", arXiv 2309.04354; for families with `router_outputs`:
+`nas train mobile_vmoe:tiny --task routed:fashion_mnist`.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from families.objectives.super_classes import WEIGHT, router_loss, super_classes
+from nas.tasks.task import Task, pixels
+
+
+def load(
+    task: str,
+    groups: int | None = None,
+    model: str | None = None,
+    weight: float = WEIGHT,
+    **options,
+) -> Task:
+    """The task named `task`, which takes the other `options`, with `groups` super-classes.
+
+    Fewer groups than classes, as there are fewer experts, are found in the confusions of `model`,
+    a .keras file of a network trained on the same task.
+    """
+    from nas import spec
+
+    inner = spec.task(task, **options)
+    if groups is None:
+        groups = inner.classes
+    if groups < inner.classes and model is None:
+        raise ValueError(
+            f"{groups} groups of {inner.classes} classes are found in the confusions of a network: "
+            "expected model=FILE.keras, trained on the same task"
+        )
+    counts = np.eye(inner.classes) if model is None else confusion(model, inner)
+    return routed(inner, super_classes(counts, groups), weight)
+
+
+def routed(task: Task, mapping: np.ndarray, weight: float = WEIGHT) -> Task:
+    """`task` with loss L_C + weight * L_g; L_g teaches the router the super-class of the label."""
+    mapping = np.asarray(mapping, np.int32)
+
+    def loss(outputs, labels):
+        own = task.loss(outputs["logits"], labels)
+        return own + weight * router_loss(outputs["router"], labels, mapping)
+
+    def scorer(model, predict):
+        return task.scorer(model, lambda inputs: predict(inputs)["logits"])
+
+    return dataclasses.replace(
+        task,
+        name=f"routed_{task.name}",
+        fields=task.fields | {"router_outputs": True},
+        loss=loss,
+        scorer=scorer,
+        recipe=f"{task.recipe} routed {','.join(map(str, mapping))} weight={weight:g}",
+    )
+
+
+def confusion(model, task: Task, batch_size: int = 256) -> np.ndarray:
+    """Counts (classes, classes): validation images of class i that `model` takes for class j."""
+    import keras
+
+    if not isinstance(model, keras.Model):
+        file = pathlib.Path(model).expanduser()
+        if not file.is_file():
+            raise ValueError(f"no file {file}; expected a .keras file")
+        model = keras.models.load_model(file, compile=False)
+    images, labels = task.valid
+    counts = np.zeros((task.classes, task.classes), np.int64)
+    for start in range(0, len(labels), batch_size):
+        part = slice(start, start + batch_size)
+        logits = model(pixels(images[part]), training=False)
+        if isinstance(logits, dict):
+            logits = logits["logits"]
+        np.add.at(counts, (labels[part], np.argmax(keras.ops.convert_to_numpy(logits), -1)), 1)
+    return counts
