@@ -6,6 +6,7 @@ Kernels are stored (outputs, inputs), and rotary pairs are neighbours: both are 
 import math
 import pathlib
 import struct
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def read(path: str | pathlib.Path) -> Checkpoint:
     size = path.stat().st_size
     if size != expected:
         raise ValueError(f"{foreign}, which takes {expected} bytes, and it has {size}")
-    return Checkpoint(config, _weights(path, config, layout), str(path))
+    return Checkpoint(config, _Weights(path, config, layout), str(path))
 
 
 def _layout(config) -> list[tuple[str, tuple[int, ...]]]:
@@ -69,21 +70,33 @@ def _layout(config) -> list[tuple[str, tuple[int, ...]]]:
     return layout if config.tied else [*layout, ("head_logits/kernel", (config.vocabulary, dim))]
 
 
-def _weights(path: pathlib.Path, config, layout) -> dict[str, np.ndarray]:
-    values = np.memmap(path, "<f4", "r", HEADER.size)
-    weights, at = {}, 0
-    for name, shape in layout:
-        array = values[at : at + math.prod(shape)].reshape(shape)
-        at += array.size
-        if not name:
-            continue
-        if name.endswith("kernel"):
-            array = np.swapaxes(array, -1, -2)
-        for role, heads in (("query", config.heads), ("key", config.key_value_heads)):
-            if name == f"attention_{role}/kernel":
-                array = array[..., halves(heads, config.head_width)]
-        if name.startswith(("embed", "head")):
-            weights[name] = array
-        else:
-            weights |= {f"block{n}_{name}": part for n, part in enumerate(array, 1)}
-    return weights
+class _Weights(Mapping):
+    """The arrays of a file by our paths, read from the disk and turned when asked for."""
+
+    def __init__(self, path: pathlib.Path, config, layout):
+        values, at = np.memmap(path, "<f4", "r", HEADER.size), 0
+        self._stored = {}
+        for name, shape in layout:
+            array = values[at : at + math.prod(shape)].reshape(shape)
+            at += array.size
+            if name.startswith(("embed", "head")):
+                self._stored[name] = array
+            elif name:
+                self._stored |= {f"block{n}_{name}": part for n, part in enumerate(array, 1)}
+        self._heads = {"query": config.heads, "key": config.key_value_heads}
+        self._width = config.head_width
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        array = self._stored[path]
+        if not path.endswith("kernel"):
+            return array
+        role = path.removesuffix("/kernel").rpartition("_")[2]
+        if role in self._heads:
+            array = array[halves(self._heads[role], self._width)]
+        return array.T
+
+    def __iter__(self):
+        return iter(self._stored)
+
+    def __len__(self):
+        return len(self._stored)

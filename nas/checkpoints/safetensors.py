@@ -70,8 +70,6 @@ def tensors(path: pathlib.Path) -> Tensors:
         files = [path.with_name(name) for name in names]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: expected a weight_map of file names ({error!r})") from error
-    if any(file.parent != path.parent for file in files):
-        raise ValueError(f"{path}: names files of other folders")
     return Tensors(files)
 
 
@@ -86,14 +84,36 @@ def _config(path: pathlib.Path, metadata: dict[str, str]) -> Any:
     from nas import spec
 
     try:
-        said = json.loads(metadata["config"])
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-        return spec.module("family", metadata["family"]).Config(**values)
+        family = spec.module("family", metadata["family"])
+        config = _restored(json.loads(metadata["config"]), family)
+        if type(config) is not family.Config:
+            raise ValueError(f"{config!r:.40}")
+        return config
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: its metadata name no network of ours ({error}); expected family and config, "
             "or a config.json of Llama, Mistral or Mixtral beside it"
         ) from error
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a Config: dataclasses by their names, tuples as lists."""
+    if dataclasses.is_dataclass(value):
+        values = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **values}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _restored(value: Any, family: Any) -> Any:
+    """The Config that `_plain` made this of; only a family's own dataclasses are made."""
+    if isinstance(value, list):
+        return tuple(_restored(one, family) for one in value)
+    if not isinstance(value, dict):
+        return value
+    kind = getattr(family, value.pop("is"))
+    if not (dataclasses.is_dataclass(kind) and kind.__module__ == family.__name__):
+        raise ValueError(f"{kind!r:.40} is no part of a Config")
+    return kind(**{name: _restored(one, family) for name, one in value.items()})
 
 
 def write(path: str | pathlib.Path, model: Any, config: Any) -> None:
@@ -103,7 +123,7 @@ def write(path: str | pathlib.Path, model: Any, config: Any) -> None:
     path = pathlib.Path(path)
     partial = path.with_name(f".partial.{path.name}")
     family = type(config).__module__.removeprefix("families.")
-    metadata = {"family": family, "config": json.dumps(dataclasses.asdict(config))}
-    arrays = {w.path: np.array(w, dtype=np.float32, order="C") for w in model.weights}
+    metadata = {"family": family, "config": json.dumps(_plain(config))}
+    arrays = {w.path: np.ascontiguousarray(w, np.float32) for w in model.weights}
     save_file(arrays, partial, metadata)
     partial.replace(path)
