@@ -20,7 +20,7 @@ def encode(features, frames, config: Any, stream: Stream | None = None):
 
     `frames` (batch,) counts the real features of every utterance, None in a stream. The padding
     after them changes no encoded frame: it is zero at the entrance, unseen by attention and by
-    convolutions, and left out of the statistics of batch normalization.
+    convolutions, left out of the statistics of batch normalization, and zero in the end.
     """
     if stream is None:
         features = _masked(features, frames, 1, "features")
@@ -43,7 +43,7 @@ def encode(features, frames, config: Any, stream: Stream | None = None):
         x = _convolve(x, valid, config, stream, f"{path}_conv")
         x = _feed_forward(x, config, stream, f"{path}_feed_2")
         x = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{path}_norm")(x)
-    return x
+    return x if stream else _masked(x, frames, config.ratio, "encoded")
 
 
 def _subsample(x, config: Any, stream: Stream | None):
