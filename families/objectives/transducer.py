@@ -61,21 +61,22 @@ def transducer_loss(logits, labels, frame_lengths, label_lengths, fastemit: floa
     def loss_of(logits):
         values = _at_least_float32(logits)
         total = ops.logsumexp(values, axis=-1)
-        places = ops.broadcast_to(labels[:, None, :, None], (*ops.shape(values)[:3], 1))
-        label = ops.take_along_axis(values, places, axis=-1)[..., 0] - total
-        found = alignment_posteriors(
-            values[..., BLANK] - total, label, frame_lengths, label_lengths
-        )
+        places = ops.broadcast_to(labels[:, None, :], ops.shape(total))
+        label = ops.take_along_axis(values, places[..., None], axis=-1)[..., 0] - total
+        blank = values[..., BLANK] - total
+        found = alignment_posteriors(blank, label, frame_lengths, label_lengths)
 
         def gradient(upstream):
             """Softmax, as often as a path passes, minus the arcs that it takes."""
-            scale = upstream[:, None, None]
-            blank, label = found.blank * scale, found.label * scale * (1 + fastemit)
-            result = ops.exp(values - total[..., None]) * (blank + label)[..., None]
-            hot = ops.one_hot(labels, ops.shape(values)[-1], dtype=values.dtype)
-            result = result - hot[:, None] * label[..., None]
-            hot = ops.one_hot(BLANK, ops.shape(values)[-1], dtype=values.dtype)
-            return ops.cast(result - hot * blank[..., None], logits.dtype)
+            weight = upstream[:, None, None]
+            passes = (found.label * (1 + fastemit) + found.blank) * weight
+            result = ops.exp(values - total[..., None]) * passes[..., None]
+            entry = ops.exp(label) * passes - found.label * (1 + fastemit) * weight
+            result = _with_entries(result, places, entry)
+            # Second, as padded labels are blanks.
+            entry = ops.exp(blank) * passes - found.blank * weight
+            result = _with_entries(result, ops.full_like(places, BLANK), entry)
+            return ops.cast(result, logits.dtype)
 
         return found.loss, gradient
 
@@ -186,6 +187,15 @@ def _frames(diagonals, frames: int):
     lattice = ops.reshape(lattice, (-1, rows * (frames + rows - 1)))
     lattice = ops.reshape(ops.pad(lattice, [[0, 0], [0, rows]]), (-1, rows, frames + rows))
     return ops.transpose(lattice[:, :, :frames], (0, 2, 1))
+
+
+def _with_entries(array, places, entries):
+    """`array` (..., V) with `entries` (...) at `places` (...) of the last axis; done in place."""
+    flat = ops.reshape(array, (-1, array.shape[-1]))
+    places = ops.reshape(places, (-1,))
+    indices = ops.stack([ops.arange(ops.shape(places)[0], dtype="int32"), places], axis=1)
+    flat = ops.scatter_update(flat, indices, ops.reshape(entries, (-1,)))
+    return ops.reshape(flat, ops.shape(array))
 
 
 def _at_least_float32(tensor):
