@@ -24,6 +24,7 @@ class BadModel(ValueError):
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Writes the `.mlpackage` of a `.keras` file."""
     import coremltools as ct
+    import keras
     import tensorflow as tf
 
     _register()
@@ -32,7 +33,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
     # A concrete function: a SavedModel is refused, and coremltools does not know Keras 3's models.
     def infer(*inputs):
-        return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        return model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
 
     try:
         function = tf.function(infer, autograph=False).get_concrete_function(*signature)

@@ -34,7 +34,7 @@ def assemble(model: Any) -> bytes:
     for tensor in model.inputs:
         if tensor.dtype != "float32":
             raise ValueError(f"input {tensor.name!r}: only float32 is written, got {tensor.dtype}")
-    takes, gives = names(model)
+    named = names(model)
     graph = Graph()
     tensors = {id(t): graph.tensor(_batch_one(t.shape, t.name), t.name) for t in model.inputs}
     inputs = list(tensors.values())
@@ -48,9 +48,7 @@ def assemble(model: Any) -> bytes:
             write = _writer(layer)
             tensors[id(made)] = write(graph, layer, read, _batch_one(made.shape, layer.name))
     outputs = graph.fuse(inputs, [tensors[id(tensor)] for tensor in model.outputs])
-    return graph.serialize(
-        dict(zip(takes, inputs, strict=True)), dict(zip(gives, outputs, strict=True))
-    )
+    return graph.serialize(inputs, outputs, named)
 
 
 def _batch_one(shape, name: str) -> tuple[int, ...]:

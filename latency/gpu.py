@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import importlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -307,6 +308,8 @@ def _loaded(model: Any) -> Any:
     keras_file.check(path)
     import keras
 
+    for module in keras_file.registered():
+        importlib.import_module(module)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a damaged or foreign file makes Keras raise

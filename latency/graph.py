@@ -60,14 +60,20 @@ def operations(tflite: bytes) -> list[Operation]:
     ]
 
 
-def signature(inputs: dict[str, int], outputs: dict[str, int]) -> list:
-    """The signatures of a file whose inputs and outputs, by name, are these tensors."""
+def signature(graph: schema.SubGraphT, inputs: list[str], outputs: list[str]) -> list:
+    """The signatures of a file with names for the inputs and outputs of its graph, in order."""
 
-    def maps(tensors: dict[str, int]) -> list:
-        return [schema.TensorMapT(name=name, tensorIndex=int(i)) for name, i in tensors.items()]
+    def maps(names: list[str], tensors: np.ndarray) -> list:
+        pairs = zip(names, tensors, strict=True)
+        return [schema.TensorMapT(name=name, tensorIndex=int(index)) for name, index in pairs]
 
-    key = "serving_default"  # what TensorFlow calls a model's one signature
-    return [schema.SignatureDefT(maps(inputs), maps(outputs), signatureKey=key)]
+    return [
+        schema.SignatureDefT(
+            maps(inputs, graph.inputs),
+            maps(outputs, graph.outputs),
+            signatureKey="serving_default",  # what TensorFlow calls a model's one signature
+        )
+    ]
 
 
 @dataclasses.dataclass(eq=False)
@@ -119,10 +125,15 @@ class Graph:
                 operator.inputs[2] = _ABSENT
         return outputs
 
-    def serialize(self, inputs: dict[str, int], outputs: dict[str, int]) -> bytes:
-        """The bytes of a file that takes and gives these tensors by name."""
+    def serialize(
+        self,
+        inputs: list[int],
+        outputs: list[int],
+        names: tuple[list[str], list[str]] | None = None,
+    ) -> bytes:
+        """The bytes of the file; with names for inputs and outputs, it has a signature."""
         used = {t for o in self.operators for t in (*o.inputs, o.output)}
-        used |= {*inputs.values(), *outputs.values()}
+        used |= {*inputs, *outputs}
         used = sorted(used - {_ABSENT})
         index = {_ABSENT: _ABSENT} | {tensor: position for position, tensor in enumerate(used)}
         buffers, tensors = [schema.BufferT()], []  # buffer 0 is empty by convention
@@ -164,8 +175,8 @@ class Graph:
         ]
         graph = schema.SubGraphT(
             tensors=tensors,
-            inputs=np.array([index[t] for t in inputs.values()], np.int32),
-            outputs=np.array([index[t] for t in outputs.values()], np.int32),
+            inputs=np.array([index[t] for t in inputs], np.int32),
+            outputs=np.array([index[t] for t in outputs], np.int32),
             operators=operators,
             name="main",
         )
@@ -175,10 +186,7 @@ class Graph:
             subgraphs=[graph],
             description="nas",
             buffers=buffers,
-            signatureDefs=signature(
-                {name: index[tensor] for name, tensor in inputs.items()},
-                {name: index[tensor] for name, tensor in outputs.items()},
-            ),
+            signatureDefs=signature(graph, *names) if names else None,
         )
         size = sum(value.nbytes + 2 * _ALIGNMENT for value in self.constants.values())
         builder = AlignedBuilder(size + 512 * (len(tensors) + len(operators)) + 4096)

@@ -21,6 +21,7 @@ _BROKEN_ZIP = (  # what Python's zipfile raises on damaged archives
     RuntimeError,
     UnicodeDecodeError,
 )
+_modules: set[str] = set()  # what `layers_in` named
 _CONFIG_MB = 100  # an architecture of ten thousand layers takes 20
 
 
@@ -77,7 +78,7 @@ def hand_on(model: Any, folder: Path, reader: str) -> tuple[Path, list[str]]:
                 + (": a .tflite file holds no Keras layers" if path.suffix == ".tflite" else "")
             )
         check(path)
-        return path, []
+        return path, registered()
     modules = {type(layer).__module__ for layer in model._flatten_layers()}
     own = sorted(name for name in modules if name.split(".")[0] != "keras")
     if "__main__" in own:
@@ -89,12 +90,16 @@ def hand_on(model: Any, folder: Path, reader: str) -> tuple[Path, list[str]]:
     return folder / "model.keras", own
 
 
+def layers_in(module: str) -> None:
+    """Files may name the layers that this module registers; it is imported where one is loaded."""
+    _modules.add(module)
+
+
 def registered() -> list[str]:
-    """The modules that registered layers with this process's Keras, which a file may name."""
-    keras = sys.modules.get("keras")
-    if keras is None:
-        return []
-    modules = {part.__module__ for part in keras.saving.get_custom_objects().values()}
+    """The modules whose layers a file may name: those of `layers_in`, and of this process."""
+    modules = set(_modules)
+    if (keras := sys.modules.get("keras")) is not None:
+        modules |= {part.__module__ for part in keras.saving.get_custom_objects().values()}
     return sorted(name for name in modules if name.split(".")[0] not in ("keras", "__main__"))
 
 

@@ -4,6 +4,7 @@
 """
 
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from latency import litert_process
+from latency import keras_file, litert_process
 from latency.flatbuffer import assemble
 from latency.quiet import silent_stderr
 from latency.signature import names, signed
@@ -29,20 +30,20 @@ def convert(model: Any) -> bytes:
 
     The variables are frozen first: several times faster than through a SavedModel
     (`tools/bench_latency.py`), and without it the converter leaves READ_VARIABLE operations in the
-    file, which fail when it runs. Raises `ValueError` on another Keras backend than TensorFlow, and
-    where an operation has no builtin form (a Flex operation would not run on devices).
+    file, which fail when it runs. Where Keras is on another backend, another process does this.
+    Raises `ValueError` where an operation has no builtin form: a Flex operation would not run on
+    devices.
     """
     import keras  # noqa: PLC0415 (the backend is the caller's choice, made before Keras is imported)
 
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "the official LiteRT converter needs Keras on TensorFlow, got "
-            f"{keras.backend.backend()}: set KERAS_BACKEND=tensorflow, or use `assemble`"
-        )
     for tensor in model.inputs:
         if any(size is None for size in tensor.shape[1:]):
             raise ValueError(f"input {tensor.name!r}: expected a static shape, got {tensor.shape}")
     inputs, outputs = names(model)
+    if keras.backend.backend() != "tensorflow":
+        with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder:
+            path, _ = keras_file.hand_on(model, Path(folder), "LiteRT")
+            return litert_process.convert(path)
     import tensorflow as tf  # noqa: PLC0415
     from tensorflow.lite.python.convert_phase import ConverterError  # noqa: PLC0415
     from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415

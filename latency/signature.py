@@ -39,11 +39,7 @@ def _named(model: Any, side: str, tensors: list) -> list[str]:
 def signed(tflite: bytes, inputs: list[str], outputs: list[str]) -> bytes:
     """The file with names for the inputs and outputs of its main graph, in their order."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
-    graph = model.subgraphs[0]
-    model.signatureDefs = signature(
-        dict(zip(inputs, graph.inputs, strict=True)),
-        dict(zip(outputs, graph.outputs, strict=True)),
-    )
+    model.signatureDefs = signature(model.subgraphs[0], inputs, outputs)
     builder = AlignedBuilder(len(tflite) + 4096)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

@@ -9,9 +9,12 @@ import os
 import pathlib
 import sys
 
+from latency import keras_file
 from latency.quiet import silent_stderr
 
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0")  # below /dev: NVIDIA GPU, TPU v4, TPU v5 and later
+
+keras_file.layers_in("families.layers")  # latency may not know of families
 
 
 def choose() -> str:

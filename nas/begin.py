@@ -37,26 +37,26 @@ def evaluator_of(settings: Settings) -> tuple[Any, Any]:
     space = spec.module("space", named.name)
     base = {} if named.value is None else {"base": named.value}
     options = base | dict(named.options)
-    height, width, channels = task.input_shape
+    fields = dict(task.fields)
     if settings.input:
-        height = width = settings.input
+        if len(fields.get("input_shape", ())) != 3:
+            raise ValueError(f"--input is the size of images; task {settings.task} has none")
+        fields["input_shape"] = (settings.input, settings.input, fields["input_shape"][2])
     evaluator = Networks(
         sample=functools.partial(space.sample, **options),
         task=task,
         targets=targets,
-        input_shape=(height, width, channels),
+        fields=fields,
         epochs=epochs_of(settings),
         final_task=functools.cache(
-            lambda: (
-                task
-                if task.input_shape[:2] == (height, width)
-                else spec.task(settings.task, size=height)
-            )
+            lambda: task if task.fields == fields else spec.task(settings.task, size=settings.input)
         ),
         seed=settings.seed,
         limits=Limits(settings.max_params, settings.max_macs, settings.max_bytes),
     )
-    return evaluator, evaluator.deployed(space.baseline(**base))
+    baseline = evaluator.suited(space.baseline(**base))
+    evaluator.check(baseline)
+    return evaluator, baseline
 
 
 def epochs_of(settings: Settings) -> int:
@@ -102,6 +102,8 @@ def begin(
             if beta == "auto":
                 beta = _calibrate(study, settings, evaluator, budgets, say)
             studies.remember_objective(study, budgets, beta, measured)
+            if hasattr(evaluator, "task"):  # a table has none
+                study.set_user_attr("metric", evaluator.task.metric)
     kept = study.user_attrs["objective"]["baseline"]
     if kept is not None:
         evaluator.kinds = [latency.get("kind") for latency in kept["latency"]]

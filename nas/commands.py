@@ -150,6 +150,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _announce(folder, study, settings, objective, say) -> None:
     kept = study.user_attrs["objective"]
     say(f"study {folder}: {settings.space} on {settings.task}, controller {settings.controller}")
+    if (metric := study.user_attrs.get("metric")) is not None:
+        say(f"quality is {metric}")
     baseline = kept["baseline"] or {}
     for index, target in enumerate(settings.targets):
         told = f"as fast as possible on {target}"
@@ -264,12 +266,12 @@ def export(arguments: argparse.Namespace) -> None:
     if epochs == 0:
         from nas.evaluate import build
 
-        handover.write_network(build(config), config, stem)
+        handover.write_network(build(config), config, stem, evaluator.task.files)
         quality = None
     else:
 
         def keep(model, record):
-            handover.write_network(model, config, stem)
+            handover.write_network(model, config, stem, evaluator.task.files)
 
         quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
     files = [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]

@@ -1,5 +1,9 @@
 """What a network is worth: Config -> measured costs, then quality on the proxy task.
 
+A Config here is the form that is trained. Families that have `deploy` run on a device in another
+form with the same weights (a decoder's step with its cache, a stream's chunk): that one is counted,
+timed and written as .tflite.
+
 Both are remembered across studies (nas/cache.py) by the canonical network, the recipe of the task
 and the conditions of the device.
 """
@@ -30,9 +34,27 @@ def build(config: Any):
     return sys.modules[type(config).__module__].build(config)
 
 
+def deploy(config: Any) -> Any:
+    """The Config of the form that runs on a device: by the family's `deploy`, else as it is."""
+    family = sys.modules[type(config).__module__]
+    return family.deploy(config) if hasattr(family, "deploy") else config
+
+
+def deployed(model: Any, config: Any) -> Any:
+    """The form of a trained network that runs on a device, with its weights."""
+    form = deploy(config)
+    if form == config:
+        return model
+    from families.layers import copy_weights
+
+    built = build(form)
+    copy_weights(model, built)
+    return built
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Hard limits on what a network may hold; None: no limit."""
+    """Hard limits on what a network, as it runs on a device, may hold; None: no limit."""
 
     params: float | None = None
     macs: float | None = None
@@ -49,17 +71,18 @@ class Limits:
 
 @dataclasses.dataclass
 class Networks:
-    """Networks of a family: profiled on targets at `input_shape`, trained on a task.
+    """Networks of a family: profiled on targets as deployed, trained on a task.
 
-    `profile` and `train` return JSON records: the `profile` and `evaluation` of a trial.
+    `profile` and `train` return JSON records: the `profile` and `evaluation` of a trial. `fields`
+    are what task and `--input` decide of a Config; an image task may train at another size.
     """
 
     sample: Callable  # optuna trial -> Config
     task: Any  # nas.tasks Task, at the size that candidates are trained at
     targets: list
-    input_shape: tuple[int, int, int]  # what is timed; the task may train at another size
+    fields: dict[str, Any]  # of what is timed and handed over
     epochs: int
-    final_task: Callable[[], Any]  # the same task at `input_shape`
+    final_task: Callable[[], Any]  # the same task, with these `fields`
     seed: int = 0
     limits: Limits = Limits()
     runs: int = 50
@@ -67,23 +90,56 @@ class Networks:
     _built: dict = dataclasses.field(default_factory=dict)
 
     def config(self, trial) -> Any:
-        """The canonical network a trial describes, as deployed."""
-        return self.deployed(self.sample(trial))
+        """The canonical network a trial describes, as trained for its deployment."""
+        return self.suited(self.sample(trial))
 
-    def deployed(self, config: Any) -> Any:
-        """A Config at the size asked for, with the classes of the task."""
-        return dataclasses.replace(config, input_shape=self.input_shape, classes=self.task.classes)
+    def suited(self, config: Any) -> Any:
+        """A Config with what task and `--input` decide; `ValueError` where it has no such field."""
+        family = type(config).__module__.rpartition(".")[2]
+        has = [field.name for field in dataclasses.fields(config)]
+        lacking = sorted(self.fields.keys() - set(has))
+        if lacking:
+            raise ValueError(
+                f"{family} networks cannot take task {self.task.name}: it decides"
+                f" {', '.join(sorted(self.fields))}, and their Config has no {', '.join(lacking)}"
+                f" (it has {', '.join(has)})"
+            )
+        return dataclasses.replace(config, **self.fields)
+
+    def check(self, config: Any) -> None:
+        """Refuses to train at one size for another where the weights depend on the size."""
+        from families.layers import shapes_only
+
+        module, small = sys.modules[type(config).__module__], self._trained(config, self.task)
+        if small == config:
+            return
+        with shapes_only():
+            large, little = module.build(config), module.build(small)
+        for ours, theirs in zip(large.weights, little.weights, strict=True):
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    f"weight {ours.path!r} depends on the size of images: {ours.shape} as timed,"
+                    f" {theirs.shape} as trained; train at that size (--task NAME:size=N), or leave"
+                    " out --input"
+                )
+
+    def _trained(self, config: Any, task: Any) -> Any:
+        """A Config as `task` trains it."""
+        return dataclasses.replace(config, **task.fields)
 
     def key(self, config: Any) -> str:
         return key(config)
 
     def profile(self, config: Any) -> dict:
-        """Count and time a network: {key, costs (ms per target), params, macs, latency, ...}."""
+        """Count and time a network: {key, costs (ms per target), params, macs, latency, ...}.
+
+        All of its deployed form, whose Config is "form" where that is another than the trained one.
+        """
         from latency.cost import count
-        from latency.flatbuffer import assemble
 
         started = time.perf_counter()
-        model = build(config)
+        form = deploy(config)
+        model = build(form)
         cost = count(model)
         record = {
             "key": key(config),
@@ -91,15 +147,20 @@ class Networks:
             "macs": cost.macs,
             "build_s": time.perf_counter() - started,
         }
+        if form != config:
+            record["form"] = repr(form)
         if self.limits.file_bytes is not None:
-            record["file_bytes"] = len(assemble(model))
+            from latency import litert
+
+            record["file_bytes"] = len(litert.file_of(model))
         excess = self.limits.exceeded(record)
         if excess:
             return record | {"excess": excess, "costs": []}
-        self._built[record["key"]] = model
+        if form == config:
+            self._built[record["key"]] = model
         started = time.perf_counter()
         try:
-            latencies = [self.measure(target, config, model) for target in self.targets]
+            latencies = [self.measure(target, form, model) for target in self.targets]
         except DoesNotFit as error:  # a limit of the device like the others
             return record | {"excess": str(error), "costs": []}
         self._refuse_other_kinds(latencies)
@@ -110,7 +171,7 @@ class Networks:
         }
 
     def measure(self, target, config: Any, model) -> dict:
-        """Time a network on one target, or recall it; the samples stay in the cache."""
+        """Time the network of a (deployed) Config, or recall it; the samples stay in the cache."""
         identity = {"network": key(config), "target": repr(target), "on": target.identity()}
         identity["record"] = "with a kind"  # earlier records have none
 
@@ -134,14 +195,14 @@ class Networks:
                 )
 
     def measure_again(self, network: Any, name: str) -> list[dict]:
-        """Time a Config, or a file, afresh on every target; the records keep their samples.
+        """Time a Config as deployed, or a file, afresh; the records keep their samples.
 
         Where a target only stands for a device, the device itself is asked; if it cannot be
         reached, the prediction stays one, and "unchecked" says why.
         """
-        config = dataclasses.is_dataclass(network)
-        models = {name: build(network) if config else network}
-        known = [key(network)] if config else None
+        form = deploy(network) if dataclasses.is_dataclass(network) else None
+        models = {name: network if form is None else build(form)}
+        known = None if form is None else [key(form)]
 
         def timed(target) -> dict:
             runs = 4 * self.runs
@@ -170,13 +231,13 @@ class Networks:
         """Train a network and return {quality, curve, stopped, ...}, or recall it.
 
         `final` trains it at the size it is deployed at and recalls nothing. `keep(model, record)`
-        receives what was trained; a recalled result has no model.
+        receives what was trained, of `config`; a recalled result has no model.
         """
         from nas import train
 
         epochs = epochs or self.epochs
         task = self.final_task() if final else self.task
-        small = dataclasses.replace(config, input_shape=task.input_shape)
+        small = self._trained(config, task)
         identity = {
             "network": key(small),
             "task": task.recipe,
@@ -221,9 +282,11 @@ def _name(config: Any) -> str:
 
 
 def _at(config: Any, trained_config: Any, model):
-    """The trained network at the size it is deployed at (weights do not depend on the size)."""
+    """The trained network at the size it is deployed at, on which its weights do not depend."""
     if config == trained_config:
         return model
-    deployed = build(config)
-    deployed.set_weights(model.get_weights())
-    return deployed
+    from families.layers import copy_weights
+
+    resized = build(config)
+    copy_weights(model, resized)
+    return resized

@@ -8,7 +8,7 @@ import pathlib
 import pprint
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def excess(objective: Objective, costs: list[float]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class BestSoFar:
-    """Keeps the weights of the best network during the search: a crash finds it on the disk.
+    """Keeps the best network during the search, as trained: a crash finds it on the disk.
 
     Called with every network that was just trained; of several workers' the best stays. Its files
     are so_far.keras and so_far.json: best.keras is what was handed over, with its best.tflite.
@@ -85,26 +85,57 @@ def save(model: Any, path: pathlib.Path) -> None:
     partial.replace(path)
 
 
-def write_network(model: Any, config: Any, stem: pathlib.Path) -> int:
+def write_network(
+    model: Any, config: Any, stem: pathlib.Path, files: dict[str, bytes] | None = None
+) -> int:
     """Write `<stem>.keras`, `<stem>.tflite` and `<stem>.py`; return the bytes of the .tflite.
 
-    The .tflite is run, and must give the model's outputs within 1e-4: else RuntimeError.
+    The .keras file and the Config are the form that was trained, to go on with. The .tflite is the
+    family's deployed form (`nas.evaluate.deploy`) with the same weights: it is run, and must give
+    the outputs of that form in Keras within 1e-4, else RuntimeError. `files` are the task's, such
+    as a tokenizer: suffix -> content.
     """
     from latency import litert
+    from nas.evaluate import deployed
 
     save(model, stem.with_suffix(".keras"))
-    tflite = litert.convert(model)
-    inputs = np.random.default_rng(0).random((1, *model.input_shape[1:]), np.float32)
-    expected = np.asarray(model(inputs, training=False))
-    difference = float(np.abs(litert.run(tflite, inputs) - expected).max())
-    if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+    form = deployed(model, config)
+    tflite = litert.convert(form)
+    name, difference = _difference(tflite, form)
+    if not difference <= PARITY:
         raise RuntimeError(
-            f"{stem.name}.tflite differs from the Keras model by {difference:.1e}; expected at most"
-            f" {PARITY}: this is a bug in the conversion, please report the config {config!r}"
+            f"{stem.name}.tflite differs from the Keras model by {difference:.1e} in {name}; "
+            f"expected at most {PARITY}: this is a bug in the conversion, please report the config"
+            f" {config!r}"
         )
     stem.with_suffix(".tflite").write_bytes(tflite)
     stem.with_suffix(".py").write_text(as_python(config))
+    for suffix, content in (files or {}).items():
+        stem.with_name(stem.name + suffix).write_bytes(content)
     return len(tflite)
+
+
+def _difference(tflite: bytes, model: Any) -> tuple[str, float]:
+    """The output in which a file differs most from its model, and by how much of its largest."""
+    import keras
+
+    from latency import litert
+    from latency.examples import random_inputs
+    from latency.signature import names
+
+    inputs = random_inputs(model, 1)
+    takes, gives = names(model)
+    ours = litert.run(tflite, dict(zip(takes, keras.tree.flatten(inputs), strict=True)))
+    tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    theirs = keras.tree.flatten(model(tensors, training=False))
+    found = {}
+    for name, expected in zip(gives, theirs, strict=True):
+        expected = keras.ops.convert_to_numpy(expected).astype(np.float64)
+        scale = max(1.0, float(np.abs(expected).max()))
+        found[name] = float(np.abs(ours[name] - expected).max()) / scale
+    # One that is no number is the worst: max() would not find it.
+    worst = max(found, key=lambda name: (math.isnan(found[name]), found[name]))
+    return worst, found[worst]
 
 
 def as_python(config: Any) -> str:
@@ -163,7 +194,8 @@ def hand_over(
     costs = [finalist["costs"] for finalist in finalists]
     quality = objective.worth([finalist["quality"] for finalist in finalists], costs)
     best = finalists[pareto.winner(quality, costs, objective.budgets)]
-    _publish(folder, folder / "finalists" / str(best["number"]))
+    files = evaluator.task.files if hasattr(evaluator, "task") else ()
+    _publish(folder, folder / "finalists" / str(best["number"]), files)
     return {
         "winner": best,
         "finalists": sorted(done + over, key=lambda finalist: -finalist["quality"]),
@@ -181,7 +213,7 @@ def retrain_baseline(folder: pathlib.Path, evaluator: Any, config: Any, epochs: 
 def hand_over_as_trained(
     folder: pathlib.Path, study: optuna.Study, evaluator: Any, objective: Objective
 ) -> dict:
-    """Write the best network with the weights of the search; for an interrupted one.
+    """Write the best network (`write_network`) with the weights of an interrupted search.
 
     A retrained winner that an earlier call handed over stays.
     """
@@ -207,11 +239,12 @@ def hand_over_as_trained(
 
     trial = by_key[best["profile"]["key"]]
     config = evaluator.config(trial)
-    model = keras.models.load_model(folder / "so_far.keras")
+    model = keras.models.load_model(folder / "so_far.keras", compile=False)
     stem = folder / "finalists" / f"{trial.number}-as-searched"
     stem.parent.mkdir(exist_ok=True)
-    size = write_network(model, config, stem)
-    _publish(folder, stem)
+    files = evaluator.task.files
+    size = write_network(model, config, stem, files)
+    _publish(folder, stem, files)
     quality = best["evaluation"]["quality"]
     return {
         "winner": _record(trial, config, objective, quality, _costs(trial), size),
@@ -219,10 +252,12 @@ def hand_over_as_trained(
     }
 
 
-def _publish(folder: pathlib.Path, stem: pathlib.Path) -> None:
+def _publish(folder: pathlib.Path, stem: pathlib.Path, files: Iterable[str] = ()) -> None:
+    """Copy a network's files to best.keras (as trained), best.tflite (as deployed), config.py."""
     names = {".keras": "best.keras", ".tflite": "best.tflite", ".py": "config.py"}
+    names |= {suffix: f"best{suffix}" for suffix in files}
     for suffix, name in names.items():
-        source = stem.with_suffix(suffix)
+        source = stem.with_name(stem.name + suffix)
         if source.exists():  # a tabular benchmark has no network
             partial = folder / f".{name}"
             shutil.copyfile(source, partial)
@@ -265,7 +300,7 @@ def _finalist(
 
             def keep(model, evaluation):
                 nonlocal size
-                size = write_network(model, config, stem)
+                size = write_network(model, config, stem, evaluator.task.files)
 
             quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
             latencies = wait_for_device(lambda: again(stem.with_suffix(".tflite")), say)
@@ -301,7 +336,8 @@ def _record(
         "search_costs": profile["costs"],
         "within_budget": excess(objective, costs) == 0,
         "params": profile.get("params"),
-        "macs": profile.get("macs"),
+        "macs": profile.get("macs"),  # params and macs of the deployed form, as timed
+        "form": profile.get("form"),  # its Config, where it is not that of the trained one
         "file_bytes": size,
         "config": pprint.pformat(config, width=99),
         "latency": profile.get("latency"),  # with their kinds; those of the search

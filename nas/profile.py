@@ -1,6 +1,7 @@
 """The journey behind `nas profile`: networks timed on devices, compared, or run until warm."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,9 +9,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from latency import keras_file
 from latency.target import Latency, Target, TargetUnavailable
 from nas import backend, profile_store, spec
 from nas.study import Settings
+
+_COPIES = 3  # of the weights, in float32: the Keras model, its file, the runtime's packed ones
 
 
 def profile(arguments: argparse.Namespace) -> int:
@@ -147,7 +151,7 @@ def _seconds(text: str) -> float:
 
 
 def _model(name: str) -> Any:
-    """A file to time, or a network of the catalog."""
+    """A file to time, or a network of the catalog in the form that runs on a device."""
     path = pathlib.Path(name)
     if path.suffix in (".tflite", ".keras"):
         if not path.is_file():
@@ -163,4 +167,22 @@ def _model(name: str) -> Any:
     if variant not in family.VARIANTS:
         known = ", ".join(family.VARIANTS)
         raise ValueError(f"{named.name} has no variant {variant!r} (there is: {known})")
-    return family.build(family.VARIANTS[variant])
+    from families.layers import shapes_only
+    from nas.evaluate import deploy
+
+    config = family.VARIANTS[variant]
+    form = deploy(config)
+    if form != config:
+        values = dataclasses.asdict(config)
+        changed = {k: v for k, v in dataclasses.asdict(form).items() if v != values[k]}
+        told = ", ".join(f"{field}={value!r}" for field, value in changed.items())
+        _say(f"{name}: in the form that runs on a device, {told}")
+    with shapes_only():
+        params = family.build(form).count_params()
+    needed_mb, free_mb = _COPIES * 4 * params / 2**20, keras_file.free_mb()
+    if needed_mb > free_mb:
+        raise ValueError(
+            f"{name}: {params:,} parameters; to time them takes {needed_mb / 1024:.1f} GB, and"
+            f" {free_mb / 1024:.1f} GB of memory are free here (`nas count {name}` needs none)"
+        )
+    return family.build(form)

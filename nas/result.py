@@ -29,6 +29,7 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
         "study": study.study_name,
         **dataclasses.asdict(settings),
         "beta": kept.get("beta"),
+        "metric": study.user_attrs.get("metric"),  # what the quality is
         "targets": [
             {"spec": text, "device": latency.get("device", ""), "budget_ms": budget, "unit": "ms"}
             for text, latency, budget in zip(

@@ -1,10 +1,16 @@
 """What is handed over is never replaced by something worse, nor mixed with something else."""
 
+import dataclasses
 import json
 
+import keras
+import numpy as np
 import optuna
+import pytest
 
-from nas import backend, handover
+from families import decoder
+from latency import litert
+from nas import backend, evaluate, handover
 from nas.reward import Reward
 from nas.search import Objective
 
@@ -36,3 +42,38 @@ def test_an_interrupted_search_keeps_a_retrained_winner(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(earlier))
     found = handover.hand_over_as_trained(tmp_path, optuna.create_study(), None, OBJECTIVE)
     assert found["winner"] == earlier["winner"] and found["baseline_quality"] == 0.5
+
+
+CONFIG = dataclasses.replace(
+    decoder.VARIANTS["tiny"], vocabulary=11, length=8, dim=16, head_width=8, layers=1, hidden=24
+)
+
+
+def test_files_hold_the_trained_and_the_deployed_form(tmp_path):
+    model = evaluate.build(CONFIG)
+    size = handover.write_network(model, CONFIG, tmp_path / "n", {".words.txt": b"abc"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("n.keras", "n.py", "n.tflite", "n.words.txt")
+    ]
+    assert (tmp_path / "n.tflite").stat().st_size == size
+    assert keras.saving.load_model(tmp_path / "n.keras").output_shape == (None, 8, 11)
+    step = evaluate.build(decoder.deploy(CONFIG))
+    assert litert.Session(tmp_path / "n.tflite").inputs.keys() == step.input.keys()
+    exec((tmp_path / "n.py").read_text(), found := {})
+    assert found["config"] == CONFIG
+
+
+@pytest.mark.parametrize("what", [lambda x: x + 1e-3, lambda x: x * np.nan])
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch, what):
+    """One output in several is enough: the state counts as the logits do."""
+    run = litert.run
+
+    def wrong(tflite, inputs):
+        outputs = run(tflite, inputs)
+        name = sorted(outputs)[0]
+        return outputs | {name: what(outputs[name])}
+
+    monkeypatch.setattr(litert, "run", wrong)
+    with pytest.raises(RuntimeError, match=r"n.tflite differs .* in (?!logits)\w+"):
+        handover.write_network(evaluate.build(CONFIG), CONFIG, tmp_path / "n")
+    assert not (tmp_path / "n.tflite").exists()

@@ -38,6 +38,8 @@ def table(
     about = " on ".join(str(summary[k]) for k in ("space", "task") if summary.get(k))
     title = ", ".join(filter(None, [about or study.study_name, summary.get("controller")]))
     lines = [paint(title[:WIDTH], _BOLD)]
+    if summary.get("metric"):
+        lines.append(f"quality   {summary['metric']}, in %")
     if not any(row.quality is not None for row in rows):
         lines.append(f"No network is trained yet ({records.tally_words(rows) or 'no trials'}).")
         return "\n".join(lines)
