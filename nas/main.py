@@ -25,6 +25,23 @@ COUNT_EPILOG = """examples:
 No weight is allocated: 47 billion parameters are counted in seconds, on any machine."""
 
 
+GENERATE_EPILOG = """examples:
+  nas generate stories260K.bin --prompt "Once upon a time"
+  nas generate shakespeare.keras --prompt "ROMEO:" --tokens 500 --temperature 0.8 --seed 1
+  nas generate stories260K.bin --export step.tflite && nas generate step.tflite --prompt Lily
+The text goes to stdout, tokens a second to stderr."""
+
+TRAIN_EPILOG = """examples:
+  nas train mnasnet:tiny --task digits --out digits.keras
+  nas train decoder:tiny,dropout=0.1 --task text:shakespeare.txt --out shakespeare.keras
+  nas train mobile_vmoe:tiny --task fashion_mnist --out a.keras --epochs 30 --ema 0.999 --patience 5
+  nas train mnasnet:tiny --task image_folder:photos --from digits.keras --out photos.keras \\
+            --minutes 10 --optimizer adamw --weight-decay 0.05 --learning-rate 1e-3
+Beside a.keras it leaves a.json (settings, curves, quality), a.png (the curves), a.py (the Config)
+and what the task adds, such as a tokenizer. Ctrl-C, or a kill, loses at most the minute since the
+last checkpoint: the same command goes on, and ends with the same weights as without."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it imports nothing heavy."""
     top = argparse.ArgumentParser(
@@ -139,6 +156,8 @@ def parser() -> argparse.ArgumentParser:
     )
     profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
 
+    _add_train(commands, common)
+
     count = commands.add_parser(
         "count",
         parents=[common],
@@ -170,9 +189,80 @@ def parser() -> argparse.ArgumentParser:
         "--space", action="append", help="take half of the probes from it; repeat (mnasnet)"
     )
 
+    generate = commands.add_parser(
+        "generate",
+        parents=[common],
+        help="let a language model continue a text, as it says it",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=GENERATE_EPILOG,
+    )
+    generate.add_argument(
+        "model",
+        help=".keras, .bin (llama2.c), .safetensors (or its folder), .tflite, or decoder:NAME",
+    )
+    generate.add_argument("--prompt", help="the text to continue; '' begins one")
+    generate.add_argument("--tokens", type=int, default=256, help="at most (%(default)s)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, help="0: always the likeliest (%(default)s)"
+    )
+    generate.add_argument("--top-k", type=int, default=0, help="draw from so many (0: all)")
+    generate.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
+    generate.add_argument("--tokenizer", help="its file (the one beside the model)")
+    generate.add_argument(
+        "--context", type=int, help="tokens that are remembered (what is needed, up to its length)"
+    )
+    generate.add_argument(
+        "--no-cache", action="store_true", help="read the whole text again for every token"
+    )
+    generate.add_argument("--export", metavar="FILE", help="write the step of one token as .tflite")
+
     listing = commands.add_parser("list", parents=[common], help="what there is to name in flags")
     listing.add_argument("kind", nargs="?", help="only this kind: family, space, task, ...")
     return top
+
+
+def _add_train(commands, common) -> None:
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train a catalog network on a task",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=TRAIN_EPILOG,
+    )
+    train.add_argument("network", help="family[:variant][,field=value...]")
+    train.add_argument("--task", required=True, help="what to train on, see `nas list task`")
+    train.add_argument("--out", required=True, help="the .keras file to write")
+    train.add_argument("--epochs", type=int, help="times through the data (the task's, or 10)")
+    train.add_argument(
+        "--minutes",
+        type=float,
+        help="train for this long, instead of, or at most --epochs; the learning rate follows the"
+        " clock, so two runs differ",
+    )
+    train.add_argument("--from", dest="start", help=".keras file to begin with the weights of")
+    train.add_argument(
+        "--seed", type=int, default=0, help="of weights, order, dropout (%(default)s)"
+    )
+    how = train.add_argument_group("how to train (defaults: the task's)")
+    how.add_argument("--batch-size", type=int, help="examples a step")
+    how.add_argument("--learning-rate", type=float, help="the highest there is")
+    how.add_argument("--schedule", help="cosine, linear, constant or wsd (warm-up, stable, decay)")
+    how.add_argument(
+        "--warm-up", type=float, help="share of the steps in which the rate rises, or their number"
+    )
+    how.add_argument("--optimizer", help="adam, adamw or sgd")
+    how.add_argument("--weight-decay", type=float, help="decoupled, not of biases and norms")
+    how.add_argument("--clip", type=float, help="largest global norm of the gradients, as 1")
+    how.add_argument("--ema", type=float, help="keep an average of the weights, as 0.999")
+    how.add_argument("--patience", type=int, help="epochs without a lower validation loss to stop")
+    how.add_argument(
+        "--mixed-precision",
+        action="store_true",
+        help="compute in bfloat16: faster on GPUs and TPUs, not on most CPUs",
+    )
+    how.add_argument(
+        "--checkpoint-seconds", type=float, default=60, help="between checkpoints (%(default)s)"
+    )
 
 
 def _budget(text: str) -> float | str:
@@ -235,7 +325,9 @@ def _journey(arguments) -> int | None:
 COMMANDS = {"list": _list}
 JOURNEYS = {  # what is not in nas/commands.py under its own name
     "profile": "nas.profile:profile",
+    "train": "nas.training:train",
     "count": "nas.count:count",
+    "generate": "nas.generate:generate",
     "devices": "nas.devices:devices",
     "device": "nas.devices:learn",
 }
