@@ -24,7 +24,13 @@ def predict(labels, config: Any, stream: Stream | None = None):
         x = keras.layers.Reshape((x.shape[1],), name="prediction_started")(x)
     else:
         x = with_past(labels, past - 1, stream, path="prediction_labels")
-    x = keras.layers.Embedding(config.vocabulary, config.embed, name="prediction_embedding")(x)
+    x = keras.layers.Embedding(
+        config.vocabulary,
+        config.embed,
+        # Keras's uniform 0.05, squared by the embedding decoder, would leave it nothing to see.
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=1.0),
+        name="prediction_embedding",
+    )(x)
     if config.decoder == "embedding":
         x = LabelContext(config.decoder_heads, config.context, name="prediction_context")(x)
         x = keras.layers.Dense(config.units, "silu", name="prediction_project")(x)

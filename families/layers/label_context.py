@@ -21,8 +21,12 @@ class LabelContext(keras.layers.Layer):
         self.context = context
 
     def build(self, input_shape):
+        width = input_shape[-1]
         self.position = self.add_weight(
-            name="position", shape=(self.heads, self.context, input_shape[-1])
+            name="position",
+            shape=(self.heads, self.context, width),
+            # Similarities to embeddings of variance 1 have variance 1.
+            initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
         )
 
     def call(self, inputs):

@@ -56,10 +56,10 @@ class LSTM(keras.layers.Layer):
             output = ops.sigmoid(leave) * ops.tanh(cell)
             if self.projection:
                 output = ops.matmul(output, self.projection_kernel)
-            return (output, cell), output
+            return (output, cell), (output, cell)  # Keras on TensorFlow: outputs are as states
 
         if steps > _UNROLLED:
-            (output, cell), outputs = ops.scan(
+            (output, cell), (outputs, _) = ops.scan(
                 step, (output, cell), ops.transpose(gates, (1, 0, 2))
             )
             return ops.transpose(outputs, (1, 0, 2)), output, cell
