@@ -80,6 +80,40 @@ def greedy(
     return Greedy(labels, frames, prediction, state, memory.seen + lengths)
 
 
+def greedy_lattice(
+    logits_of: Callable[[np.ndarray], np.ndarray],
+    lengths_of: Callable[[int], np.ndarray],
+    shape: tuple[int, int],
+    *,
+    limit: int = SYMBOLS_PER_FRAME,
+) -> list[list[int]]:
+    """What `greedy` finds, with a network that knows no state: the one that is trained.
+
+    logits_of: labels (batch, U) -> logits (batch, T, U + 1, V), whose row u depends on the first u
+        labels. lengths_of: T -> the frames (batch,) that count. shape: (batch, U). It runs once for
+        every label of the longest text. A text of more than U labels ends after U + 1.
+    """
+    labels, emitted = np.zeros(shape, np.int32), np.zeros(shape[0], int)
+    time, row = np.zeros(shape[0], int), np.zeros(shape[0], int)
+    found: list[list[int]] = [[] for _ in range(shape[0])]
+    while True:
+        best = np.argmax(np.asarray(logits_of(labels)), axis=-1)  # (batch, T, U + 1)
+        lengths = lengths_of(best.shape[1])
+        for i in range(shape[0]):
+            while time[i] < lengths[i] and row[i] <= shape[1]:
+                symbol = int(best[i, time[i], row[i]])
+                if symbol != BLANK and emitted[i] < limit:
+                    found[i].append(symbol)
+                    emitted[i] += 1
+                    row[i] += 1
+                    if row[i] <= shape[1]:
+                        labels[i, row[i] - 1] = symbol
+                    break
+                time[i], emitted[i] = time[i] + 1, 0
+        if not np.any((time < lengths) & (row <= shape[1])):
+            return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
     """Labels, the logarithm of their probability so far, and the prediction network after them."""
