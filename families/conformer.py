@@ -79,6 +79,9 @@ class Config:
             value = _canonical(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         _check_together(self)
+        if self.conv_only == self.depth:  # no attention: what describes it describes nothing
+            for name, value in (("heads", 1), ("relative", False), ("left_context", 0)):
+                object.__setattr__(self, name, value)
 
     @property
     def ratio(self) -> int:

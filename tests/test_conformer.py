@@ -4,6 +4,7 @@ import dataclasses
 
 import keras
 import numpy as np
+import optuna
 import pytest
 
 from families import conformer
@@ -20,6 +21,7 @@ from families.layers.relative_attention import shift, sinusoids
 from families.objectives.transducer import transducer_loss
 from latency import litert
 from latency.cost import count
+from search_spaces.conformer import DEPTHS, baseline, sample
 
 TINY = dataclasses.replace(VARIANTS["tiny"], depth=2, left_context=5)
 FULL = dataclasses.replace(TINY, causal=False, left_context=0, part="encoder")
@@ -312,7 +314,7 @@ def test_embedding_decoder_knows_the_last_labels_only():
     inner = keras.Model(model.input["labels"], model.get_layer("prediction_norm").output)
     labels = np.array([[1, 2, 3, 4], [9, 2, 3, 4], [1, 9, 3, 4]], "int32")
     first, second, third = np.asarray(inner(labels))
-    np.testing.assert_array_equal(first[3:], second[3:])
+    np.testing.assert_allclose(first[3:], second[3:], atol=1e-5)
     assert np.abs(first - second)[[1, 2]].max(-1).min() > 0.1
     assert np.abs(first - third)[[2, 3]].max(-1).min() > 0.1
 
@@ -374,6 +376,7 @@ def test_blocks_of_convolution_own_no_attention():
 def test_convolution_only_streams_without_a_limit_of_context(speech):
     config = dataclasses.replace(TINY, conv_only=2, left_context=0, part="encoder")
     model = randomized(config)
+    assert config == dataclasses.replace(config, relative=False, heads=1, left_context=9)
     found = streamed(form(model, deploy(config)), speech[:, :96], "features", 16, "encoded")
     np.testing.assert_allclose(found, encode(model, speech)[:, :24], atol=1e-5)
 
@@ -438,3 +441,27 @@ def test_deployed_forms():
     assert deploy(deploy(TINY)) == deploy(TINY)
     assert deploy(FULL).chunk == 0
     assert conformer.build(deploy(TINY)).input["features"].shape == (None, 16, 40)
+
+
+@pytest.mark.parametrize("base", VARIANTS)
+def test_every_sample_builds_and_deploys(base):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    configs = [sample(study.ask(), base=base) for _ in range(20)]
+    assert len(set(configs)) > 15
+    assert {config.frames for config in configs} == {baseline(base).frames}
+    assert any(config.conv_only == config.depth for config in configs)
+    if base == "tiny":
+        for config in configs[:3]:
+            with shapes_only():
+                assert count(build(deploy(config))).macs < count(build(config)).macs
+
+
+def test_samples_make_the_same_choices_whatever_they_are():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [study.ask() for _ in range(4)]
+    configs = [sample(trial) for trial in trials]
+    assert len({tuple(trial.params) for trial in trials}) == 1
+    for trial, config in zip(trials, configs, strict=True):
+        assert config.depth == round(4 * trial.params["depth"])
+        assert trial.params["depth"] in DEPTHS
+        assert sample(optuna.trial.FixedTrial(trial.params)) == config
