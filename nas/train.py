@@ -18,6 +18,8 @@ from nas.tasks.task import Task, Tree, classification
 
 __all__ = ["Epoch", "Recipe", "Training", "evaluate", "fit", "identity", "recipe_of"]
 
+PARTS = 50  # of an epoch, whose means are kept
+
 
 class Interrupted(KeyboardInterrupt):
     """Raised by `checkpoint.poll` between two steps: the state is kept, then training ends."""
@@ -28,7 +30,8 @@ class Epoch:
     """What was seen up to the end of an epoch.
 
     `loss` is the mean training loss of the epoch, as the steps saw it; `step` and `seconds` are
-    counted from the beginning of the training, evaluations included.
+    counted from the beginning of the training, evaluations included. `losses` and `rates` are the
+    means of up to 50 equal parts of the epoch.
     """
 
     number: int
@@ -36,8 +39,9 @@ class Epoch:
     loss: float
     valid_loss: float
     quality: float
-    rate: float
     seconds: float
+    losses: tuple[float, ...]
+    rates: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +65,18 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Now:
-    """What `on_step` is told; `steps` is how many there will be, as far as known.
+    """What `watch` is told; `steps` is how many there will be, as far as known.
 
-    `loss` is the step's own, a number of the backend: convert it only to show it.
+    `loss` is the step's own, a number of the backend: convert it only to show it. `judged` is the
+    record of an epoch that is over now, else None.
     """
 
     epoch: int
-    epochs: int | None
     step: int
     steps: int
     loss: Any
     rate: float
+    judged: Epoch | None = None
 
 
 @dataclasses.dataclass
@@ -85,6 +90,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     losses: list = dataclasses.field(default_factory=list)  # of the steps of this epoch
+    rates: list = dataclasses.field(default_factory=list)
     history: list[Epoch] = dataclasses.field(default_factory=list)
     arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
     best: list[np.ndarray] = dataclasses.field(default_factory=list)  # weights of the best epoch
@@ -99,7 +105,7 @@ def fit(
     recipe: Recipe | None = None,
     minutes: float | None = None,
     on_epoch: Callable[[int, float], bool] | None = None,
-    on_step: Callable[[Now], None] | None = None,
+    watch: Callable[[Now], None] | None = None,
     checkpoint=None,
     **changes,
 ) -> Training:
@@ -107,7 +113,8 @@ def fit(
 
     `recipe` is the task's unless given; `changes` are fields of it, e.g. learning_rate=1e-2.
     `on_epoch(epoch, quality)` is called after every epoch, the first is 1; True stops training.
-    `checkpoint` (nas/checkpoint.py) keeps the state, and may hold the one to go on from.
+    `watch` is called after every step, and after every epoch.
+    `checkpoint` (nas/resume.py) keeps the state, and may hold the one to go on from.
 
     The order of the examples depends on `seed` only. The same model, weights included (seed them
     with `keras.utils.set_random_seed` before building), gives the same curve, bit for bit, on the
@@ -120,7 +127,7 @@ def fit(
     started = time.perf_counter()
     with engine(model, task, recipe, loop.batch_size) as step:
         loop.seconds["trace"] = time.perf_counter() - started
-        return loop.run(step, on_epoch, on_step, checkpoint)
+        return loop.run(step, on_epoch, watch, checkpoint)
 
 
 class _Loop:
@@ -147,7 +154,7 @@ class _Loop:
             most = min(most, max(done, round(done * self.limit / max(self.elapsed, 1e-3))))
         return most
 
-    def run(self, engine, on_epoch, on_step, checkpoint) -> Training:
+    def run(self, engine, on_epoch, watch, checkpoint) -> Training:
         started = time.perf_counter()
         if checkpoint is not None and (found := checkpoint.read()) is not None:
             self.state = found
@@ -159,8 +166,11 @@ class _Loop:
         state, stop = self.state, False
         try:
             while not stop and not self._over():
-                rate = self._steps(engine, on_step, checkpoint)
-                epoch = self._judge(engine, judged, checkpoint, rate)
+                self._steps(engine, watch, checkpoint)
+                epoch = self._judge(engine, judged, checkpoint)
+                if watch is not None:
+                    last = epoch.rates[-1]
+                    watch(Now(epoch.number, state.step, self.steps(), epoch.loss, last, epoch))
                 stop = on_epoch is not None and on_epoch(epoch.number, epoch.quality)
                 if checkpoint is not None and not stop and not self._over():
                     self._keep(engine, checkpoint)
@@ -174,12 +184,11 @@ class _Loop:
         spent = time.perf_counter() - started + self.seconds["trace"]
         return Training(kept, tuple(state.history), spent, self.seconds)
 
-    def _steps(self, engine, on_step, checkpoint) -> float:
-        """The steps left of this epoch; the last learning rate."""
+    def _steps(self, engine, watch, checkpoint) -> None:
+        """The steps left of this epoch."""
         state, since = self.state, time.perf_counter()
         epoch = len(state.history) + 1
         first = state.step - (epoch - 1) * self.per_epoch
-        rate = self.recipe.rate(max(state.step - 1, 0), self.steps())
         order = batches(count(self.task.train), self.batch_size, self.seed, epoch)
         for number, chosen in enumerate(order):
             if number < first:
@@ -194,16 +203,16 @@ class _Loop:
             loss = engine.step(inputs, targets, rate)
             state.step += 1
             state.losses.append(loss)
-            if on_step is not None:
-                on_step(Now(epoch, self.epochs, state.step, self.steps(), loss, rate))
+            state.rates.append(rate)
+            if watch is not None:
+                watch(Now(epoch, state.step, self.steps(), loss, rate))
             if checkpoint is not None:
                 checkpoint.poll()
                 if checkpoint.due():
                     self._keep(engine, checkpoint)
         self.seconds["train"] += time.perf_counter() - since
-        return rate
 
-    def _judge(self, engine, judged, checkpoint, rate: float) -> Epoch:
+    def _judge(self, engine, judged, checkpoint) -> Epoch:
         """Judge the weights; the record of the epoch, which is over then."""
         state, since = self.state, time.perf_counter()
         with engine.averaged():
@@ -211,18 +220,20 @@ class _Loop:
             if self.recipe.patience and self._is_best(valid_loss):
                 state.best = engine.weights()
         self.seconds["evaluate"] += time.perf_counter() - since
-        loss = float(np.mean([float(np.asarray(loss)) for loss in state.losses]))
+        losses = [float(np.asarray(loss)) for loss in state.losses]
+        parts = min(PARTS, len(losses))
         epoch = Epoch(
             number=len(state.history) + 1,
             step=state.step,
-            loss=loss,
+            loss=float(np.mean(losses)),
             valid_loss=valid_loss,
             quality=quality,
-            rate=rate,
             seconds=self.elapsed,
+            losses=tuple(float(np.mean(part)) for part in np.array_split(losses, parts)),
+            rates=tuple(float(np.mean(part)) for part in np.array_split(state.rates, parts)),
         )
         state.history.append(epoch)
-        state.losses = []
+        state.losses, state.rates = [], []
         return epoch
 
     def _over(self) -> bool:
