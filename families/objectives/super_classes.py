@@ -7,8 +7,6 @@ dense network, and the router learns to name the cluster beside the network's ow
 import numpy as np
 from keras import ops
 
-WEIGHT = 0.3  # of the router's loss
-
 
 def super_classes(confusion: np.ndarray, groups: int) -> np.ndarray:
     """Super-class 0..groups-1 of every class, int32 (classes,), numbered as they first appear.

@@ -9,8 +9,9 @@ import pathlib
 
 import numpy as np
 
-from families.objectives.super_classes import WEIGHT, router_loss, super_classes
 from nas.tasks.task import Task, pixels
+
+WEIGHT = 0.3  # of the router's loss: the paper's lambda
 
 
 def load(
@@ -25,6 +26,7 @@ def load(
     Fewer groups than classes, as there are fewer experts, are found in the confusions of `model`,
     a .keras file of a network trained on the same task.
     """
+    from families.objectives.super_classes import super_classes
     from nas import spec
 
     inner = spec.task(task, **options)
@@ -41,6 +43,8 @@ def load(
 
 def routed(task: Task, mapping: np.ndarray, weight: float = WEIGHT) -> Task:
     """`task` with loss L_C + weight * L_g; L_g teaches the router the super-class of the label."""
+    from families.objectives.super_classes import router_loss  # imports Keras
+
     mapping = np.asarray(mapping, np.int32)
 
     def loss(outputs, labels):
