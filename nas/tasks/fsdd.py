@@ -19,9 +19,9 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 UNITS = {"digits": "0123456789", "letters": "efghinorstuvwxz"}  # label i + 1 is character i
 OBJECTIVES = ("transducer", "ctc")
 TRAINING = {
-    "epochs": 20,
+    "epochs": 24,
     "batch_size": 32,
-    "learning_rate": 4e-3,
+    "learning_rate": 2e-3,
     "optimizer": "adamw",
     "weight_decay": 1e-3,
     "clip": 5.0,
