@@ -133,7 +133,13 @@ class Android(Target):
                     phone.push(tool, f"{place}/benchmark_model")
                     phone.push(file, f"{place}/model.tflite")
                     phone_state.ask(phone, f"chmod 755 {place}/benchmark_model")
-                    run = functools.partial(self._run, phone, place, conditions["pinned_cores"])
+                    run = functools.partial(
+                        self._run,
+                        phone,
+                        place,
+                        conditions["pinned_cores"],
+                        inputs=benchmark_model.integers(file),
+                    )
                     yield phone, before, conditions, run
 
     def _run(

@@ -5,9 +5,13 @@ google-ai-edge/LiteRT, tflite/tools/benchmark: formats of the current tool and o
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from latency import litert
 from latency.target import TargetUnavailable, cache_directory
 
 DELEGATES = ("cpu", "gpu", "nnapi")
@@ -130,11 +134,12 @@ def arguments(
     operations: bool = False,
     warmup_s: float = 0.0,
     limit_s: float = 150.0,
+    inputs: Sequence[str] = (),
 ) -> list[str]:
     """The tool's arguments for exactly `runs` timed runs, unless `limit_s` ends them before.
 
-    `warmup_s` prolongs the warm-up. `operations` asks for the time of each operation and for peak
-    memory, both of which disturb the timing.
+    `warmup_s` prolongs the warm-up; `inputs` is what `integers` gives. `operations` asks for the
+    time of each operation and for peak memory, both of which disturb the timing.
     """
     if delegate not in DELEGATES:
         raise ValueError(f"delegate={delegate!r}: expected one of {', '.join(DELEGATES)}")
@@ -146,12 +151,31 @@ def arguments(
         f"--num_runs={int(runs)}",
         "--min_secs=0",  # the default of a second adds runs
         f"--max_secs={float(limit_s):g}",
+        *inputs,
     ]
     if delegate != "cpu":
         listed.append(f"--use_{delegate}=true")
     if operations:
         listed += ["--enable_op_profiling=true", "--report_peak_memory_footprint=true"]
     return listed
+
+
+def integers(file: Path) -> list[str]:
+    """The arguments that make what a `.tflite` file looks up valid: its int32 and int64 inputs 0.
+
+    The tool draws them from 0 to 99, which may lie outside of an embedding. It goes by the names of
+    tensors and separates them by commas and colons; where a name holds these, it draws after all.
+    """
+    details = litert.load(file).get_input_details()
+    looked_up = [one["name"] for one in details if one["dtype"] in (np.int32, np.int64)]
+    if not looked_up or any({",", ":"} & set(one["name"]) for one in details):
+        return []
+    shapes = (",".join(map(str, one["shape"])) for one in details)
+    return [
+        f"--input_layer={','.join(one['name'] for one in details)}",
+        f"--input_layer_shape={':'.join(shapes)}",
+        f"--input_layer_value_range={':'.join(f'{name},0,0' for name in looked_up)}",
+    ]
 
 
 def parse(output: str) -> Report:

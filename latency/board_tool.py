@@ -102,7 +102,8 @@ class Tool:
                 board.send(file, f"{place}/{name}")
             if self.file:
                 board.ask(f"chmod 700 {place}/benchmark_model")
-            yield functools.partial(self._run, board, place, **setting)
+            inputs = benchmark_model.integers(model)
+            yield functools.partial(self._run, board, place, inputs=inputs, **setting)
 
     def _run(
         self,

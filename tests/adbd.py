@@ -371,8 +371,16 @@ if "use_gpu" in options:
 interpreter = Interpreter(options["graph"], num_threads=int(options["num_threads"]))
 interpreter.allocate_tensors()
 init_us = (time.perf_counter() - start) * 1e6
-for entry in interpreter.get_input_details():
-    interpreter.set_tensor(entry["index"], np.ones(entry["shape"], entry["dtype"]))
+items = [item.split(",") for item in options.get("input_layer_value_range", "").split(":")]
+ranges = dict((item[0], item[-1]) for item in items)
+details = interpreter.get_input_details()
+if "input_layer" in options:
+    shapes = ":".join(",".join(map(str, entry["shape"])) for entry in details)
+    given = options["input_layer"], options["input_layer_shape"]
+    assert given == (",".join(entry["name"] for entry in details), shapes), given
+for entry in details:
+    value = int(ranges.get(entry["name"], 99)) if entry["dtype"] == np.int32 else 1
+    interpreter.set_tensor(entry["index"], np.full(entry["shape"], value, entry["dtype"]))
 def timed(runs, least_s):
     times, begin = [], time.perf_counter()
     while len(times) < runs or time.perf_counter() - begin < least_s:

@@ -1,8 +1,13 @@
 """What LiteRT's benchmark_model prints, from the formats of its source and of public reports."""
 
-import pytest
+import subprocess
+import sys
 
-from latency import benchmark_model
+import keras
+import pytest
+from adbd import TOOL, install_tool
+
+from latency import benchmark_model, litert, reference
 from latency.target import TargetUnavailable
 
 # tensorflow/tensorflow#43541, a phone's GPU in 2020.
@@ -189,3 +194,24 @@ def test_the_tool_is_found_or_it_is_told_where_to_get_it(tmp_path):
     cached.write_text("tool")
     assert benchmark_model.find("arm64-v8a") == cached
     assert benchmark_model.find("x86", str(cached)) == cached
+
+
+def test_what_is_looked_up_is_there(tmp_path):
+    """The tool draws integers up to 99; the embedding here has 11 rows."""
+    tokens, cache = keras.Input((2,), dtype="int32", name="tokens"), keras.Input((3,), name="cache")
+    looked_up = keras.layers.Embedding(11, 3, name="embed")(tokens)
+    outputs = {"cache": cache + looked_up[:, 0], "all": looked_up}
+    file = tmp_path / "tokens.tflite"
+    file.write_bytes(litert.convert(keras.Model({"tokens": tokens, "cache": cache}, outputs)))
+    inputs = benchmark_model.integers(file)
+    assert len(inputs) == 3
+    script = install_tool(tmp_path / "tool", TOOL)
+    for given, ends in ((inputs, 0), ((), 1)):
+        words = benchmark_model.arguments(str(file), threads=1, warmup=1, runs=3, inputs=given)
+        told = subprocess.run(
+            [sys.executable, script, *words], capture_output=True, text=True, check=False
+        )
+        assert told.returncode == ends, told.stderr
+    image = tmp_path / "image.tflite"
+    image.write_bytes(reference.network("small"))
+    assert benchmark_model.integers(image) == []
