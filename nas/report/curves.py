@@ -75,7 +75,8 @@ def _losses(panel, history: list[Mapping], kept: Mapping) -> None:
     middles = (np.concatenate([[0], ends[:-1]]) + ends) / 2
     panel.plot(middles, means, color=FRONT, linewidth=1.8)
     panel.plot(ends, valid, color=WINNER, linewidth=1.8, marker="o", markersize=3.5)
-    panel.plot([kept["step"]], [kept["valid_loss"]], "*", color=WINNER, markersize=13, zorder=5)
+    panel.plot([kept["step"]], [kept["valid_loss"]], "*", color=WINNER, markersize=13, zorder=5,
+               clip_on=False)  # fmt: skip
     everything = np.concatenate([train, valid])
     low, high = everything.min(), everything.max()
     if low > 0 and high > 8 * low:
@@ -94,11 +95,10 @@ def _quality(panel, history: list[Mapping], kept: Mapping, metric: str) -> None:
     ends = [epoch["step"] for epoch in history]
     quality = [100 * epoch["quality"] for epoch in history]
     panel.plot(ends, quality, color=INK, linewidth=1.8, marker="o", markersize=3.5)
-    panel.plot([kept["step"]], [100 * kept["quality"]], "*", color=WINNER, markersize=13, zorder=5)
-    panel.annotate(
-        f"{100 * kept['quality']:.2f} %", (kept["step"], 100 * kept["quality"]), color=WINNER,
-        xytext=(-4, -16), textcoords="offset points", ha="right", weight="bold", fontsize=9.5,
-    )  # fmt: skip
+    panel.plot([kept["step"]], [100 * kept["quality"]], "*", color=WINNER, markersize=13, zorder=5,
+               clip_on=False)  # fmt: skip
+    panel.text(0.97, 0.05, f"{100 * kept['quality']:.2f} %", transform=panel.transAxes, ha="right",
+               color=WINNER, weight="bold", fontsize=9.5)  # fmt: skip
     _dress(panel, f"{metric}, %", ends[-1])
 
 
