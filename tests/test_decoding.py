@@ -51,10 +51,13 @@ class Machine:
             rows.append(self.joint(encoded, prediction))
         return np.stack(rows, axis=1)
 
-    def score(self, encoded, labels):
-        logits = self.logits(encoded, labels)[None]
-        lengths = np.array([len(encoded)]), np.array([len(labels)])
-        return -float(transducer_loss(logits, np.array([labels], int).reshape(1, -1), *lengths)[0])
+    def scores(self, encoded, texts):
+        """Exact log-likelihoods of texts, in one batch."""
+        longest = max(map(len, texts))
+        labels = np.array([[*text, *[0] * (longest - len(text))] for text in texts], int)
+        logits = np.stack([self.logits(encoded, row) for row in labels])
+        lengths = np.full(len(texts), len(encoded)), np.array([len(text) for text in texts])
+        return -np.asarray(transducer_loss(logits, labels, *lengths))
 
 
 def frames(seed: int, count: int):
@@ -137,7 +140,8 @@ def test_a_wide_beam_finds_exact_likelihoods(seed):
     machine, encoded = Machine(seed, bias=2.0), frames(seed, 2)
     found = decoding.beam(encoded, machine.parts, width=10_000, limit=4)
     scores = {hypothesis.labels: hypothesis.score for hypothesis in found}
-    exact = {labels: machine.score(encoded, labels) for labels in sequences(3)}
+    texts = list(sequences(3))
+    exact = dict(zip(texts, machine.scores(encoded, texts), strict=True))
     for labels, score in exact.items():
         assert scores[labels] == pytest.approx(score, abs=1e-5), labels
     assert found[0].labels == max(exact, key=exact.get)
@@ -150,7 +154,7 @@ def test_the_beam_beats_greedy_where_alignments_add_up():
         machine, encoded = Machine(seed, bias=1.0), frames(seed, 5)
         first = decoding.greedy(encoded[None], np.array([5]), machine.parts)
         best = decoding.beam(encoded, machine.parts, width=8)[0]
-        scores = machine.score(encoded, first.labels[0]), machine.score(encoded, best.labels)
+        scores = machine.scores(encoded, [first.labels[0], best.labels])
         assert scores[1] >= scores[0] - 1e-6
         assert best.score <= scores[1] + 1e-6  # of some alignments, where the limit is no bound
         better += scores[1] > scores[0] + 1e-3
