@@ -152,8 +152,11 @@ def _public_subclass(entry, base: type) -> type:
 
 def _call(function: Callable, spec: Spec, **defaults):
     """Call `function` with the options of a spec, and with those `defaults` that it accepts."""
-    accepted = inspect.signature(function).parameters
-    unknown = [key for key, _ in spec.options if key not in accepted]
+    accepted = dict(inspect.signature(function).parameters)
+    kinds = {name: parameter.kind for name, parameter in accepted.items()}
+    others = next((name for name in kinds if kinds[name] is inspect.Parameter.VAR_KEYWORD), None)
+    accepted.pop(others, None)  # **others are for what `function` calls in turn
+    unknown = [key for key, _ in spec.options if key not in accepted and others is None]
     if unknown:
         raise ValueError(
             f"{spec.name} has no option {unknown[0]!r} (it has: {', '.join(accepted) or 'none'})"
