@@ -19,16 +19,16 @@ from latency import cost
 from search_spaces import decoder as space
 
 SMALL = dataclasses.replace(
-    decoder.VARIANTS["tiny"], vocabulary=50, length=14, dim=32, hidden=40, rope_theta=100.0
+    decoder.VARIANTS["tiny"], vocabulary=50, length=14, dim=32, layers=3, hidden=40, rope_theta=99.0
 )
 FORMS = {
     "plain": SMALL,
     "windows": dataclasses.replace(
         SMALL, window=5, local=2, global_rope=False, qk_norm=True, activation="gelu"
     ),
-    "only windows": dataclasses.replace(SMALL, window=4, local=9, tied=False),
-    "shared": dataclasses.replace(SMALL, shared=2, layers=5, qk_norm=True),
-    "shared windows": dataclasses.replace(SMALL, shared=2, window=6, local=1, layers=5),
+    "only windows": dataclasses.replace(SMALL, window=4, local=9, tied=False, layers=2),
+    "shared": dataclasses.replace(SMALL, shared=1, qk_norm=True),
+    "shared windows": dataclasses.replace(SMALL, shared=2, window=6, local=1, layers=4),
     "experts": dataclasses.replace(SMALL, experts=4, top_k=2, expert_every=2, head_width=10),
 }
 PARAMS = {
@@ -160,13 +160,16 @@ def test_a_padded_prompt_then_steps_give_the_logits_of_the_whole(form):
 
 
 def test_layers_that_share_keys_read_a_prompt_for_one_token_only():
-    config = decoder.VARIANTS["afm_2025_on_device"]
+    config = dataclasses.replace(
+        decoder.VARIANTS["afm_2025_on_device"], layers=16, shared=6, vocabulary=100
+    )
     without = dataclasses.replace(config, shared=0)
     macs = []
-    for one in (config, without):
+    for one, form in ((config, decoder.prefill), (without, lambda config: config)):
         with shapes_only():
-            macs.append(cost.count(decoder.build(decoder.prefill(one))).macs)
-    assert 1 - macs[0] / macs[1] == pytest.approx(0.375, abs=0.01)
+            macs.append(cost.count(decoder.build(form(one))).macs)
+    # The last layer with keys of its own has queries and a gated layer for one token, too.
+    assert 0.375 < 1 - macs[0] / macs[1] < 0.375 + 1 / 16
 
 
 def test_examples_of_a_batch_may_stand_at_different_positions():
@@ -296,35 +299,37 @@ def test_the_step_exports_and_equals_keras(form):
         np.testing.assert_allclose(mine[name], state[name], atol=1e-4)
 
 
-JAX = """
-import sys, numpy as np, keras, families.layers
-model = keras.models.load_model(sys.argv[1], compile=False)
-inputs = dict(np.load(sys.argv[2]))
-outputs = model(inputs if isinstance(model.input, dict) else inputs["tokens"])
-outputs = outputs if isinstance(outputs, dict) else {"logits": outputs}
-np.savez(sys.argv[3], **{name: np.asarray(value) for name, value in outputs.items()})
+OTHER = """
+import pathlib, sys, numpy as np, keras, families.layers
+for file in pathlib.Path(sys.argv[1]).glob("*.keras"):
+    model = keras.models.load_model(file, compile=False)
+    outputs = model.predict_on_batch(dict(np.load(file.with_suffix(".inputs.npz"))))
+    outputs = {name: np.asarray(value) for name, value in outputs.items()}
+    np.savez(file.with_suffix(".outputs.npz"), **outputs)
 """
 
 
-@pytest.mark.parametrize("form", ["windows", "experts"])
-def test_jax_and_tensorflow_agree(form, tmp_path):
+def test_jax_and_tensorflow_agree(tmp_path):
+    random, expected = np.random.default_rng(2), {}
+    for form in ("windows", "experts"):
+        config = dataclasses.replace(FORMS[form], length=3, cache=9)
+        model = _built(config)
+        inputs = {
+            name: random.normal(size=(2, *tensor.shape[1:])).astype(tensor.dtype)
+            for name, tensor in model.input.items()
+        }
+        inputs |= {"tokens": _tokens(config), "position": np.array([[1], [6]], "int32")}
+        model.save(tmp_path / f"{form}.keras")
+        np.savez(tmp_path / f"{form}.inputs.npz", **inputs)
+        expected[form] = model(inputs)
     other = "jax" if keras.backend.backend() == "tensorflow" else "tensorflow"
-    config = dataclasses.replace(FORMS[form], length=3, cache=9)
-    model = _built(config)
-    random = np.random.default_rng(2)
-    inputs = {
-        name: random.normal(size=(2, *tensor.shape[1:])).astype(tensor.dtype)
-        for name, tensor in model.input.items()
-    }
-    inputs |= {"tokens": _tokens(config), "position": np.array([[1], [6]], "int32")}
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "inputs.npz", **inputs)
-    names = (str(tmp_path / name) for name in ("model.keras", "inputs.npz", "outputs.npz"))
     environment = os.environ | {"KERAS_BACKEND": other}
-    subprocess.run([sys.executable, "-c", JAX, *names], check=True, env=environment, timeout=120)
-    theirs = np.load(tmp_path / "outputs.npz")
-    for name, value in model(inputs).items():
-        np.testing.assert_allclose(theirs[name], value, atol=1e-4)
+    command = [sys.executable, "-c", OTHER, str(tmp_path)]
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    for form, outputs in expected.items():
+        theirs = np.load(tmp_path / f"{form}.outputs.npz")
+        for name, value in outputs.items():
+            np.testing.assert_allclose(theirs[name], value, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +337,7 @@ def test_jax_and_tensorflow_agree(form, tmp_path):
     [
         ({"key_value_heads": 3}, "key_value_heads: got 3, expected a divisor of heads=4"),
         ({"heads": 5, "key_value_heads": 1}, "heads: got 5, expected a divisor of dim=32"),
-        ({"shared": 4}, "shared: got 4, expected less than layers=4"),
+        ({"shared": 3}, "shared: got 3, expected less than layers=3"),
         ({"cache": 5}, "cache: got 5, expected 0, or length or more"),
         ({"activation": "relu"}, "activation: got 'relu'"),
         ({"experts": 2, "top_k": 3}, "top_k: got 3, expected 1 to 2"),
@@ -351,7 +356,7 @@ def test_equal_networks_have_equal_configs():
     replace = dataclasses.replace
     assert replace(SMALL, window=5) == replace(SMALL, local=3) == SMALL
     assert replace(SMALL, top_k=2, expert_every=3) == SMALL
-    assert replace(SMALL, window=5, local=9) == replace(SMALL, window=5, local=4)
+    assert replace(SMALL, window=5, local=9) == replace(SMALL, window=5, local=3)
     assert replace(SMALL, experts=4) == replace(SMALL, experts=4, top_k=2, expert_every=1)
     assert json.dumps(dataclasses.asdict(replace(SMALL, dim=np.int64(32))))
 
@@ -376,7 +381,7 @@ def test_sampled_networks_build_in_both_forms_and_differ():
 
 
 def test_sampled_networks_step_as_they_train():
-    for config in _sampled(4):
+    for config in _sampled(2):
         config = dataclasses.replace(config, vocabulary=50, length=40)
         model, tokens = _built(config), _tokens(config, batch=1)
         step = decoder.build(dataclasses.replace(config, length=10, cache=40))

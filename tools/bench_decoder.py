@@ -1,10 +1,11 @@
-"""The decoder on tiny Shakespeare, against the same network of stock Keras layers in `model.fit`.
+"""The decoder on tiny Shakespeare, against plain Keras: `model.fit` on networks of the same size.
 
-    NAS_DATA=... python tools/bench_decoder.py [--epochs 3] [--seed 0] [--rounds 5]
+    NAS_DATA=... python tools/bench_decoder.py [--epochs 2] [--seed 0] [--rounds 5]
 
-Both get the same batches in the same order, the same optimizer and learning rates. The network of
-stock layers has learned positions, as Keras has no rotary ones, and so a few more parameters.
-Speed is measured twice: of both networks in turns, and of the two trainings.
+Two references: "layers" is of stock layers, `GroupQueryAttention` among them, and so has learned
+positions, as Keras has no rotary ones; "operations" is the same function as ours, its attention
+written in `keras.ops` as one would. All get the same batches in the same order, the same optimizer
+and learning rates. Speed is measured twice: of all in turns, and of the trainings.
 """
 
 import argparse
@@ -32,7 +33,7 @@ STEPS = 20  # of one turn
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each network; 0: none")
     arguments = parser.parse_args()
@@ -43,32 +44,68 @@ def main():
     if arguments.rounds:
         turns(config, task, arguments.rounds)
     ours = train_ours(config, task, arguments.epochs, arguments.seed)
-    theirs = train_reference(config, task, arguments.epochs, arguments.seed)
-    print(
-        f"\nvalidation loss {ours[0]:.4f}, reference {theirs[0]:.4f}: "
-        f"{100 * (ours[0] / theirs[0] - 1):+.2f} %\n"
-        f"tokens/s {ours[1]:,.0f}, reference {theirs[1]:,.0f}: x{ours[1] / theirs[1]:.3f}"
-    )
+    print()
+    for kind in REFERENCES:
+        theirs = train_reference(kind, config, task, arguments.epochs, arguments.seed)
+        print(
+            f"against {kind}: validation loss {ours[0]:.4f} and {theirs[0]:.4f}, "
+            f"{100 * (ours[0] / theirs[0] - 1):+.2f} %; "
+            f"tokens/s {ours[1]:,.0f} and {theirs[1]:,.0f}, x{ours[1] / theirs[1]:.3f}\n"
+        )
 
 
-def reference(config: decoder.Config) -> keras.Model:
-    """The network in stock Keras layers, position embeddings learned."""
+def reference(kind: str, config: decoder.Config) -> keras.Model:
+    """The network as plain Keras, its attention of the given kind."""
     tokens = keras.Input((config.length,), dtype="int32")
     embed = keras.layers.ReversibleEmbedding(config.vocabulary, config.dim)
-    place = keras.layers.Embedding(config.length, config.dim)
-    x = embed(tokens) + place(keras.ops.arange(config.length)[None])
+    x = embed(tokens)
+    if kind == "layers":
+        place = keras.layers.Embedding(config.length, config.dim)
+        x = x + place(keras.ops.arange(config.length)[None])
     for _ in range(config.layers):
         normed = keras.layers.RMSNormalization(epsilon=config.norm_epsilon)(x)
-        attention = keras.layers.GroupQueryAttention(
-            config.head_width, config.heads, config.key_value_heads, use_bias=False
-        )
-        x = x + attention(normed, normed, use_causal_mask=True)
+        x = x + REFERENCES[kind](normed, config)
         normed = keras.layers.RMSNormalization(epsilon=config.norm_epsilon)(x)
         gate = keras.layers.Dense(config.hidden, activation="silu", use_bias=False)(normed)
         up = keras.layers.Dense(config.hidden, use_bias=False)(normed)
         x = x + keras.layers.Dense(config.dim, use_bias=False)(gate * up)
     x = keras.layers.RMSNormalization(epsilon=config.norm_epsilon)(x)
     return keras.Model(tokens, embed(x, reverse=True))
+
+
+def stock_attention(x, config: decoder.Config):
+    attention = keras.layers.GroupQueryAttention(
+        config.head_width, config.heads, config.key_value_heads, use_bias=False
+    )
+    return attention(x, x, use_causal_mask=True)
+
+
+def rotary_attention(x, config: decoder.Config):
+    width = config.head_width
+
+    def heads(count):
+        projected = keras.layers.Dense(count * width, use_bias=False)(x)
+        return keras.ops.reshape(projected, (-1, config.length, count, width))
+
+    rates = config.rope_theta ** (-np.arange(0, width, 2) / width)
+    angles = (np.arange(config.length)[:, None] * rates)[:, None]
+    cos, sin = np.cos(angles).astype("float32"), np.sin(angles).astype("float32")
+
+    def turned(heads):
+        first, second = keras.ops.split(heads, 2, axis=-1)
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        return keras.ops.concatenate(parts, axis=-1)
+
+    query, key = turned(heads(config.heads)), turned(heads(config.key_value_heads))
+    value = heads(config.key_value_heads)
+    shared = config.heads // config.key_value_heads
+    key, value = (keras.ops.repeat(one, shared, axis=2) for one in (key, value))
+    context = keras.ops.dot_product_attention(query, key, value, is_causal=True)
+    context = keras.ops.reshape(context, (-1, config.length, config.heads * width))
+    return keras.layers.Dense(config.dim, use_bias=False)(context)
+
+
+REFERENCES = {"layers": stock_attention, "operations": rotary_attention}
 
 
 class Rates(keras.optimizers.schedules.LearningRateSchedule):
@@ -84,8 +121,8 @@ class Rates(keras.optimizers.schedules.LearningRateSchedule):
         return {"steps": len(self.rates)}
 
 
-def compiled_reference(config: decoder.Config, steps: int) -> keras.Model:
-    model = reference(config)
+def compiled_reference(kind: str, config: decoder.Config, steps: int) -> keras.Model:
+    model = reference(kind, config)
     model.compile(
         keras.optimizers.Adam(Rates(steps), global_clipnorm=RECIPE.clip),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -106,7 +143,7 @@ def train_ours(config, task, epochs: int, seed: int) -> tuple[float, float]:
     return result.kept.valid_loss, tokens / seconds
 
 
-def train_reference(config, task, epochs: int, seed: int) -> tuple[float, float]:
+def train_reference(kind: str, config, task, epochs: int, seed: int) -> tuple[float, float]:
     """The same of `model.fit`; its first steps, in which it traces, are not timed."""
     keras.utils.set_random_seed(seed)
     orders = [
@@ -114,7 +151,7 @@ def train_reference(config, task, epochs: int, seed: int) -> tuple[float, float]
         for epoch in range(1, epochs + 1)
     ]
     steps = sum(map(len, orders)) // RECIPE.batch_size
-    model = compiled_reference(config, steps)
+    model = compiled_reference(kind, config, steps)
     weights = model.get_weights()
     options = {"batch_size": RECIPE.batch_size, "shuffle": False, "verbose": 0}
     first = [part[: RECIPE.batch_size] for part in task.train]
@@ -130,7 +167,7 @@ def train_reference(config, task, epochs: int, seed: int) -> tuple[float, float]
         seconds += time.perf_counter() - since
         loss = model.evaluate(*task.valid, batch_size=RECIPE.batch_size, verbose=0)
         print(f"epoch: loss {seen:.4f}, validation {loss:.4f}")
-    print(f"reference, {model.count_params():,} parameters: {seconds:.1f} s", flush=True)
+    print(f"{kind}, {model.count_params():,} parameters: {seconds:.1f} s", flush=True)
     return loss, steps * RECIPE.batch_size * config.length / seconds
 
 
@@ -139,8 +176,7 @@ def turns(config, task, rounds: int):
     size = RECIPE.batch_size
     inputs, targets = (np.ascontiguousarray(part[: size * STEPS]) for part in task.train)
     model = decoder.build(config)
-    theirs = compiled_reference(config, 10**4)
-    figures = {"decoder:tiny": [], "reference": []}
+    figures = {"decoder:tiny": []} | {kind: [] for kind in REFERENCES}
     with engine(model, task, RECIPE, size) as step:
 
         def ours():
@@ -149,11 +185,14 @@ def turns(config, task, rounds: int):
                 loss = step.step(inputs[part], targets[part], RECIPE.learning_rate)
             float(loss)
 
-        def fitted():
-            theirs.fit(inputs, targets, batch_size=size, shuffle=False, verbose=0)
+        def fitted(kind):
+            theirs = compiled_reference(kind, config, 10**4)
+            options = {"batch_size": size, "shuffle": False, "verbose": 0}
+            return lambda: theirs.fit(inputs, targets, **options)
 
+        runs = [ours, *map(fitted, REFERENCES)]
         for number in range(rounds + 1):
-            for name, run in zip(figures, (ours, fitted), strict=True):
+            for name, run in zip(figures, runs, strict=True):
                 since, used = time.perf_counter(), time.process_time()
                 run()
                 if number:  # the first traces
