@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from latency import keras_file
 from latency.target import DoesNotFit, TargetUnavailable
 
 _SIZE = r"(\d+(?:\.\d+)?[KMGT]?(?:i?B)?)"
@@ -175,7 +176,7 @@ def _load(request: dict[str, Any]) -> Any:
         except Exception:  # a layer that reads its weights when it is built, or a bad file
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a damaged or foreign file makes Keras raise
-        raise ValueError(f"{path}: Keras cannot load it: {_first_line(error)}") from error
+        raise ValueError(f"{path}: Keras cannot load it: {keras_file.cause(error)}") from error
 
 
 def _load_at_once(path: str, weights: bool) -> Any:

@@ -103,6 +103,14 @@ def registered() -> list[str]:
     return sorted(name for name in modules if name.split(".")[0] not in ("keras", "__main__"))
 
 
+def cause(error: BaseException) -> str:
+    """Why Keras cannot load a file, in one line: between what and why it tells the architecture."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    # "X could not be deserialized properly. ... config={...}. Exception encountered: why"
+    text = text.rpartition(" Exception encountered: ")[2]
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-180:]}"
+
+
 def free_mb() -> float:
     """Memory that can be had without swapping; 2000 MB where the system does not tell."""
     with contextlib.suppress(OSError, ValueError, StopIteration):

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from latency import keras_file
+
 
 def check(file: str, threads: int) -> dict[str, Any]:
     """Loads a `.tflite` file and runs it twice; the peak of its memory in MB, where told."""
@@ -67,10 +69,7 @@ def main() -> None:
         except MemoryError:
             answer = {"error": "it needs more memory than there is"}
         except Exception as error:  # whatever a bad file provokes is told in one line
-            text = " ".join(str(error).split()) or type(error).__name__
-            if len(text) > 400:  # Keras tells the whole architecture between what and why
-                text = f"{text[:200]} ... {text[-180:]}"
-            answer = {"error": text, "type": type(error).__name__}
+            answer = {"error": keras_file.cause(error), "type": type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
 
 
