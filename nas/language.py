@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from latency import litert
+from latency.quiet import silent_stderr
 
 PARITY = 1e-4  # the exported file must give the network's own outputs
+SHORT = 8  # so few tokens are read one by one: a form of their own takes seconds to compile
 LONGEST_READ = 128  # tokens that a network with a cache reads in one call
 
 
@@ -38,7 +40,9 @@ class Cached:
 
     def read(self, tokens: list[int]) -> np.ndarray:
         """Logits of the token after these."""
-        length = min(self._context, LONGEST_READ, _power_of_two(len(tokens)))
+        length = 1
+        if len(tokens) > SHORT:
+            length = min(self._context, LONGEST_READ, 1 << (len(tokens) - 1).bit_length())
         padding = -len(tokens) % length
         padded = np.array([0] * padding + list(tokens), np.int32).reshape(-1, 1, length)
         step, caches = self._form(length)
@@ -128,7 +132,8 @@ def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) 
     form = dataclasses.replace(decoder.deploy(config), cache=context, dropout=0.0)
     step = decoder.build(form)
     copy_weights(model, step)
-    content = litert.file_of(step)
+    with silent_stderr():  # under JAX this imports TensorFlow, which greets
+        content = litert.file_of(step)
     path = pathlib.Path(path)
     partial = path.with_name(f".partial.{path.name}")
     partial.write_bytes(content)
@@ -143,10 +148,6 @@ def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) 
             )
     partial.replace(path)
     return len(content)
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
 
 
 def _compiled(form: Any, model: Any) -> tuple[Callable, Callable]:

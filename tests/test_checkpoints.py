@@ -94,7 +94,7 @@ def llama2c(path, tokens):
 def logits(checkpoint, tokens):
     config = dataclasses.replace(checkpoint.config, length=len(tokens))
     model = dataclasses.replace(checkpoint, config=config).network()
-    return np.asarray(model.predict_on_batch(np.array([tokens], np.int32)))[0]
+    return np.asarray(model(np.array([tokens], np.int32)))[0]
 
 
 @pytest.fixture(scope="module")
