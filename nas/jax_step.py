@@ -20,7 +20,9 @@ from nas.tasks.task import Task, Tree
 
 
 @contextlib.contextmanager
-def compiled(model: keras.Model, task: Task, recipe: Recipe, batch_size: int) -> Iterator["Engine"]:
+def compiled(
+    model: keras.Model, task: Task, recipe: Recipe, batch_size: int, steps: float = 0
+) -> Iterator["Engine"]:
     """The engine of a training, valid in this context; it ends with the weights in the model."""
     engine = Engine(model, task, recipe)
     try:

@@ -13,8 +13,11 @@ ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-7}  # as keras.optimizers.Ad
 LARGE_OUTPUT = 2**16  # numbers an example; above, larger batches no longer speed up evaluation
 
 
-def engine(model, task: Task, recipe: Recipe, batch_size: int):
-    """The compiled step of this backend: a context in which it may be called."""
+def engine(model, task: Task, recipe: Recipe, batch_size: int, steps: float = math.inf):
+    """The compiled step of this backend: a context in which it may be called, about `steps` times.
+
+    A compiler takes longer for a long training.
+    """
     import keras
 
     backend = keras.config.backend()
@@ -24,7 +27,7 @@ def engine(model, task: Task, recipe: Recipe, batch_size: int):
         from nas.jax_step import compiled
     else:
         raise ValueError(f"no training step for KERAS_BACKEND={backend}; tensorflow and jax have")
-    return compiled(model, task, recipe, batch_size)
+    return compiled(model, task, recipe, batch_size, steps)
 
 
 def valid_batch(model, task: Task, recipe: Recipe) -> int:

@@ -125,7 +125,7 @@ def fit(
     check(model, task, epochs, minutes)
     loop = _Loop(model, task, recipe, epochs, seed, minutes)
     started = time.perf_counter()
-    with engine(model, task, recipe, loop.batch_size) as step:
+    with engine(model, task, recipe, loop.batch_size, loop.steps()) as step:
         loop.seconds["trace"] = time.perf_counter() - started
         return loop.run(step, on_epoch, watch, checkpoint)
 

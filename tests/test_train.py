@@ -1,5 +1,6 @@
 """The training engine: equal to stock Keras where it claims so, deterministic, and leak-free."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -257,6 +258,92 @@ def test_a_model_of_another_shape_is_refused(task):
         train.fit(network(classes=3), task, 1, seed=0)
     with pytest.raises(ValueError, match="epochs=0"):
         train.fit(network(), task, 0, seed=0)
+
+
+def test_trees_of_arrays_and_a_loss_and_a_score_of_ones_own():
+    """Two named inputs, two named outputs; what is learned needs both inputs."""
+    generator = np.random.default_rng(0)
+    numbers, kinds = generator.normal(size=(600, 3)), generator.integers(0, 4, 600)
+    inputs = {"numbers": numbers.astype(np.float32), "kind": kinds.astype(np.uint8)}
+    targets = {"sum": (numbers.sum(1) + kinds).astype(np.float32), "kind": kinds}
+    parts = [
+        tuple({name: array[part] for name, array in tree.items()} for tree in (inputs, targets))
+        for part in (slice(0, 500), slice(500, 600))
+    ]
+
+    def loss(outputs, targets):
+        ops = keras.ops
+        kind = ops.sparse_categorical_crossentropy(targets["kind"], outputs["kind"], True)
+        return ops.square(outputs["sum"][:, 0] - targets["sum"]) + kind
+
+    def scorer(model, predict):
+        again = keras.Model(model.inputs, model.output)
+
+        def score(inputs, targets):
+            outputs = predict(inputs)
+            shorter = predict({name: array[:7] for name, array in inputs.items()})
+            np.testing.assert_allclose(shorter["sum"], outputs["sum"][:7], atol=1e-5)
+            given = {"numbers": inputs["numbers"], "kind": inputs["kind"].astype(np.int32)}
+            live = np.asarray(again(given)["sum"])  # the model itself has the weights now
+            np.testing.assert_allclose(live, outputs["sum"], atol=1e-5)
+            return np.exp(-np.abs(outputs["sum"][:, 0] - targets["sum"]))
+
+        return score
+
+    task = Task("sums", *parts, {"width": 3}, "sums", loss, scorer, metric="closeness")
+    numbers = keras.Input((3,), name="numbers")
+    kind = keras.Input((), dtype="int32", name="kind")
+    x = keras.layers.Concatenate()([numbers, keras.layers.Embedding(4, 4)(kind)])
+    x = keras.layers.Dense(32, "relu")(x)
+    named = {"sum": keras.layers.Dense(1)(x), "kind": keras.layers.Dense(4)(x)}
+    model = keras.Model({"numbers": numbers, "kind": kind}, named)
+    done = train.fit(model, task, 12, seed=0, batch_size=20, ema=0.9)
+    assert done.quality > 0.7 > 2 * done.curve[0]
+    assert done.quality == pytest.approx(train.evaluate(model, task), abs=1e-6)
+    losses = [epoch.valid_loss for epoch in done.history]
+    assert losses[-1] < 0.1 * losses[0]
+    with pytest.raises(ValueError, match=r"'kind': \(None,\).*set width of its Config"):
+        train.fit(keras.Model(numbers, keras.layers.Dense(1)(numbers)), task, 1, seed=0)
+    vague = dataclasses.replace(task, loss=lambda outputs, targets: outputs["kind"])
+    with pytest.raises(ValueError, match=r"loss gives \(64, 4\) for a batch of 64"):
+        train.fit(model, vague, 1, seed=0)
+
+
+def test_examples_are_augmented_in_training_only(task):
+    seen = []
+
+    def noisy(inputs, generator):
+        seen.append((len(inputs), inputs.dtype, generator.integers(1 << 30)))
+        return inputs + generator.normal(size=inputs.shape).astype(np.float32)
+
+    with_noise = dataclasses.replace(task, augment=noisy)
+    first, again = (train.fit(seeded(3), with_noise, 1, seed=5) for _ in range(2))
+    steps = len(task.train[1]) // 64
+    assert len(seen) == 2 * steps and seen[:steps] == seen[steps:]  # follows from the seed
+    assert len({number for *_, number in seen}) == steps
+    assert first.history[0].loss == again.history[0].loss
+    assert first.history[0].loss > train.fit(seeded(3), task, 1, seed=5).history[0].loss
+
+
+def test_patience_ends_the_training_with_the_best_weights(task):
+    few = Task("few", (task.train[0][:40], task.train[1][:40]), task.valid, task.fields, "few")
+    model = seeded(0, filters=24)
+    done = train.fit(model, few, 60, seed=0, patience=2, schedule="constant", learning_rate=0.03)
+    losses = [epoch.valid_loss for epoch in done.history]
+    assert done.kept.valid_loss == min(losses)
+    assert len(losses) == done.kept.number + 2 < 60
+    assert train.evaluate(model, few) == pytest.approx(done.quality) != done.curve[-1]
+
+
+def test_minutes_end_the_training_with_the_rate_at_its_end(task):
+    done = train.fit(seeded(0), task, None, seed=0, minutes=0.04, learning_rate=1e-2)
+    assert 2.4 <= done.history[-1].seconds < 60
+    rates = [rate for epoch in done.history for rate in epoch.rates]
+    assert max(rates) > 5e-3 and rates[-1] < 0.3 * max(rates)
+    with pytest.raises(ValueError, match="minutes=0"):
+        train.fit(seeded(0), task, None, seed=0, minutes=0)
+    with pytest.raises(ValueError, match="epochs and minutes are both missing"):
+        train.fit(seeded(0), task, None, seed=0)
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(task):

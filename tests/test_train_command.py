@@ -219,6 +219,19 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_nothing(text, cap
     assert not list(text.glob("*nan*"))
 
 
+def test_trained_in_bfloat16_it_is_saved_in_float32(text, capfd, monkeypatch):
+    import keras
+
+    arguments = [DECODER, *FLAGS, "--epochs", 2, "--mixed-precision", "--out", "half.keras"]
+    assert here(text, monkeypatch, *arguments) == 0
+    record = json.loads((text / "half.json").read_text())
+    first, last = (record["history"][n]["valid_loss"] for n in (0, 1))
+    assert last < first < 4 and record["identity"]["mixed precision"]
+    assert keras.config.dtype_policy().name == "float32"
+    model = keras.models.load_model(text / "half.keras", compile=False)
+    assert {layer.compute_dtype for layer in model.layers} <= {"float32", "int32"}
+
+
 def test_fine_tuning_begins_with_the_weights_of_another_network(text, capfd, monkeypatch):
     first = ["mnasnet:tiny", "--task", "digits:size=16", "--epochs", "3", "--out", "first.keras"]
     assert here(text, monkeypatch, *first) == 0

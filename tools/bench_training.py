@@ -1,12 +1,15 @@
 """What a proxy training costs: build, trace, train, evaluate, and the same with stock `fit`.
 
-python tools/bench_training.py --networks 3 --epochs 2
+    python tools/bench_training.py --networks 3 --epochs 2
+    python tools/bench_training.py --network decoder:tiny --task text:shakespeare.txt --steps 40
 
+With --network, the steps of one network of the catalog: ours, ours in bfloat16, and stock `fit`.
 Both engines train the same networks in turns in one process. Shares of the wall clock are reported
 with the process' CPU seconds, which are what to compare on a machine that others use.
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import pathlib
@@ -15,7 +18,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from nas import backend, train
+import numpy as np
+
+from nas import backend, recipe, train
 from nas.tasks import digits
 
 
@@ -29,9 +34,17 @@ def main() -> None:
     parser.add_argument(
         "--leak", type=int, default=0, help="train that many networks, print memory"
     )
+    parser.add_argument("--network", help="time the steps of this one: family:variant")
+    parser.add_argument("--task", default="digits", help="what --network trains on")
+    parser.add_argument("--steps", type=int, default=40, help="of --network, timed in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="of --network, all engines in turns")
     arguments = parser.parse_args()
     backend.threads(arguments.threads)
     keras = backend.load()
+    print(f"{keras.config.backend()}, {arguments.threads} thread(s), load {os.getloadavg()[0]:.1f}")
+    if arguments.network:
+        steps(keras, arguments)
+        return
     import optuna
 
     from search_spaces import mnasnet
@@ -39,7 +52,6 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     task = digits.load(size=arguments.size)
-    print(f"{keras.config.backend()}, {arguments.threads} thread(s), load {os.getloadavg()[0]:.1f}")
     if arguments.leak:
         leak(arguments.leak, mnasnet, study, task)
         return
@@ -61,6 +73,55 @@ def main() -> None:
             f"median {name} seconds: {totals[0]:.2f} against {totals[1]:.2f} of stock fit: ", end=""
         )
         print(f"{totals[1] / totals[0]:.2f}x")
+
+
+def steps(keras, arguments) -> None:
+    """Milliseconds (wall, cpu) of a step: ours, ours in mixed precision, stock `fit`."""
+    from nas import spec, training
+    from nas.step import engine, labels, prepared, taken
+
+    task = spec.task(arguments.task)
+    family, config = training.network_of(arguments.network)
+    config, chosen = training.suited(config, task), recipe.recipe_of(task)
+    rows = [slice(n * chosen.batch_size, (n + 1) * chosen.batch_size) for n in range(4)]
+    found = {name: [] for name in ("nas", "nas bfloat16", "fit", "fit bfloat16")}
+    with contextlib.ExitStack() as stack:
+        run = {}
+        for name in found:
+            keras.config.set_dtype_policy("mixed_bfloat16" if "16" in name else "float32")
+            keras.utils.set_random_seed(0)
+            model = family.build(config)
+            if "nas" in name:
+                step = stack.enter_context(engine(model, task, chosen, chosen.batch_size))
+
+                def ours(step=step):
+                    for number in range(arguments.steps):
+                        inputs, targets = (taken(part, rows[number % 4]) for part in task.train)
+                        loss = step.step(inputs, targets, 1e-3)
+                    return float(np.asarray(loss))
+
+                run[name] = ours
+                continue
+            model.compile(
+                keras.optimizers.Adam(1e-3, global_clipnorm=chosen.clip),
+                lambda targets, outputs: task.loss(outputs, targets),
+            )
+            many = np.concatenate([np.r_[rows[n % 4]] for n in range(arguments.steps)])
+            data = prepared(model)(taken(task.train[0], many)), labels(taken(task.train[1], many))
+            run[name] = lambda model=model, data=data: model.fit(
+                *data, chosen.batch_size, shuffle=False, verbose=0
+            )
+        for round_ in range(arguments.rounds + 1):  # the first one traces
+            for name, work in run.items():
+                _, spent = timed(work)
+                if round_:
+                    found[name].append([1000 * clock / arguments.steps for clock in spent])
+    for name, rounds in found.items():
+        wall, cpu = (median(round_[clock] for round_ in rounds) for clock in (0, 1))
+        print(
+            f"{arguments.network} {name:13} {wall:7.1f} ({cpu:.1f} cpu) ms a step of "
+            f"{chosen.batch_size}, {1000 * chosen.batch_size / cpu:,.0f} examples a cpu second"
+        )
 
 
 def sampled(space, study, task):
@@ -86,8 +147,8 @@ def engine_nas(keras, model, task, epochs: int) -> dict:
 def engine_fit(keras, model, task, epochs: int) -> dict:
     """Seconds (wall, cpu) of stock `fit` and `evaluate`; "trace" is what the first step costs."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(train.LEARNING_RATE), loss, metrics=["accuracy"])
-    size = train.BATCH_SIZE
+    model.compile(keras.optimizers.Adam(recipe.LEARNING_RATE), loss, metrics=["accuracy"])
+    size = recipe.BATCH_SIZE
     images, labels = task.train
     first, trace = timed(lambda: model.fit(images[:size], labels[:size], size, verbose=0))
     count = len(labels) // size * size  # the engine of nas trains on whole batches
@@ -128,7 +189,7 @@ def leak(count: int, space, study, task) -> None:
 
     import keras
 
-    size = train.BATCH_SIZE
+    size = recipe.BATCH_SIZE
     few = dataclasses.replace(task, train=tuple(part[: 2 * size] for part in task.train))
     for number in range(count):
         config = sampled(space, study, task)

@@ -52,6 +52,7 @@ def load(
         scorer=likelihood,
         average=geometric_mean,
         metric="1 / perplexity",
+        training={"batch_size": 32, "learning_rate": 3e-3, "clip": 1.0},
         files={coder.suffix: coder.to_bytes()},
     )
 
