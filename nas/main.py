@@ -258,7 +258,7 @@ def _add_train(commands, common) -> None:
     how.add_argument(
         "--mixed-precision",
         action="store_true",
-        help="compute in bfloat16: faster on GPUs and TPUs, not on most CPUs",
+        help="compute in bfloat16: pays on GPUs, TPUs, and for transformers on CPUs that have it",
     )
     how.add_argument(
         "--checkpoint-seconds", type=float, default=60, help="between checkpoints (%(default)s)"
