@@ -96,11 +96,21 @@ def layers_in(module: str) -> None:
 
 
 def registered() -> list[str]:
-    """The modules whose layers a file may name: those of `layers_in`, and of this process."""
+    """The modules whose layers a file may name: those of `layers_in`, and of this process.
+
+    Only those that another process with the same paths can import.
+    """
     modules = set(_modules)
     if (keras := sys.modules.get("keras")) is not None:
         modules |= {part.__module__ for part in keras.saving.get_custom_objects().values()}
-    return sorted(name for name in modules if name.split(".")[0] not in ("keras", "__main__"))
+    packages = {name.split(".")[0] for name in modules} - {"keras", "__main__"}
+    # Not importlib.util.find_spec, which believes what was imported once.
+    found = {
+        name
+        for name in packages
+        if any(finder.find_spec(name, None) is not None for finder in sys.meta_path)
+    }
+    return sorted(name for name in modules if name.split(".")[0] in found)
 
 
 def cause(error: BaseException) -> str:
