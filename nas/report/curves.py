@@ -1,5 +1,6 @@
 """How a training went, as a picture: losses, quality, learning rate."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from nas.report import axes
 from nas.report.png import FRONT, HAIR, INK, MUTED, STYLE, WINNER
+
+MEANS_FROM = 8  # epochs; fewer means hide the course of the training
 
 
 def curves_png(path: str | Path, record: Mapping) -> Path:
@@ -42,7 +45,8 @@ def curves_png(path: str | Path, record: Mapping) -> Path:
 
 
 def _name(task: str) -> str:
-    return task if len(task) <= 60 else f"{task[:28]}…{task[-28:]}"
+    """The task without the folders of its files."""
+    return re.sub(r"[^:=,]*/", "", task)
 
 
 def _subtitle(record: Mapping, kept: Mapping) -> str:
@@ -70,10 +74,12 @@ def _losses(panel, history: list[Mapping], kept: Mapping) -> None:
     train = np.concatenate([epoch["losses"] for epoch in history])
     ends = np.array([epoch["step"] for epoch in history])
     valid = np.array([epoch["valid_loss"] for epoch in history])
-    panel.plot(steps, train, color="#96bde0", linewidth=1.0)
-    means = [epoch["loss"] for epoch in history]
-    middles = (np.concatenate([[0], ends[:-1]]) + ends) / 2
-    panel.plot(middles, means, color=FRONT, linewidth=1.8)
+    if len(history) < MEANS_FROM:
+        panel.plot(steps, train, color=FRONT, linewidth=1.4)
+    else:
+        panel.plot(steps, train, color="#96bde0", linewidth=1.0)
+        middles = (np.concatenate([[0], ends[:-1]]) + ends) / 2
+        panel.plot(middles, [epoch["loss"] for epoch in history], color=FRONT, linewidth=1.8)
     panel.plot(ends, valid, color=WINNER, linewidth=1.8, marker="o", markersize=3.5)
     panel.plot([kept["step"]], [kept["valid_loss"]], "*", color=WINNER, markersize=13, zorder=5,
                clip_on=False)  # fmt: skip
