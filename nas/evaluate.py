@@ -69,6 +69,19 @@ class Limits:
         return None
 
 
+def suited(config: Any, fields: dict[str, Any], task: str) -> Any:
+    """A Config with the fields that the data of a task decides; `ValueError` where it lacks one."""
+    has = [field.name for field in dataclasses.fields(config)]
+    lacking = sorted(fields.keys() - set(has))
+    if lacking:
+        family = type(config).__module__.rpartition(".")[2]
+        raise ValueError(
+            f"{family} networks cannot take task {task}: it decides {', '.join(sorted(fields))},"
+            f" and their Config has no {', '.join(lacking)} (it has {', '.join(has)})"
+        )
+    return dataclasses.replace(config, **fields)
+
+
 @dataclasses.dataclass
 class Networks:
     """Networks of a family: profiled on targets as deployed, trained on a task.
@@ -95,16 +108,7 @@ class Networks:
 
     def suited(self, config: Any) -> Any:
         """A Config with what task and `--input` decide; `ValueError` where it has no such field."""
-        family = type(config).__module__.rpartition(".")[2]
-        has = [field.name for field in dataclasses.fields(config)]
-        lacking = sorted(self.fields.keys() - set(has))
-        if lacking:
-            raise ValueError(
-                f"{family} networks cannot take task {self.task.name}: it decides"
-                f" {', '.join(sorted(self.fields))}, and their Config has no {', '.join(lacking)}"
-                f" (it has {', '.join(has)})"
-            )
-        return dataclasses.replace(config, **self.fields)
+        return suited(config, self.fields, self.task.name)
 
     def check(self, config: Any) -> None:
         """Refuses to train at one size for another where the weights depend on the size."""

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
-from nas import backend, spec
+from nas import backend, evaluate, spec
 from nas.recipe import Recipe
 
 EPOCHS = 10  # where neither the flags nor the task say
@@ -28,7 +28,7 @@ def train(arguments: argparse.Namespace) -> int:
     keras = backend.load()
     family, config = network_of(arguments.network)
     task = spec.task(arguments.task)
-    config = suited(config, task)
+    config = evaluate.suited(config, task.fields, task.name)
     recipe, epochs = _recipe(arguments, task)
     identity = {
         "network": repr(config),
@@ -72,18 +72,6 @@ def network_of(text: str) -> tuple[Any, Any]:
         return family, dataclasses.replace(config, **options)
     except TypeError as error:
         raise ValueError(f"{text}: {error}") from error
-
-
-def suited(config: Any, task: Any) -> Any:
-    """The Config with what the data of the task decides."""
-    fields = [field.name for field in dataclasses.fields(config)]
-    lacking = [name for name in task.fields if name not in fields]
-    if lacking:
-        raise ValueError(
-            f"family {type(config).__module__.rpartition('.')[2]} cannot take task {task.name}: "
-            f"its Config has no field {', '.join(lacking)} (it has: {', '.join(fields)})"
-        )
-    return dataclasses.replace(config, **task.fields)
 
 
 def _recipe(arguments: argparse.Namespace, task: Any) -> tuple[Recipe, int | None]:
