@@ -246,9 +246,13 @@ def test_bad_options_are_named(options, message):
 
 
 @pytest.mark.slow
-def test_a_short_training_understands_most_digits(task, config):
+def test_a_short_training_understands_most_digits(shared_data):
+    """With CTC, which learns from the first epoch; a transducer begins with a plateau."""
     from nas.train import fit
 
+    task = fsdd.load(objective="ctc", path=shared_data / "speech" / "fsdd.npz")
+    config = dataclasses.replace(conformer.VARIANTS["tiny"], **task.fields)
+    plain = dataclasses.replace(task, augment=None)  # learned sooner
     keras.utils.set_random_seed(0)
-    done = fit(conformer.build(config), task, 4, 0)
-    assert done.quality > 0.6, done.curve
+    done = fit(conformer.build(config), plain, 4, 0, learning_rate=1e-3)
+    assert done.quality > 0.8, done.curve
