@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -305,16 +304,7 @@ def _loaded(model: Any) -> Any:
     path = Path(model)
     if path.suffix != ".keras":
         raise ValueError(f"{path}: GPU targets need a .keras file or a Keras model")
-    keras_file.check(path)
-    import keras
-
-    for module in keras_file.registered():
-        importlib.import_module(module)
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever a damaged or foreign file makes Keras raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason"]
-        raise ValueError(f"{path}: Keras cannot load it: {lines[0][:300]}") from error
+    return keras_file.load(path)
 
 
 def _architecture(model: Any) -> str:

@@ -1,6 +1,7 @@
 """`.keras` files: what is looked at before Keras sees one, and how a process hands a model on."""
 
 import contextlib
+import importlib
 import json
 import struct
 import sys
@@ -111,6 +112,22 @@ def registered() -> list[str]:
         if any(finder.find_spec(name, None) is not None for finder in sys.meta_path)
     }
     return sorted(name for name in modules if name.split(".")[0] in found)
+
+
+def load(path: Path) -> Any:
+    """The model in a `.keras` file, in safe mode; `ValueError`, one line, where it is none.
+
+    What a file provokes, it provokes in this process: `latency.litert_process` has another.
+    """
+    check(path)
+    import keras
+
+    for module in registered():
+        importlib.import_module(module)
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # whatever a damaged or foreign file makes Keras raise
+        raise ValueError(f"{path}: Keras cannot load it: {cause(error)}") from error
 
 
 def cause(error: BaseException) -> str:

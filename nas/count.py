@@ -69,10 +69,8 @@ def _expanded(named: list[spec.Spec]) -> list[tuple[str, Any, Any]]:
             raise ValueError(f"cannot read {one}: expected FAMILY or FAMILY:VARIANT")
         family = spec.module("family", one.name)
         for variant in family.VARIANTS if one.value is None else [str(one.value)]:
-            if variant not in family.VARIANTS:
-                known = ", ".join(family.VARIANTS)
-                raise ValueError(f"{one.name} has no variant {variant!r} (there is: {known})")
-            found.append((f"{one.name}:{variant}", family, family.VARIANTS[variant]))
+            name = f"{one.name}:{variant}"
+            found.append((name, *spec.network(name)))
     return found
 
 

@@ -183,19 +183,15 @@ def _catalog(text: str) -> tuple[Any, Any]:
         )
     import keras
 
-    from families import decoder
     from nas.checkpoints import files
     from nas.checkpoints.checkpoint import Checkpoint
 
-    variant = named.value or next(iter(decoder.VARIANTS))
-    if variant not in decoder.VARIANTS:
-        raise ValueError(f"no variant {variant!r} (there is: {', '.join(decoder.VARIANTS)})")
-    config = decoder.VARIANTS[variant]
+    family, config = spec.network(str(dataclasses.replace(named, options=())))
     if "weights" in options:
         return files.read(options["weights"], config).network(), config
     Checkpoint(config, {}, text).refuse_too_large()
     keras.utils.set_random_seed(0)
-    return decoder.build(config), config
+    return family.build(config), config
 
 
 def _tokenizer(arguments: argparse.Namespace, vocabulary: int) -> Tokenizer:

@@ -159,18 +159,12 @@ def _model(name: str) -> Any:
         return path
     if path.exists() and ":" not in name:
         raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
-    named = spec.parse(name)
-    spec.known("family", named.name)
+    spec.known("family", spec.parse(name).name)
     backend.load()
-    family = spec.module("family", named.name)
-    variant = named.value or next(iter(family.VARIANTS))
-    if variant not in family.VARIANTS:
-        known = ", ".join(family.VARIANTS)
-        raise ValueError(f"{named.name} has no variant {variant!r} (there is: {known})")
+    family, config = spec.network(name)
     from families.layers import shapes_only
     from nas.evaluate import deploy
 
-    config = family.VARIANTS[variant]
     form = deploy(config)
     if form != config:
         values = dataclasses.asdict(config)

@@ -107,6 +107,30 @@ def module(kind: str, name: str):
     return importlib.import_module(f"{PACKAGES[kind]}.{name}")
 
 
+def network(text: str) -> tuple[Any, Any]:
+    """(module, Config) of `family[:variant][,field=value...]`; without a variant, its first.
+
+    Choose the Keras backend before (nas/backend.py): this imports the family.
+    """
+    named = parse(text)
+    family = module("family", named.name)
+    variant = next(iter(family.VARIANTS)) if named.value is None else str(named.value)
+    if variant not in family.VARIANTS:
+        there = ", ".join(family.VARIANTS)
+        raise ValueError(f"{named.name} has no variant {variant!r} (there is: {there})")
+    config, options = family.VARIANTS[variant], dict(named.options)
+    fields = [field.name for field in dataclasses.fields(config)]
+    for name in options:
+        if name not in fields:
+            raise ValueError(
+                f"{named.name} has no field {name!r} (its Config has: {', '.join(fields)})"
+            )
+    try:
+        return family, dataclasses.replace(config, **options)
+    except TypeError as error:
+        raise ValueError(f"{text}: {error}") from error
+
+
 def target(text: str):
     """A `latency.Target`, e.g. `cpu:threads=1`."""
     spec = parse(text)

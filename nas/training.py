@@ -26,7 +26,7 @@ def train(arguments: argparse.Namespace) -> int:
     spec.known("family", spec.parse(arguments.network).name)
     spec.known("task", spec.parse(arguments.task).name)
     keras = backend.load()
-    family, config = network_of(arguments.network)
+    family, config = spec.network(arguments.network)
     task = spec.task(arguments.task)
     config = evaluate.suited(config, task.fields, task.name)
     recipe, epochs = _recipe(arguments, task)
@@ -50,28 +50,6 @@ def train(arguments: argparse.Namespace) -> int:
         _tell(done, arguments.json)
         return 0
     return _run(arguments, keras, family, config, task, recipe, epochs, identity)
-
-
-def network_of(text: str) -> tuple[Any, Any]:
-    """(module, Config) of `family[:variant][,field=value...]`."""
-    named = spec.parse(text)
-    family = spec.module("family", named.name)
-    variant = next(iter(family.VARIANTS)) if named.value is None else str(named.value)
-    if variant not in family.VARIANTS:
-        raise ValueError(
-            f"{named.name} has no variant {variant!r} (there is: {', '.join(family.VARIANTS)})"
-        )
-    config, options = family.VARIANTS[variant], dict(named.options)
-    fields = [field.name for field in dataclasses.fields(config)]
-    for name in options:
-        if name not in fields:
-            raise ValueError(
-                f"{named.name} has no field {name!r} (its Config has: {', '.join(fields)})"
-            )
-    try:
-        return family, dataclasses.replace(config, **options)
-    except TypeError as error:
-        raise ValueError(f"{text}: {error}") from error
 
 
 def _recipe(arguments: argparse.Namespace, task: Any) -> tuple[Recipe, int | None]:
@@ -183,16 +161,9 @@ def _built(keras, family, config, seed: int, mixed_precision: bool) -> Any:
 
 def _start_from(model, path: pathlib.Path) -> str:
     """Take over the weights of equal path and shape; what was taken, in words."""
-    import keras
-
-    import families.layers  # noqa: F401 registers what a file may hold
     from latency import keras_file
 
-    keras_file.check(path)
-    try:
-        source = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a file can make Keras raise anything
-        raise ValueError(f"--from {path}: Keras cannot load it: {str(error)[:200]}") from error
+    source = keras_file.load(path)
     found = {weight.path: weight for weight in source.weights}
     new = []
     for weight in model.weights:

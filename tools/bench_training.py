@@ -77,11 +77,11 @@ def main() -> None:
 
 def steps(keras, arguments) -> None:
     """Milliseconds (wall, cpu) of a step: ours, ours in mixed precision, stock `fit`."""
-    from nas import evaluate, spec, training
+    from nas import evaluate, spec
     from nas.step import engine, labels, prepared, taken
 
     task = spec.task(arguments.task)
-    family, config = training.network_of(arguments.network)
+    family, config = spec.network(arguments.network)
     config, chosen = evaluate.suited(config, task.fields, task.name), recipe.recipe_of(task)
     rows = [slice(n * chosen.batch_size, (n + 1) * chosen.batch_size) for n in range(4)]
     found = {name: [] for name in ("nas", "nas bfloat16", "fit", "fit bfloat16")}

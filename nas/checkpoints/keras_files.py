@@ -15,14 +15,8 @@ from nas.checkpoints.checkpoint import Checkpoint
 
 def read(path: str | pathlib.Path) -> Checkpoint:
     """The decoder in a .keras file, of whatever form; ValueError if it is another network."""
-    import keras
-
     path = pathlib.Path(path)
-    keras_file.check(path)
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a file can make Keras raise anything
-        raise ValueError(f"{path}: Keras cannot load it: {str(error)[:200]}") from error
+    model = keras_file.load(path)
     weights = {weight.path: np.asarray(weight) for weight in model.weights}
     return Checkpoint(config_of(model, str(path)), weights, str(path))
 

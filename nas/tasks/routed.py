@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from latency import keras_file
 from nas.tasks.task import Task, pixels
 
 WEIGHT = 0.3  # of the router's loss: the paper's lambda
@@ -72,7 +73,7 @@ def confusion(model, task: Task, batch_size: int = 256) -> np.ndarray:
         file = pathlib.Path(model).expanduser()
         if not file.is_file():
             raise ValueError(f"no file {file}; expected a .keras file")
-        model = keras.models.load_model(file, compile=False)
+        model = keras_file.load(file)
     images, labels = task.valid
     counts = np.zeros((task.classes, task.classes), np.int64)
     for start in range(0, len(labels), batch_size):
