@@ -79,11 +79,15 @@ class Predictor:
     def works(self, works: Sequence[Work]) -> np.ndarray:
         """The milliseconds of each work; those of a network add up to about its time."""
         new = [work for work in dict.fromkeys(works) if work not in self.memory]
-        if new and self.profiled:
-            self.memory.update(zip(new, self.profiled.works(new)[0].tolist(), strict=True))
-        elif new:
-            ms = sum(w * one.works(new, _columns(known, new)) for w, known, one in self.sums)
-            self.memory.update(zip(new, np.maximum(ms, 0).tolist(), strict=True))
+        if self.profiled:
+            if new:
+                told = self.profiled.works(new)[0].tolist()
+                self.memory.update(zip(new, told, strict=True))
+            new = []
+        for work in new:
+            # One by one: the last bits of a matrix product depend on what is multiplied beside it.
+            ms = sum(w * one.works([work], _columns(known, [work])) for w, known, one in self.sums)
+            self.memory[work] = max(float(ms[0]), 0.0)
         return np.array([self.memory[work] for work in works])
 
     def outside(self, works: Sequence[Work]) -> str | None:

@@ -193,7 +193,13 @@ def test_classes_that_are_confused_are_one_super_class():
         super_classes(counts[:3], 2)
 
 
-def test_the_loss_is_the_tasks_and_so_much_of_the_routers(shared_data):
+@pytest.fixture
+def fashion_mnist(shared_data, monkeypatch):
+    """The task finds its data where the tests do."""
+    monkeypatch.setenv("NAS_DATA", str(shared_data))
+
+
+def test_the_loss_is_the_tasks_and_so_much_of_the_routers(fashion_mnist):
     task = spec.task("fashion_mnist", limit=600)
     mapping = np.array([0, 1, 0, 2, 0, 3, 0, 3, 2, 3])
     logits, router = _images(5).reshape(5, -1)[:, :10], _images(5, seed=1).reshape(5, -1)[:, :4]
@@ -213,7 +219,7 @@ def test_the_loss_is_the_tasks_and_so_much_of_the_routers(shared_data):
     assert "routed" in routed(task, mapping).recipe
 
 
-def test_a_router_learns_super_classes_from_the_confusions_of_a_network(shared_data, tmp_path):
+def test_a_router_learns_super_classes_from_the_confusions_of_a_network(fashion_mnist, tmp_path):
     config = dataclasses.replace(
         VARIANTS["tiny"], patch=7, layers=2, dim=32, hidden=32, moe_blocks=(2,), experts=4
     )
