@@ -1,0 +1,40 @@
+"""Examples that a method may look at: to score what can go, to choose ranges."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+Tree = np.ndarray | dict[str, np.ndarray]  # arrays that share their first axis, the examples
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Data:
+    """Examples as the network takes them (not pixels as bytes), and what is made of them.
+
+    `loss(outputs, targets)` gives losses (batch,), in `keras.ops`; None, as `targets`, where only
+    inputs are known: methods that need the loss say so by `NotApplicable`.
+    """
+
+    inputs: Tree
+    targets: Tree | None = None
+    loss: Callable[[Any, Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(
+            next(iter(self.inputs.values())) if isinstance(self.inputs, dict) else self.inputs
+        )
+
+    def batches(self, size: int = 64) -> Iterator[tuple[Tree, Tree | None]]:
+        """(inputs, targets) of all examples, in order."""
+        for start in range(0, len(self), size):
+            chosen = slice(start, start + size)
+            yield taken(self.inputs, chosen), taken(self.targets, chosen)
+
+
+def taken(tree: Tree | None, chosen: slice | np.ndarray) -> Tree | None:
+    """Some of the examples of a tree."""
+    if isinstance(tree, dict):
+        return {name: array[chosen] for name, array in tree.items()}
+    return None if tree is None else tree[chosen]

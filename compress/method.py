@@ -1,0 +1,111 @@
+"""The contract of compression: prepare in order, train once, finalize in reverse."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from typing import ClassVar
+
+import keras
+
+from compress.data import Data
+from compress.parametrized import folded
+from compress.record import Record
+
+
+class NotApplicable(ValueError):
+    """The method has nothing to act on in this model, or lacks what it needs; the message why."""
+
+
+# Methods are prepared in this order, whatever the order they are named in: a weight is masked or
+# quantized in the shape that it will have.
+STRUCTURE, WEIGHTS, LOSS = range(3)
+
+
+class Method(abc.ABC):
+    """One way to make a network smaller or faster: subclasses are frozen dataclasses, final.
+
+    Their repr is the record of what was asked for. Every field has a default. All state of a run is
+    in variables of the prepared model, so that a training that was killed goes on with it.
+    """
+
+    stage: ClassVar[int] = WEIGHTS
+
+    def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        """The model to train: rewritten, never changed in place. `NotApplicable` where nothing is.
+
+        Weights that are to be trained through functions (masks, quantizers) become `Parametrized`.
+        """
+        return model
+
+    def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
+        """Called before every step 0 .. steps - 1 of the training, and with step == steps after it.
+
+        May assign to variables of the model; whether it did. Without training there is one call,
+        with step == steps == 1: the method takes its full effect.
+        """
+        return False
+
+    def state(self, model: keras.Model) -> dict[str, float]:
+        """What a progress line tells, such as {"sparsity": 0.61}."""
+        return {}
+
+    def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        """The finished model of stock layers; called when `Parametrized` layers are folded already.
+
+        Says in `record` what it did (`told`), what it left alone (`untouched`), how files can
+        store the weights.
+        """
+        return model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compressed:
+    """A finished model and what is known of how it became so."""
+
+    model: keras.Model
+    record: Record
+
+
+Fit = Callable[[keras.Model, Callable[[int, int], bool]], None]
+
+
+def compress(
+    model: keras.Model,
+    methods: Sequence[Method],
+    fit: Fit | None = None,
+    data: Data | None = None,
+) -> Compressed:
+    """`model` after `methods`; it is not changed itself.
+
+    `fit(model, update)` trains a prepared model in place and calls `update(step, steps)` before
+    each step; None: no training. Raises `NotApplicable` where a method has nothing to act on, and
+    `RuntimeError` where the result is not what the record says or one method changed nothing.
+
+    >>> from compress.prune import Prune
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, keras.layers.Dense(4)(inputs))
+    >>> small = compress(model, [Prune(0.5)]).model
+    >>> int((small.get_weights()[0] == 0).sum())
+    16
+    """
+    record = Record(original=model)
+    methods = sorted(methods, key=lambda method: method.stage)
+    prepared = model
+    for method in methods:
+        prepared = method.prepare(prepared, data, record)
+
+    def update(step: int, steps: int) -> bool:
+        changed = [method.update(prepared, data, step, steps) for method in methods]
+        return any(changed)
+
+    if fit is not None:
+        fit(prepared, update)
+    update(1, 1)
+    finished = folded(prepared, record)
+    for method in reversed(methods):
+        finished = method.finalize(finished, data, record)
+    problems = list(record.check(finished))
+    if problems:
+        raise RuntimeError(f"{model.name}: {'; '.join(problems)}")
+    return Compressed(finished, record)
