@@ -1,4 +1,4 @@
-"""Rewriting flat Functional models layer by layer: a new model each time, the old one stays as it is."""
+"""Rewriting flat Functional models layer by layer: each time a new model, the old one stays."""
 
 from collections.abc import Callable
 

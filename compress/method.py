@@ -1,6 +1,5 @@
 """The contract of compression: prepare in order, train once, finalize in reverse."""
 
-import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -22,7 +21,7 @@ class NotApplicable(ValueError):
 STRUCTURE, WEIGHTS, LOSS = range(3)
 
 
-class Method(abc.ABC):
+class Method:
     """One way to make a network smaller or faster: subclasses are frozen dataclasses, final.
 
     Their repr is the record of what was asked for. Every field has a default. All state of a run is

@@ -105,12 +105,16 @@ class Engine:
         self.put_back()
         if weights is not None:
             self._model.set_weights(weights)
-            self._live["trained"] = [v.value for v in self._model.trainable_variables]
-            self._live["others"] = [v.value for v in self._model.non_trainable_variables]
+            self.take_over()
 
     def put_back(self) -> None:
         """The model holds the weights as the last step left them."""
         self._assign(self._live["trained"] + self._live["others"])
+
+    def take_over(self) -> None:
+        """Go on with the weights that the model holds now."""
+        self._live["trained"] = [jnp.array(v.value) for v in self._model.trainable_variables]
+        self._live["others"] = [jnp.array(v.value) for v in self._model.non_trainable_variables]
 
     def _assign(self, values: list[jax.Array]) -> None:
         variables = self._model.trainable_variables + self._model.non_trainable_variables

@@ -109,6 +109,12 @@ class Engine:
         if weights is not None:
             self._model.set_weights(weights)
 
+    def put_back(self) -> None:
+        """The model holds the weights as the last step left them: here it always does."""
+
+    def take_over(self) -> None:
+        """Go on with the weights that the model holds now: the step reads them there."""
+
     def _assign_averages(self) -> None:
         for variable, average in self._averages:
             variable.assign(average)

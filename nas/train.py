@@ -106,6 +106,7 @@ def fit(
     minutes: float | None = None,
     on_epoch: Callable[[int, float], bool] | None = None,
     watch: Callable[[Now], None] | None = None,
+    update: Callable[[int, int], bool] | None = None,
     checkpoint=None,
     **changes,
 ) -> Training:
@@ -114,6 +115,8 @@ def fit(
     `recipe` is the task's unless given; `changes` are fields of it, e.g. learning_rate=1e-2.
     `on_epoch(epoch, quality)` is called after every epoch, the first is 1; True stops training.
     `watch` is called after every step, and after every epoch.
+    `update(step, steps)` is called before every step, the first is 0: it may look at the weights of
+    the model and assign to them, and says whether it did.
     `checkpoint` (nas/resume.py) keeps the state, and may hold the one to go on from.
 
     The order of the examples depends on `seed` only. The same model, weights included (seed them
@@ -127,7 +130,7 @@ def fit(
     started = time.perf_counter()
     with engine(model, task, recipe, loop.batch_size, loop.steps()) as step:
         loop.seconds["trace"] = time.perf_counter() - started
-        return loop.run(step, on_epoch, watch, checkpoint)
+        return loop.run(step, on_epoch, watch, update, checkpoint)
 
 
 class _Loop:
@@ -154,7 +157,7 @@ class _Loop:
             most = min(most, max(done, round(done * self.limit / max(self.elapsed, 1e-3))))
         return most
 
-    def run(self, engine, on_epoch, watch, checkpoint) -> Training:
+    def run(self, engine, on_epoch, watch, update, checkpoint) -> Training:
         started = time.perf_counter()
         if checkpoint is not None and (found := checkpoint.read()) is not None:
             self.state = found
@@ -166,7 +169,7 @@ class _Loop:
         state, stop = self.state, False
         try:
             while not stop and not self._over():
-                self._steps(engine, watch, checkpoint)
+                self._steps(engine, watch, update, checkpoint)
                 epoch = self._judge(engine, judged, checkpoint)
                 if watch is not None:
                     last = epoch.rates[-1]
@@ -184,7 +187,7 @@ class _Loop:
         spent = time.perf_counter() - started + self.seconds["trace"]
         return Training(kept, tuple(state.history), spent, self.seconds)
 
-    def _steps(self, engine, watch, checkpoint) -> None:
+    def _steps(self, engine, watch, update, checkpoint) -> None:
         """The steps left of this epoch."""
         state, since = self.state, time.perf_counter()
         epoch = len(state.history) + 1
@@ -200,6 +203,10 @@ class _Loop:
             if self.task.augment is not None:
                 generator = np.random.default_rng((self.seed, epoch, number))
                 inputs = self.task.augment(inputs, generator)
+            if update is not None:
+                engine.put_back()
+                if update(state.step, self.steps()):
+                    engine.take_over()
             loss = engine.step(inputs, targets, rate)
             state.step += 1
             state.losses.append(loss)
