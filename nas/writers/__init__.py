@@ -1,0 +1,1 @@
+"""Deployable files of compressed networks: `write(path, model, record, data)` in each module."""
