@@ -28,6 +28,7 @@ class Method:
     """
 
     stage: ClassVar[int] = WEIGHTS
+    trains: ClassVar[bool] = True  # whether it is to be trained with, where there are examples
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         """The model to train: rewritten, never changed in place. `NotApplicable` where nothing is.

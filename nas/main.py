@@ -41,6 +41,16 @@ Beside a.keras it leaves a.json (settings, curves, quality), a.png (the curves),
 and what the task adds, such as a tokenizer. Ctrl-C, or a kill, loses at most the minute since the
 last checkpoint: the same command goes on, and ends with the same weights as without."""
 
+COMPRESS_EPILOG = """examples:
+  nas compress a.keras --method prune:0.8 --task fashion_mnist --out small.keras --out small.tflite
+  nas compress a.h5 --method distill:teacher=b.keras --method qat:2 --data train.npz --out a.tflite
+  nas compress moe.keras --method drop_experts:0.5,criterion=EAN,rounds=4 --task text:a.txt \\
+               --out small_moe.keras
+  nas compress a.keras --method ptq:8 --data train.npz --target cpu:threads=1 --out a.tflite
+Beside the first file it leaves a .json (before and after, what was left alone and why) and a .png
+(which layers bear it least). Ctrl-C, or a kill, loses at most the minute since the last checkpoint:
+the same command goes on. The model itself is never changed."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it imports nothing heavy."""
@@ -157,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
     profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
 
     _add_train(commands, common)
+    _add_compress(commands, common)
 
     count = commands.add_parser(
         "count",
@@ -243,7 +254,59 @@ def _add_train(commands, common) -> None:
     train.add_argument(
         "--seed", type=int, default=0, help="of weights, order, dropout (%(default)s)"
     )
-    how = train.add_argument_group("how to train (defaults: the task's)")
+    how = _add_recipe(train, "how to train (defaults: the task's)")
+    how.add_argument("--patience", type=int, help="epochs without a lower validation loss to stop")
+    how.add_argument(
+        "--mixed-precision",
+        action="store_true",
+        help="compute in bfloat16: pays on GPUs, TPUs, and for transformers on CPUs that have it",
+    )
+
+
+def _add_compress(commands, common) -> None:
+    compress = commands.add_parser(
+        "compress",
+        parents=[common],
+        help="make a network smaller and faster: pruning, quantization, distillation and more",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=COMPRESS_EPILOG,
+    )
+    compress.add_argument(
+        "model", help=".keras, .h5, SavedModel, .bin of llama2.c, .safetensors, or family:variant"
+    )
+    compress.add_argument(
+        "--method", action="append", required=True, help="see `nas list method`; repeat for several"
+    )
+    compress.add_argument(
+        "--out",
+        action="append",
+        required=True,
+        help=".keras, .tflite, .safetensors or .mlpackage to write; repeat for several",
+    )
+    compress.add_argument("--task", help="what to train and judge on, see `nas list task`")
+    compress.add_argument("--data", help="examples in an .npz file: as --task npz:FILE")
+    compress.add_argument(
+        "--target", action="append", help="device to time the .tflite on, before and after"
+    )
+    compress.add_argument(
+        "--epochs", type=int, help="times through the data (the task's, where a method trains)"
+    )
+    compress.add_argument(
+        "--examples",
+        type=int,
+        default=512,
+        help="of the training part, that methods score and calibrate on (%(default)s)",
+    )
+    compress.add_argument(
+        "--no-sensitivity", action="store_true", help="leave out the layer by layer plot"
+    )
+    compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    _add_recipe(compress, "how to train (defaults: the task's, at a quarter of its learning rate)")
+
+
+def _add_recipe(command, title: str):
+    """The flags of a training that `nas train` and `nas compress` share."""
+    how = command.add_argument_group(title)
     how.add_argument("--batch-size", type=int, help="examples a step")
     how.add_argument("--learning-rate", type=float, help="the highest there is")
     how.add_argument("--schedule", help="cosine, linear, constant or wsd (warm-up, stable, decay)")
@@ -254,15 +317,10 @@ def _add_train(commands, common) -> None:
     how.add_argument("--weight-decay", type=float, help="decoupled, not of biases and norms")
     how.add_argument("--clip", type=float, help="largest global norm of the gradients, as 1")
     how.add_argument("--ema", type=float, help="keep an average of the weights, as 0.999")
-    how.add_argument("--patience", type=int, help="epochs without a lower validation loss to stop")
-    how.add_argument(
-        "--mixed-precision",
-        action="store_true",
-        help="compute in bfloat16: pays on GPUs, TPUs, and for transformers on CPUs that have it",
-    )
     how.add_argument(
         "--checkpoint-seconds", type=float, default=60, help="between checkpoints (%(default)s)"
     )
+    return how
 
 
 def _budget(text: str) -> float | str:
@@ -326,6 +384,7 @@ COMMANDS = {"list": _list}
 JOURNEYS = {  # what is not in nas/commands.py under its own name
     "profile": "nas.profile:profile",
     "train": "nas.training:train",
+    "compress": "nas.compressing:compress",
     "count": "nas.count:count",
     "generate": "nas.generate:generate",
     "devices": "nas.devices:devices",

@@ -160,6 +160,14 @@ def controller(text: str, **options):
     return _call(sampler, spec, **options)
 
 
+def method(text: str):
+    """A `compress.method.Method`, e.g. `prune:0.8`."""
+    from compress.method import Method
+
+    spec = parse(text)
+    return _call(_public_subclass(module("method", spec.name), Method), spec)
+
+
 def _public_subclass(entry, base: type) -> type:
     found = [
         thing

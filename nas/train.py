@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from nas.recipe import Recipe, identity, recipe_of
-from nas.step import arrays_of, count, each, engine, prepared, struct, taken, valid_batch
+from nas.step import (
+    arrays_of,
+    count,
+    each,
+    engine,
+    in_float32,
+    labels,
+    prepared,
+    struct,
+    taken,
+    valid_batch,
+)
 from nas.tasks.task import Task, Tree, classification
 
 __all__ = ["Epoch", "Recipe", "Training", "evaluate", "fit", "identity", "recipe_of"]
@@ -262,9 +273,14 @@ class _Loop:
 
 def evaluate(model, task: Task) -> float:
     """Quality 0..1 of `model` on the validation part of `task`."""
+    return measure(model, task)[0]
+
+
+def measure(model, task: Task) -> tuple[float, float]:
+    """Quality 0..1 and mean loss of `model` on the validation part of `task`."""
     check(model, task)
     size = valid_batch(model, task, recipe_of(task))
-    return judge(model, task, _Eager(model), size)(None)[0]
+    return judge(model, task, _Eager(model, task), size)(None)
 
 
 def judge(model, task: Task, engine, batch_size: int) -> Callable:
@@ -298,16 +314,17 @@ def judge(model, task: Task, engine, batch_size: int) -> Callable:
 
 
 class _Eager:
-    """What `judge` needs of an engine, without tracing anything; losses are not asked for."""
+    """What `judge` needs of an engine, without tracing anything."""
 
-    def __init__(self, model):
-        self._model, self._prepared = model, prepared(model)
+    def __init__(self, model, task: Task):
+        self._model, self._loss, self._prepared = model, task.loss, prepared(model)
 
     def predict(self, inputs: Tree) -> Any:
         return self._model(self._prepared(inputs), training=False)
 
     def judge(self, inputs: Tree, targets: Tree) -> tuple[Any, np.ndarray]:
-        return self.predict(inputs), np.zeros(count((inputs, targets)))
+        outputs = in_float32(self.predict(inputs))
+        return outputs, np.asarray(self._loss(outputs, labels(targets)))
 
 
 def batches(total: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:

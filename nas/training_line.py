@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,9 +17,20 @@ BAR = 20
 
 
 class Line:
-    """Call it with each `nas.train.Now`; raises FloatingPointError where the loss is no number."""
+    """Call it with each `nas.train.Now`; raises FloatingPointError where the loss is no number.
 
-    def __init__(self, task, batch_size: int, epochs: int | None, minutes: float | None):
+    `state()` is told as well: name -> number.
+    """
+
+    def __init__(
+        self,
+        task,
+        batch_size: int,
+        epochs: int | None,
+        minutes: float | None,
+        state: Callable[[], Mapping[str, float]] = dict,
+    ):
+        self._state = state
         self._metric, self._epochs, self._minutes = task.metric, epochs, minutes
         self._batch = min(batch_size, count(task.train))
         self._unit, self._each = "examples", self._batch
@@ -72,7 +84,7 @@ class Line:
         text = (
             f"epoch {now.epoch}{epochs} {'━' * filled}{'─' * (BAR - filled)} "
             f"{now.step:,}/{now.steps:,}  loss {self._loss:.4f}  rate {now.rate:.2e}  "
-            f"{self._speed(now)}  {self._left(now)} left"
+            f"{self._told()}{self._speed(now)}  {self._left(now)} left"
         )
         if self._terminal:
             width = shutil.get_terminal_size().columns
@@ -87,12 +99,16 @@ class Line:
         epochs = "" if self._epochs is None else f"/{self._epochs}"
         print(
             f"epoch {epoch.number:{width}}{epochs}  loss {epoch.loss:.4f}  valid "
-            f"{epoch.valid_loss:.4f}  {self._metric} {epoch.quality:.4f}  {self._speed(now)}  "
+            f"{epoch.valid_loss:.4f}  {self._metric} {epoch.quality:.4f}  {self._told()}"
+            f"{self._speed(now)}  "
             f"{clock(epoch.seconds)}, {self._left(now)} left",
             file=sys.stderr,
             flush=True,
         )
         self._shown = time.monotonic()
+
+    def _told(self) -> str:
+        return "".join(f"{name} {value:.4g}  " for name, value in self._state().items())
 
     def _speed(self, now: Now) -> str:
         per_second = self._each * (now.step - self._first) / max(self._seconds, 1e-9)

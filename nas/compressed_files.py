@@ -1,0 +1,108 @@
+"""A compressed network to files: each written, read back, measured beside the original's."""
+
+import importlib
+import pathlib
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nas import handover, profile_store, spec
+
+WRITERS = {  # suffix -> module with `write(path, model, record, data) -> Written`
+    ".tflite": "nas.writers.litert",
+    ".mlpackage": "nas.writers.coreml",
+    ".safetensors": "nas.writers.safetensors",
+}
+
+
+def write(
+    outs: Sequence[pathlib.Path],
+    read: Any,
+    done: Any,
+    data: Any,
+    record: dict,
+    targets: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """Write `outs`, and beside the first a .json, and a .png where sensitivities are known.
+
+    `record` learns of every file (bytes, plain and zipped, bits per weight) for the original in the
+    same format and for the result, and of latencies on `targets`, of the .tflite files.
+    """
+    from latency.record import utc_now, write_json
+
+    with tempfile.TemporaryDirectory(prefix="nas_compress_") as folder:
+        folder = pathlib.Path(folder)
+        original = handed(read.model, read.config)
+        finished = handed(done.model, read.config)
+        record["files"] = []
+        timed: dict[str, pathlib.Path] = {}
+        for out in outs:
+            say(f"writing {out}")
+            was = _write(folder / f"before{out.suffix}", read.model, original, None, data)
+            now = _write(out, done.model, finished, done.record, data)
+            record["files"].append({"path": str(out), "before": was, "after": now})
+            if out.suffix == ".tflite":
+                timed = {"before": folder / "before.tflite", "after": out}
+        if targets and not timed:
+            timed = {name: folder / f"{name}.tflite" for name in ("before", "after")}
+            _write(timed["before"], read.model, original, None, data)
+            _write(timed["after"], done.model, finished, done.record, data)
+        for text in targets:
+            say(f"timing on {text}")
+            for name, latency in zip(
+                timed, profile_store.profile(spec.target(text), timed, details=True), strict=True
+            ):
+                told = latency.to_json()
+                told.pop("samples_ms"), told.pop("per_op")
+                record[name].setdefault("latency", {})[text] = told
+    record |= {"date": utc_now(), "machine": platform.processor() or platform.machine()}
+    stem = outs[0]
+    if record.get("sensitivity"):
+        from nas.report.sensitivity import sensitivity_png
+
+        sensitivity_png(stem.with_suffix(".png"), record)
+        record["plot"] = str(stem.with_suffix(".png"))
+    write_json(stem.with_suffix(".json"), record)
+
+
+def handed(model: Any, config: Any) -> Any:
+    """The form of a network that goes into deployable files.
+
+    That of the family where the network has a Config and its weights still fit; else itself.
+    """
+    from nas.evaluate import deploy, deployed
+
+    if config is None or deploy(config) == config:
+        return model
+    try:
+        return deployed(model, config)
+    except ValueError:  # fewer experts, or other widths, than the Config says
+        return model
+
+
+def _write(path: pathlib.Path, trained: Any, form: Any, record: Any, data: Any) -> dict:
+    """Write one file; what is known of it, as JSON."""
+    from compress.record import Record
+    from nas.writers.written import sizes
+
+    if path.suffix == ".keras":
+        handover.save(trained, path)
+        plain, zipped = sizes(path)
+        return {
+            "bytes": plain,
+            "zipped_bytes": zipped,
+            "bits_per_weight": 8 * plain / max(trained.count_params(), 1),
+            "weights": {},
+            "left": {},
+            "checked": "nothing: .keras files hold float32",
+        }
+    writer = importlib.import_module(WRITERS[path.suffix])
+    # Calibration examples are of the trained form's inputs.
+    data = data if form is trained else None
+    written = writer.write(path, form, record or Record(original=trained), data)
+    return {
+        name: getattr(written, name)
+        for name in ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
+    }
