@@ -1,0 +1,262 @@
+"""Your own arrays: an .npz file of inputs and labels, or of JPEG images and labels.
+
+Without labels a file still serves to calibrate; training and judging then say what is missing.
+"""
+
+import io
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from nas.tasks.task import Task, accuracy, fingerprint, split, whole
+
+# What the parts of a data set are called in files, by Keras' and NumPy's habit.
+INPUTS = {"train": ("x_train", "x"), "valid": ("x_valid", "x_val", "x_test")}
+LABELS = {"train": ("y_train", "y"), "valid": ("y_valid", "y_val", "y_test")}
+EXPECTED = "x and y, x_train and y_train (x_test, y_test), or jpeg, end and y"
+SHIFT = 4  # pixels of 32, as He et al. (2016), section 4.2, augment CIFAR-10
+LEAST = 1e-7  # Keras' epsilon: of probabilities of 0
+
+
+def load(
+    path: str,
+    scale: float = 255,
+    valid: str | float = 0.2,
+    offset: float = 0.0,
+    factor: float = 1.0,
+    shape: str | None = None,
+    augmented: bool | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Task:
+    """Inputs (count, ...) and integer labels (count,) of an .npz file, or of NAS_DATA/`path`.
+
+    The arrays are x and y, or x_train, y_train and x_test, y_test, or `jpeg` (the files one after
+    the other), `end` of each and `y`. `valid` is another file, of which everything judges (its x
+    may be called as in the first), or the share held out where the file has no test arrays.
+
+    A network sees uint8 / `scale`: `scale=1` is for those that take raw 0..255. Everything else it
+    sees as (x - `offset`) * `factor`, such as int8 features of a known quantization; integers of
+    32 and 64 bits (tokens) as they are. Integer (count, height, width) become images of one
+    channel; `shape`, as 49x10x1, is that of an input where the file has another.
+
+    `augmented` training images are mirrored and shifted by up to an eighth; by default JPEG images
+    are, other arrays are not. `limit` keeps that many training examples, drawn from `seed`.
+
+    >>> load("cifar10.npz", scale=1, valid="test.npz")  # doctest: +SKIP
+    """
+    for name, number in (("scale", scale), ("factor", factor), ("offset", offset)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ValueError(f"npz: {name}={number!r}; expected a number")
+    if scale == 0 or factor == 0:
+        raise ValueError("npz: scale=0 or factor=0 leaves nothing of the inputs")
+    if augmented not in (True, False, None):
+        raise ValueError(f"npz: augmented={augmented!r}; expected True or False")
+    file = _file(path)
+    content = _read(file)
+    inputs, labels = _part(file, content, "train")
+    if isinstance(valid, str):
+        other = _file(valid)
+        found = _read(other)
+        part = "valid" if any(name in found for name in INPUTS["valid"]) else "train"
+        held, truth = _part(other, found, part)
+        how = f"file {fingerprint(held)}"
+    elif any(name in content for name in INPUTS["valid"]):
+        held, truth = _part(file, content, "valid")
+        how = "arrays"
+    else:
+        (inputs, labels), (held, truth) = _divided(inputs, labels, valid, seed)
+        how = f"share {valid}"
+    if limit is not None and whole("limit", limit, 1) < len(inputs):
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:limit])
+        inputs, labels = inputs[chosen], None if labels is None else labels[chosen]
+    source = fingerprint(inputs, *(one for one in (labels, truth) if one is not None))
+    parts = [_mapped(one, file, shape, scale, offset, factor) for one in (inputs, held)]
+    if parts[0].shape[1:] != parts[1].shape[1:]:
+        raise ValueError(
+            f"npz: inputs to train with are {parts[0].shape[1:]}, those to judge on "
+            f"{parts[1].shape[1:]}"
+        )
+    known = [int(one.max()) + 1 for one in (labels, truth) if one is not None]
+    if augmented is None:
+        augmented = "jpeg" in content
+    if augmented and parts[0].ndim != 4:
+        raise ValueError(f"npz: augmented=True is for images; the inputs are {parts[0].shape[1:]}")
+    return Task(
+        name="npz",
+        train=(parts[0], labels),
+        valid=(parts[1], truth),
+        fields={"input_shape": parts[0].shape[1:]} | ({"classes": max(known)} if known else {}),
+        recipe=f"npz data={source} valid={how} scale={scale} offset={offset} factor={factor} "
+        f"augmented={augmented} seed={seed}",
+        loss=loss,
+        scorer=scorer,
+        augment=shifted if augmented else None,
+    )
+
+
+def loss(outputs, labels):
+    """Cross-entropy (batch,) of logits, or of the probabilities of a network ending in softmax."""
+    import keras
+
+    ops = keras.ops
+    _labelled(labels)
+    sums = ops.sum(outputs, -1)
+    shares = ops.all(outputs >= 0) & ops.all(ops.abs(sums - 1) < 1e-2)  # 1e-2: bfloat16 rounds
+    logits = ops.where(shares, ops.log(ops.maximum(outputs, LEAST)), outputs)
+    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+
+def scorer(model, predict):
+    """1 where the largest output is the label's, else 0."""
+    judged = accuracy(model, predict)
+
+    def scores(inputs, labels):
+        _labelled(labels)
+        return judged(inputs, labels)
+
+    return scores
+
+
+def _labelled(labels) -> None:
+    if labels is None:
+        raise ValueError("npz: the file has no labels (y): it serves to calibrate only")
+
+
+def shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Images (batch, height, width, channels), half of them mirrored, moved at random.
+
+    By up to 4 pixels of 32; the border is 0.
+    """
+    count, height, width, _ = images.shape
+    reach = max(1, round(SHIFT * min(height, width) / 32))
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    down, right = generator.integers(0, 2 * reach + 1, (2, count))
+    mirrored = generator.random(count) < 0.5
+    moved = np.empty_like(images)
+    for place, (image, y, x) in enumerate(zip(padded, down, right, strict=True)):
+        cut = image[y : y + height, x : x + width]
+        moved[place] = cut[:, ::-1] if mirrored[place] else cut
+    return moved
+
+
+def _file(path: Any) -> pathlib.Path:
+    """The file of this name; one that is not here may lie in NAS_DATA."""
+    file = pathlib.Path(str(path)).expanduser()
+    shared = os.environ.get("NAS_DATA")
+    if not file.exists() and shared and not file.is_absolute():
+        file = pathlib.Path(shared, file)
+    if not file.is_file():
+        raise ValueError(f"npz: no file {path}; expected an .npz file with {EXPECTED}")
+    return file
+
+
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays that we know the names of; of the others the names only."""
+    known = {name for names in (*INPUTS.values(), *LABELS.values()) for name in names}
+    known |= {"jpeg", "end"}
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files if name in known}
+            names = archive.files
+    except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy meet first
+        raise ValueError(f"npz: cannot read {file}: {' '.join(str(error).split())}") from error
+    if "jpeg" not in found and not any(name in found for name in sum(INPUTS.values(), ())):
+        raise ValueError(f"npz: {file} holds {', '.join(names) or 'nothing'}; expected {EXPECTED}")
+    return found
+
+
+def _part(file, content, part: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Inputs, and labels (count,) int32 or None."""
+    if "jpeg" in content:
+        inputs = _decoded(file, content)
+    else:
+        name = next((name for name in INPUTS[part] if name in content), None)
+        if name is None:
+            raise ValueError(f"npz: {file} holds {', '.join(content)}; expected {EXPECTED}")
+        inputs = content[name]
+    if inputs.dtype.kind not in "iufb" or inputs.ndim < 2 or not len(inputs):
+        raise ValueError(
+            f"npz: {file}: inputs are {inputs.dtype}{inputs.shape}; expected numbers (count, ...)"
+        )
+    labels = next((content[name] for name in LABELS[part] if name in content), None)
+    if labels is None:
+        return inputs, None
+    if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == len(inputs):  # one-hot
+        if not np.array_equal(labels.sum(1), np.ones(len(labels))):
+            raise ValueError(f"npz: {file}: labels {labels.shape} are no one-hot rows")
+        labels = labels.argmax(1)
+    labels = labels[:, 0] if labels.shape == (len(inputs), 1) else labels  # as keras.datasets
+    if labels.dtype.kind not in "iub" or labels.shape != inputs.shape[:1] or labels.min() < 0:
+        raise ValueError(
+            f"npz: {file}: {len(inputs)} inputs, but labels are {labels.dtype}{labels.shape}; "
+            f"expected integers from 0 on, ({len(inputs)},)"
+        )
+    return inputs, labels.astype(np.int32)
+
+
+def _decoded(file: pathlib.Path, content: dict[str, np.ndarray]) -> np.ndarray:
+    """uint8 (count, height, width, 3) of JPEG files of one size."""
+    from PIL import Image
+
+    jpeg, ends = content["jpeg"], content.get("end")
+    steps = None if ends is None else np.diff([0, *ends.tolist()])
+    if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or steps is None or ends.ndim != 1:
+        raise ValueError(f"npz: {file}: expected jpeg, uint8 of one axis, and end of each file")
+    if not len(ends) or steps.min() <= 0 or ends[-1] > len(jpeg):
+        raise ValueError(f"npz: {file}: end does not rise from 1 to at most {len(jpeg)}")
+    data, images = jpeg.tobytes(), None
+    for place, (end, step) in enumerate(zip(ends.tolist(), steps.tolist(), strict=True)):
+        try:
+            with Image.open(io.BytesIO(data[end - step : end])) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"npz: cannot read image {place} of {file}: {error}") from error
+        if images is None:
+            images = np.empty((len(ends), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise ValueError(
+                f"npz: {file}: image {place} is {pixels.shape[:2]}, the first "
+                f"{images.shape[1:3]}; expected one size"
+            )
+        images[place] = pixels
+    return images
+
+
+def _divided(inputs, labels, valid, seed):
+    """Two (inputs, labels): every class's share `valid` is the second."""
+    if isinstance(valid, bool) or not isinstance(valid, (int, float)) or not 0 < valid < 1:
+        raise ValueError(f"npz: valid={valid!r}; expected a file, or a share between 0 and 1")
+    grouped = np.zeros(len(inputs), int) if labels is None else labels
+    first, second = split(grouped, valid, seed)
+    if not len(first) or not len(second):
+        raise ValueError(f"npz: {len(inputs)} examples are too few for valid={valid}")
+    return [(inputs[one], None if labels is None else labels[one]) for one in (first, second)]
+
+
+def _mapped(inputs, file, shape, scale, offset, factor) -> np.ndarray:
+    """Inputs of the shape and in the numbers that a network takes; uint8 of scale 255 stay."""
+    if shape is not None:
+        try:
+            sizes = [int(part) for part in str(shape).split("x")]
+            inputs = inputs.reshape(len(inputs), *sizes)
+        except ValueError as error:
+            raise ValueError(
+                f"npz: shape={shape!r}; expected sizes as 49x10x1 that hold an input of {file}, "
+                f"{inputs.shape[1:]}"
+            ) from error
+    elif inputs.ndim == 3 and inputs.dtype.kind in "iu" and inputs.dtype.itemsize == 1:
+        inputs = inputs[..., np.newaxis]
+    plain = offset == 0 and factor == 1
+    if inputs.dtype == np.uint8:
+        if plain and scale == 255:
+            return inputs
+        factor = factor / scale
+    elif inputs.dtype.kind in "iu" and inputs.dtype.itemsize >= 4 and plain:
+        return inputs.astype(np.int32)
+    mapped = (inputs.astype(np.float32) - np.float32(offset)) * np.float32(factor)
+    if not np.isfinite(mapped).all():
+        raise ValueError(f"npz: inputs of {file} are not finite everywhere")
+    return mapped
