@@ -1,7 +1,7 @@
 """Which weights of a network multiply activations: kernels and embeddings, by what they are.
 
-Biases, norms, scalars, positions and the routers of experts are not among them: they are a
-thousandth of the bytes and decide much.
+Biases, norms, scalars, positions and the routers of experts are not among them: they are few of
+the bytes and decide much.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import math
 import re
 
 import keras
+import numpy as np
 from keras import layers
 
 from compress import graph
@@ -79,6 +80,18 @@ def kernels(model: keras.Model, which: str | None = None) -> list[Kernel]:
                 tuple(sorted(axis % rank for axis in input_axes)),
             )
     return [k for k in found.values() if which is None or re.search(which, k.path)]
+
+
+def values(model: keras.Model) -> dict[str, np.ndarray]:
+    """Path -> value of every kernel, as its layer sees it now: masked, quantized."""
+    paths = {kernel.path for kernel in kernels(model)}
+    found = {}
+    for layer in model.layers:
+        for weight in layer.weights:
+            if weight.path in paths:
+                read = layer.read(weight) if hasattr(layer, "parametrizations") else weight.value
+                found[weight.path] = keras.ops.convert_to_numpy(read)
+    return found
 
 
 def tell_untouched(model: keras.Model, touched, record: Record, reason: str) -> None:

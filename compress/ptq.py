@@ -1,0 +1,102 @@
+"""Post-training quantization: weights of 8, 4, 3 or 2 bits by rounding, activations of 8.
+
+The activations' ranges are found on data by the writer of the file (nas/writers/litert.py).
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from compress import bits_of
+from compress.data import Data
+from compress.method import Method, NotApplicable
+from compress.parametrized import Parametrization, functions, parametrize
+from compress.quantizers import Quantizer, rounded, scales
+from compress.record import Record
+from compress.weights import kernels, tell_untouched, values
+
+
+class Rounded(Quantizer):
+    """A weight that is rounded once training is over: `settle` decides to which levels."""
+
+    def __init__(self, bits: int):
+        super().__init__(dtype="float32")
+        self.bits = bits
+        self._scale: np.ndarray | None = None
+
+    def settle(self, scale: np.ndarray | None) -> None:
+        self._scale = scale
+
+    def scale(self):
+        if self._scale is None:
+            raise RuntimeError("rounded before `update` was called with step == steps")
+        return self._scale
+
+    def call(self, weight):
+        if self._scale is None:
+            return keras.ops.convert_to_tensor(weight)
+        values = keras.ops.convert_to_numpy(weight)
+        return keras.ops.convert_to_tensor(rounded(values, self._scale, self.bits))
+
+
+@dataclasses.dataclass(frozen=True)
+class PTQ(Method):
+    """Kernels rounded to 2**bits levels at the end of training, or without any.
+
+    bits: 8, 4, 3 or 2; embeddings: those of embedding tables, edges: of the first and the last
+        layer, 32 leaves them in float; None: as the others.
+    activations: bits of the activations in files that compute in integers, 8 or 16; their ranges
+        are found on examples when the file is written. None: float, which LiteRT quantizes on the
+        fly. Keras itself computes in float either way.
+    which: a regular expression over the paths of weights; None: all kernels.
+    clip: how the distances of levels are found: "newton", "octav", "maxabs".
+
+    Kernels that other methods have put on levels stay as they are.
+
+    >>> from compress.method import compress
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, keras.layers.Dense(4, name="head")(inputs))
+    >>> record = compress(model, [PTQ(4)]).record
+    >>> record.weights["head/kernel"].bits, record.activations
+    (4, 8)
+    """
+
+    bits: int = 8
+    activations: int | None = 8
+    embeddings: int | None = None
+    edges: int | None = None
+    which: str | None = None
+    clip: str = "newton"
+
+    def __post_init__(self):
+        bits_of.check(self)
+        if self.activations not in (None, 8, 16):
+            raise ValueError(f"activations={self.activations!r}; expected 8, 16 or None")
+
+    def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        taken = functions(model, Quantizer)
+        chosen = {p: bits for p, bits in bits_of.chosen(self, model).items() if p not in taken}
+        if not chosen and not (taken and self.activations):
+            raise NotApplicable(bits_of.why_none(self, model, taken))
+        tell_untouched(model, {*chosen, *taken}, record, bits_of.why_left(self))
+        return parametrize(model, {path: Rounded(bits) for path, bits in chosen.items()})
+
+    def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
+        if step < steps:
+            return False
+        found = {path: chain[0] for path, chain in functions(model, Rounded).items()}
+        for one in found.values():
+            one.settle(None)
+        now, axes = values(model), {kernel.path: kernel.input_axes for kernel in kernels(model)}
+        masked = functions(model, Parametrization)
+        for path, one in found.items():
+            value = now[path]
+            mask = value != 0 if any(function.last for function in masked[path]) else None
+            one.settle(scales(value, one.bits, axes[path], self.clip, mask))
+        return bool(found)
+
+    def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        bits_of.tell(self, model, record)
+        record.activations = self.activations
+        return model

@@ -1,0 +1,78 @@
+"""Quantization-aware training: weights of 2, 3, 4 or 8 bits from the first step on.
+
+Apple, arXiv 2507.13575 (2 bits, embeddings at 4, averaged weights); compress/quantizers.py.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from compress import bits_of
+from compress.data import Data
+from compress.method import Method, NotApplicable
+from compress.parametrized import functions, parametrize
+from compress.quantizers import LearnedClip, scales
+from compress.record import Record
+from compress.weights import kernels, tell_untouched, values
+
+
+@dataclasses.dataclass(frozen=True)
+class QAT(Method):
+    """Kernels on 2**bits levels (see `compress.quantizers.RANGES`), trained straight through.
+
+    bits: 2, 3, 4 or 8; embeddings: those of embedding tables, edges: of the first and the last
+        layer, 32 leaves them in float; None: as the others.
+    which: a regular expression over the paths of weights; None: all kernels.
+    clip: how the distances of levels are found before training: "newton", "octav", "maxabs".
+    fixed: whether they then stay; else they are trained, one an output (a row of a table).
+
+    Without training this is rounding to the best levels. Averages of weights (`--ema`) are taken
+    before rounding, and their codes are what is judged and kept. For training on what the float
+    network says, add `distill`.
+
+    >>> from compress.method import compress
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, keras.layers.Dense(4, name="head")(inputs))
+    >>> weight = compress(model, [QAT(2)]).record.weights["head/kernel"]
+    >>> weight.levels.tolist(), weight.scale.shape
+    ([[-1.5, -0.5, 0.5, 1.5]], (1, 4))
+    """
+
+    bits: int = 2
+    embeddings: int | None = 4
+    edges: int | None = None
+    which: str | None = None
+    clip: str = "newton"
+    fixed: bool = False
+
+    def __post_init__(self):
+        bits_of.check(self)
+
+    def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        taken = functions(model, LearnedClip)
+        chosen = {
+            path: bits for path, bits in bits_of.chosen(self, model).items() if path not in taken
+        }
+        if not chosen:
+            raise NotApplicable(bits_of.why_none(self, model, taken))
+        tell_untouched(model, chosen, record, bits_of.why_left(self))
+        now = values(model)
+        axes = {kernel.path: kernel.input_axes for kernel in kernels(model)}
+        made = {}
+        for path, bits in chosen.items():
+            initial = scales(now[path], bits, axes[path], self.clip)
+            made[path] = LearnedClip(initial, bits, self.fixed)
+        return parametrize(model, made)
+
+    def state(self, model: keras.Model) -> dict[str, float]:
+        found = [one for chain in functions(model, LearnedClip).values() for one in chain]
+        told = {"bits": float(np.mean([one.bits for one in found]))}
+        factors = [np.exp(np.asarray(one.clip)) for one in found if one.clip is not None]
+        if factors:
+            told["clip"] = float(np.concatenate(factors).mean())
+        return told
+
+    def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        bits_of.tell(self, model, record)
+        return model
