@@ -1,0 +1,307 @@
+"""Drop experts: mixtures keep those that matter, at once or round by round while training goes on.
+
+Jaiswal et al., "Finding Fantastic Experts in MoEs", arXiv 2504.05586: criteria (MC-Suite, see
+compress/expert_criteria.py), iterative dropping, and lottery subnetworks (fine-tuned every round).
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from compress import expert_statistics, graph
+from compress.data import Data
+from compress.expert_criteria import CRITERIA, EXTREMES, weakest
+from compress.expert_statistics import Mixture, mixtures
+from compress.method import STRUCTURE, Method, NotApplicable
+from compress.record import Record, Weight
+from compress.weights import tell_untouched
+from families.layers.experts import Experts
+
+GONE = -1e9  # added to the logit of a dropped expert: its weight is exactly 0
+# The share of a training in which experts are dropped. The paper trains longer after later rounds
+# (0.2M tokens, twice as many each round); here the rounds are even, and the rest is a tail.
+DROPPING = 0.5
+
+
+class MaskedExperts(Experts):
+    """`Experts` while some are being dropped: their logits count as `GONE`.
+
+    `fate` (2, experts), int32: the round, from 1, in which each was dropped, 0 if it lives; and the
+    bits of its float32 score then. Integers, as averages of weights leave those alone.
+    """
+
+    def build(self, inputs_shape, logits_shape=None):
+        super().build(inputs_shape, logits_shape)
+        self.fate = self.add_weight(
+            shape=(2, self.count), initializer="zeros", dtype="int32", trainable=False, name="fate"
+        )
+
+    def _route(self, logits, training):
+        gone = ops.cast(self.fate[0] > 0, logits.dtype)
+        return super()._route(logits + gone * GONE, training)
+
+    def alive(self) -> np.ndarray:
+        """Numbers of the experts that are left."""
+        return np.flatnonzero(ops.convert_to_numpy(self.fate)[0] == 0)
+
+    def drop(self, experts: dict[int, float], number: int) -> None:
+        """Drop experts, with their scores, in round `number`."""
+        fate = ops.convert_to_numpy(self.fate).copy()
+        for expert, score in experts.items():
+            fate[:, expert] = number, np.float32(score).view(np.int32)
+        self.fate.assign(fate)
+
+    def dropped(self) -> list[dict]:
+        """What was dropped, in which round, with which score."""
+        fate = ops.convert_to_numpy(self.fate)
+        scores = np.ascontiguousarray(fate[1]).view(np.float32)
+        gone = sorted(
+            np.flatnonzero(fate[0]).tolist(), key=lambda expert: (fate[0, expert], expert)
+        )
+        return [{"expert": e, "round": int(fate[0, e]), "score": float(scores[e])} for e in gone]
+
+
+@dataclasses.dataclass(frozen=True)
+class DropExperts(Method):
+    """Drop the share `fraction` of the experts of every mixture, and their columns of the router.
+
+    criterion: of `CRITERIA` (MC-Suite's codes, "REAP" or "random"); extreme: whether the experts
+    with the "min" or "max" score go (None: as suits the criterion). rounds: so many times scores
+    are taken of `data` and equally many experts dropped; with training these are spread evenly over
+    its first half (MoE lottery), the first before it begins. Mixtures that share a router lose the
+    same experts, by the mean of their standard scores. seed: of "random".
+
+    >>> from families import mobile_vmoe
+    >>> from compress.method import compress
+    >>> model = mobile_vmoe.build(mobile_vmoe.VARIANTS["tiny"])
+    >>> compress(model, [DropExperts(0.5, "RWN")]).model.get_layer("router").units
+    5
+    """
+
+    fraction: float = 0.5
+    criterion: str = "EAN"
+    extreme: str | None = None
+    rounds: int = 1
+    seed: int = 0
+
+    stage: ClassVar[int] = STRUCTURE
+
+    def __post_init__(self):
+        for name, holds, expected in (
+            ("fraction", 0 < self.fraction < 1, "a share between 0 and 1"),
+            ("criterion", self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+            ("extreme", self.extreme in (None, *EXTREMES), f"one of {', '.join(EXTREMES)}"),
+            ("rounds", isinstance(self.rounds, int) and self.rounds >= 1, "a whole number from 1"),
+        ):
+            if not holds:
+                given = getattr(self, name)
+                raise ValueError(f"drop_experts {name}={given!r}; expected {expected}")
+
+    def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        """The model with `MaskedExperts`, which still answer as before."""
+        found = mixtures(model)
+        if not found:
+            raise NotApplicable(f"{model.name} has no mixture of experts")
+        for mixture in found:
+            self._number(mixture)
+            if mixture.source is not None and mixture.router is None:
+                raise NotApplicable(
+                    f"the logits of {mixture.name} come from no linear Dense layer, whose columns "
+                    "could be dropped"
+                )
+        # All that scores need is there, and they can be taken of this model: of one batch.
+        few = next(_few(data), None) if data is not None else None
+        expert_statistics.gather(model, CRITERIA[self.criterion].needs, few)
+        names = {mixture.holder.name for mixture in found}
+        return graph.rewritten(
+            model, lambda layer, copy: _masked(copy) if layer.name in names else copy
+        )
+
+    def _number(self, mixture: Mixture) -> int:
+        """How many experts of a layer go."""
+        count, top_k = mixture.layer.count, mixture.layer.top_k
+        number = round(self.fraction * count)
+        if count - number < top_k:
+            raise ValueError(
+                f"fraction={self.fraction:g} leaves {count - number} of the {count} experts of "
+                f"{mixture.name}, but top_k={top_k}; expected at most {1 - top_k / count:g}"
+            )
+        if number == 0:
+            raise ValueError(
+                f"fraction={self.fraction:g} of the {count} experts of {mixture.name} is none; "
+                f"expected at least {1 / count:g}"
+            )
+        return number
+
+    def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
+        """Drop what is due: all rounds where the training is over, or there is none."""
+        due = self.rounds
+        if step < steps:
+            due = min(due, 1 + int(step * self.rounds / (DROPPING * steps)))
+        groups = _groups(model)
+        changed = False
+        for number in range(1, due + 1):
+            missing = [self._missing(group, number) for group in groups]
+            if any(missing):
+                self._drop(model, data, number, groups, missing)
+                changed = True
+        return changed
+
+    def _missing(self, group: list[Mixture], number: int) -> int:
+        """How many more experts of a group are to be gone after round `number`."""
+        first = group[0]
+        goal = self._number(first) * number // self.rounds
+        return max(0, goal - (first.layer.count - len(first.layer.alive())))
+
+    def _drop(self, model, data, number: int, groups, missing) -> None:
+        alive = {mixture.name: mixture.layer.alive() for group in groups for mixture in group}
+        needs = CRITERIA[self.criterion].needs
+        found = expert_statistics.gather(model, needs, data, alive)
+        extreme = self.extreme or CRITERIA[self.criterion].extreme
+        for place, (group, count) in enumerate(zip(groups, missing, strict=True)):
+            generator = np.random.default_rng((self.seed, number, place))
+            mine = [found[mixture.name] for mixture in group]
+            chosen = weakest(mine, self.criterion, extreme, count, generator) if count else []
+            for mixture in group:
+                mixture.layer.drop(dict(chosen), number)
+
+    def state(self, model: keras.Model) -> dict[str, float]:
+        """{"experts": how many are left, in all layers together}."""
+        return {"experts": sum(len(mixture.layer.alive()) for mixture in mixtures(model))}
+
+    def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        """The model with smaller `Experts` and routers; what is known of their weights is cut."""
+        found = mixtures(model)
+        record.told[repr(self)] = {
+            "criterion": self.criterion,
+            "extreme": self.extreme or CRITERIA[self.criterion].extreme,
+            "layers": {
+                mixture.name: {
+                    "experts": mixture.layer.count,
+                    "kept": mixture.layer.alive().tolist(),
+                    "dropped": mixture.layer.dropped(),
+                }
+                for mixture in found
+            },
+        }
+        touched = {*record.weights}
+        for mixture in found:
+            parts = [mixture.layer, *([mixture.router] if mixture.router is not None else [])]
+            touched |= {weight.path for part in parts for weight in part.weights}
+        finished = _cut(model, record)
+        for name, variant in record.variants.items():
+            record.variants[name] = _cut(variant, None)
+        tell_untouched(finished, touched, record, "no mixture of experts")
+        return finished
+
+
+def _few(data: Data):
+    for inputs, targets in data.batches(8):
+        yield dataclasses.replace(data, inputs=inputs, targets=targets)
+
+
+def _masked(layer):
+    """The twin of an `Experts`, or of the layer that reads its weights through functions."""
+    if hasattr(layer, "parametrizations"):
+        new = type(layer)(_masked(layer.layer))
+        for path, functions in layer.parametrizations.items():
+            for function in functions:
+                new.parametrize(path, function)
+        return new
+    return _rebuilt(layer, MaskedExperts)
+
+
+def _rebuilt(layer: Experts, kind: type) -> Experts:
+    """The same experts as a layer of another kind."""
+    new = kind.from_config(layer.get_config())
+    new.build(
+        (None, None, layer.expand.shape[1]),
+        None if layer.router is not None else (None, layer.count),
+    )
+    found = {weight.name: weight for weight in layer.weights}
+    for weight in new.weights:
+        if weight.name in found:
+            weight.assign(found[weight.name])
+    return new
+
+
+def _groups(model: keras.Model) -> list[list[Mixture]]:
+    """Mixtures that have to lose the same experts: those that share their logits."""
+    groups: dict[object, list[Mixture]] = {}
+    for mixture in mixtures(model):
+        key = mixture.name if mixture.source is None else id(mixture.router)
+        groups.setdefault(key, []).append(mixture)
+    return list(groups.values())
+
+
+def _cut(model: keras.Model, record: Record | None) -> keras.Model:
+    """The model without the experts that were dropped; without `record` nothing is said there."""
+    found = mixtures(model)
+    if not any(isinstance(mixture.layer, MaskedExperts) for mixture in found):
+        return model
+    kept = {mixture.name: mixture.layer.alive() for mixture in found}
+    routers = {mixture.router.name: mixture for mixture in found if mixture.router is not None}
+    whole = {mixture.router.name for mixture in found if _used_elsewhere(model, mixture)}
+
+    def change(layer, copy):
+        if isinstance(copy, MaskedExperts):
+            experts = kept[layer.name]
+            _cut_weights(record, layer, {"router": 1}, experts)
+            new = _rebuilt(copy, Experts).keep_experts(experts)
+            mixture = next(mixture for mixture in found if mixture.name == layer.name)
+            if mixture.router is None or mixture.router.name not in whole:
+                return new
+            # Somebody else wants all logits: the router stays, the experts get their columns.
+            return lambda x, logits: new(x, ops.take(logits, experts.tolist(), axis=-1))
+        if layer.name in routers and layer.name not in whole:
+            experts = kept[routers[layer.name].name]
+            _cut_weights(record, layer, {"kernel": 1}, experts)
+            return _narrow(copy, experts)
+        return copy
+
+    return graph.rewritten(model, change)
+
+
+def _used_elsewhere(model: keras.Model, mixture: Mixture) -> bool:
+    """Whether anything but experts sees the logits that a router outside gives."""
+    if mixture.source is None:
+        return False
+    if any(mixture.source is output for output in model.outputs):
+        return True
+    for nodes in model._nodes_by_depth.values():
+        for node in nodes:
+            sees = any(mixture.source is tensor for tensor in node.input_tensors)
+            if sees and not isinstance(node.operation, Experts):
+                return True
+    return False
+
+
+def _narrow(dense: keras.layers.Dense, outputs: np.ndarray) -> keras.layers.Dense:
+    new = keras.layers.Dense.from_config(dense.get_config() | {"units": len(outputs)})
+    new.build((None, dense.kernel.shape[0]))
+    for weight, source in zip(new.weights, dense.weights, strict=True):
+        weight.assign(ops.take(source, outputs.tolist(), axis=-1))
+    return new
+
+
+def _cut_weights(record: Record | None, layer, axes: dict[str, int], kept: np.ndarray) -> None:
+    """What is known of the weights of a layer, for those experts alone; they are on axis 0 else."""
+    for weight in layer.weights:
+        if record is not None and (told := record.weights.get(weight.path)) is not None:
+            record.weights[weight.path] = _taken(told, kept, axes.get(weight.name, 0))
+
+
+def _taken(told: Weight, kept: np.ndarray, axis: int) -> Weight:
+    """`Weight.take`, of a weight with tables of levels for each expert as well."""
+    if told.levels is None or len(told.levels) == 1 or told.axis % told.codes.ndim != axis:
+        return told.take(kept, axis)
+    if len(told.levels) != told.codes.shape[axis]:
+        raise ValueError(
+            f"{len(told.levels)} tables of levels for {told.codes.shape[axis]} experts: "
+            "those that share one cannot be dropped apart"
+        )
+    whole = dataclasses.replace(told, levels=told.levels[:1]).take(kept, axis)
+    return dataclasses.replace(whole, levels=told.levels[kept])
