@@ -21,7 +21,7 @@ from families.layers.rotary import Rotary
 
 @dataclasses.dataclass(frozen=True)
 class ShareKV(Method):
-    """The last `share` of the layers of causal attention read the keys and values of the one before.
+    """The last `share` of the causal attention layers read the keys and values of the one before.
 
     Their own projections go, and of a step with caches the caches, so the bytes of keys and values
     fall by `share`. What they had learned goes with them: train afterwards, best with `distill`.
