@@ -60,7 +60,8 @@ def why_left(method) -> str:
 
 def tell(method, model: keras.Model, record: Record) -> None:
     """Say in `record` how many kernels got how many bits; scales counted, of 32 bits each."""
-    told = {path: record.weights[path] for path in chosen(method, model)}
+    mine = (path for path in chosen(method, model) if path in record.weights)
+    told = {path: record.weights[path] for path in mine}  # not what came later, such as adapters
     count = sum(weight.codes.size for weight in told.values())
     stored = sum(
         weight.codes.size * weight.bits + 32 * weight.scale.size for weight in told.values()
