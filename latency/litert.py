@@ -130,7 +130,8 @@ class Session:
     """A `.tflite` file that is loaded once and called by the names of its inputs and outputs.
 
     A name on both sides is state: a cache, or what a stream carries on. `step` keeps it inside,
-    from zeros on; a plain call takes and gives all of it.
+    from zeros on; a plain call takes and gives all of it. Of a file with several signatures the
+    session runs `signature`; None: that of its main graph.
 
     >>> import keras
     >>> inputs = {"x": keras.Input((2,), name="x"), "sum": keras.Input((2,), name="sum")}
@@ -140,9 +141,11 @@ class Session:
     [[2.0, 2.0]]
     """
 
-    def __init__(self, tflite: bytes | str | Path, threads: int = 1):
+    def __init__(
+        self, tflite: bytes | str | Path, threads: int = 1, *, signature: str | None = None
+    ):
         self._interpreter = load(tflite, threads)
-        inputs, outputs = _details(self._interpreter)
+        inputs, outputs = _details(self._interpreter, signature)
         self.inputs = {
             name: (tuple(map(int, d["shape"])), d["dtype"]) for name, d in inputs.items()
         }
@@ -158,6 +161,10 @@ class Session:
         self._reads = {name: detail["index"] for name, detail in inputs.items()}
         self._writes = {name: detail["index"] for name, detail in outputs.items()}
         self._told = {name: self._writes[name] for name in outputs if name not in self.state}
+        self._branch = _branch(self._interpreter, signature)
+        if self._branch is not None:
+            self.reset()
+            return
         tensor = self._interpreter.tensor  # a view of the memory in place
         self._carried = [(tensor(self._reads[n]), tensor(self._writes[n])) for n in self.state]
         self.reset()
@@ -170,6 +177,10 @@ class Session:
 
     def step(self, inputs: Arrays) -> Arrays:
         """The outputs that are no state, for the inputs that are none; the state goes on."""
+        if self._branch is not None:
+            outputs = self._invoke(inputs | self._kept, self._writes)
+            self._kept = {name: outputs.pop(name) for name in self.state}
+            return outputs
         outputs = self._invoke(inputs, self._told)
         for read, write in self._carried:
             np.copyto(read(), write())
@@ -177,16 +188,23 @@ class Session:
 
     def reset(self) -> None:
         """The state is zeros again."""
+        if self._branch is not None:
+            self._kept = {name: np.zeros(*self.inputs[name]) for name in self.state}
+            return
         for read, _ in self._carried:
             read()[...] = 0
 
     def _invoke(self, inputs: Arrays, outputs: dict[str, int]) -> Arrays:
-        interpreter = self._interpreter
+        interpreter, given = self._interpreter, {}
         for name, value in inputs.items():
             value = np.asarray(value)
             dtype = self.inputs[name][1]
             if value.dtype != dtype:
                 value = value.astype(dtype, casting="same_kind")
+            given[name] = value
+        if self._branch is not None:
+            return self._branch(**given)
+        for name, value in given.items():
             interpreter.set_tensor(self._reads[name], value)
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in outputs.items()}
@@ -213,16 +231,34 @@ def run(tflite: bytes | str | Path, inputs: np.ndarray | Arrays) -> np.ndarray |
     return next(iter(outputs.values())) if single else outputs
 
 
-def _details(interpreter: Interpreter) -> tuple[dict[str, dict], dict[str, dict]]:
+def _branch(interpreter: Interpreter, signature: str | None) -> Callable[..., Arrays] | None:
+    """What runs a signature; None: it is that of the main graph, and that is simply invoked."""
+    known = interpreter.get_signature_list()
+    if signature is None:
+        return None
+    if signature not in known:
+        raise ValueError(f"no signature {signature!r}; the file has {', '.join(known)}")
+    runner = interpreter.get_signature_runner(signature)
+    return runner if runner._subgraph_index else None
+
+
+def _details(
+    interpreter: Interpreter, signature: str | None = None
+) -> tuple[dict[str, dict], dict[str, dict]]:
     """What LiteRT says of inputs and outputs, by name, in the file's order.
 
-    Files of other makers may have no names, or several signatures: they go by their tensors.
+    Files of other makers may have no names, or several signatures of which none is of the main
+    graph: they go by their tensors.
     """
+    runner = _branch(interpreter, signature)
+    if runner is not None:
+        return runner.get_input_details(), runner.get_output_details()
     sides = interpreter.get_input_details(), interpreter.get_output_details()
-    if len(interpreter.get_signature_list()) != 1:
+    runners = map(interpreter.get_signature_runner, interpreter.get_signature_list())
+    main = next((runner for runner in runners if not runner._subgraph_index), None)
+    if main is None:
         return tuple({detail["name"]: detail for detail in details} for details in sides)
-    signature = interpreter.get_signature_runner()
-    named = signature.get_input_details(), signature.get_output_details()
+    named = main.get_input_details(), main.get_output_details()
     orders = ([detail["index"] for detail in details] for details in sides)
     return tuple(
         dict(sorted(details.items(), key=lambda item: order.index(item[1]["index"])))

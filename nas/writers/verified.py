@@ -1,0 +1,93 @@
+"""Is a `.tflite` file the network that it was made of? Read back, run, compared."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from compress.record import Record
+from latency import litert
+from latency.signature import names
+from nas.writers.readback import in_floats
+
+_EXAMPLES = 8  # that are run
+_EXACT = 1e-3  # of the largest output: float32 in another order
+# Of the outputs' length: activations in 8 bits, each layer anew, on networks of 50 layers.
+_NOISE = 0.3
+
+
+def verified(
+    tflite: bytes,
+    plain: bytes,
+    models: dict[str, Any],
+    inputs: dict[str, Any],
+    record: Record,
+    stored: dict[str, str],
+) -> str:
+    """What was compared, in words; `RuntimeError` where the file is wrong or grew.
+
+    The same file with its integers as floats must give what Keras gives; the file itself, with
+    the noise of its activations.
+    """
+    if any(kind != "float32" for kind in stored.values()) and len(tflite) >= len(plain):
+        raise RuntimeError(
+            f"the file has {len(tflite)} bytes, with float32 weights {len(plain)}: it grew"
+        )
+    floats = in_floats(tflite)
+    told, worst, noise = [], 0.0, 0.0
+    for name, model in models.items():
+        few = _some(inputs[name])
+        count = len(keras.tree.flatten(few)[0])
+        expected = _keras(model, few)
+        exact = _litert(floats, name, model, few)
+        real = _litert(tflite, name, model, few)
+        for output, values in expected.items():
+            distance = np.abs(exact[output] - values).max() / max(np.abs(values).max(), 1e-6)
+            worst = max(worst, float(distance))
+            if not distance <= _EXACT:
+                raise RuntimeError(
+                    f"{name}: output {output!r} differs from Keras by {distance:.2g} of its largest"
+                    " value, with all weights as they were read back"
+                )
+            if not np.isfinite(real[output]).all():
+                raise RuntimeError(f"{name}: output {output!r} has values that are not finite")
+            noise = max(noise, _noise(real[output], values))
+            if not noise <= _NOISE:
+                raise RuntimeError(
+                    f"{name}: output {output!r} differs from Keras by {noise:.2g} of its length"
+                )
+        told.append(name)
+    return (
+        f"{', '.join(told)} on {count} examples: as Keras to {worst:.1g} of the largest output with"
+        f" the weights read back, to {noise:.1g} of the length as LiteRT runs it"
+    )
+
+
+def _noise(values: np.ndarray, expected: np.ndarray) -> float:
+    """The distance of the outputs, by their length: of the example in the middle."""
+    if values.dtype.kind != "f":
+        return 0.0
+    rows = [array.reshape(len(array), -1).astype(np.float64) for array in (values, expected)]
+    distance = np.linalg.norm(rows[0] - rows[1], axis=1)
+    return float(np.median(distance / np.maximum(np.linalg.norm(rows[1], axis=1), 1e-6)))
+
+
+def _some(inputs: Any) -> Any:
+    return keras.tree.map_structure(lambda array: np.asarray(array)[:_EXAMPLES], inputs)
+
+
+def _keras(model: Any, inputs: Any) -> dict[str, np.ndarray]:
+    outputs = model(inputs, training=False)
+    values = [keras.ops.convert_to_numpy(value) for value in keras.tree.flatten(outputs)]
+    return dict(zip(names(model)[1], values, strict=True))
+
+
+def _litert(tflite: bytes, name: str, model: Any, inputs: Any) -> dict[str, np.ndarray]:
+    arrays = keras.tree.flatten(inputs)
+    session = litert.Session(tflite, signature=name)
+    named = dict(zip(names(model)[0], arrays, strict=True))
+    rows = [
+        session({key: array[n : n + 1] for key, array in named.items()})
+        for n in range(len(arrays[0]))
+    ]
+    return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
