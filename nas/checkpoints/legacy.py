@@ -4,25 +4,26 @@ What Keras 3 does not take of it is brought to its form, or refused in one line.
 """
 
 import importlib
+import inspect
 import json
 from typing import Any
 
 from latency import keras_file
+from nas.checkpoints import operations
 
 CODE = {"Lambda", "__lambda__", "function"}
-OPERATIONS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"}
 GROUPED = {"Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D", "Convolution3D"}
-# What Keras 2 said of layers and Keras 3 does not, with the values that mean what 3 does anyway.
+# What Keras 2 said of layers and Keras 3 knows by itself or has not, with the harmless values;
+# None: any.
 GONE = {
-    "time_major": (False,),
-    "ragged": (False, None),
-    "renorm": (False,),
-    "fused": (None, True, False),
-    "virtual_batch_size": (None,),
-    "query_shape": None,  # None: any value; of attention, known again when it is called
+    "fused": (True, False),
+    "query_shape": None,
     "key_shape": None,
     "value_shape": None,
 }
+INNER = {"layer", "backward_layer", "cell"}  # layers in layers, which Keras 3 finds by module
+# What every layer takes, and what Keras 3's reader of old files takes out.
+COMMON = {"name", "trainable", "dtype", "activity_regularizer", "autocast", "axis"}
 _CONFIG_MB = 100
 
 
@@ -51,18 +52,32 @@ def _modern(value: Any, source: str) -> Any:
             f"{source}: layer {_name(value)!r} is Python code ({kind}), which is never run; build "
             "the network with a layer of a class of its own"
         )
-    if kind in OPERATIONS:
-        function = value["config"].get("function", kind) if "config" in value else kind
-        raise ValueError(
-            f"{source}: {_name(value)!r} is the TensorFlow operation {function}, which Keras 3 has "
-            "not; use a layer for it (keras.layers.Add, ReLU, Rescaling, ...)"
-        )
     module = value.get("module")
     if isinstance(module, str) and not _known(module):
         raise ValueError(f"{source}: {_name(value)!r} is of module {module!r}, not of Keras")
+    if isinstance(module, str) and module.startswith("tf_keras"):
+        value = {n: one for n, one in value.items() if n not in ("module", "registered_name")}
+    value = {n: one for n, one in value.items() if n != "build_config"}
     if kind in ("__tuple__", "TensorShape") and "items" in value:
         return _modern(value["items"], source)
+    if kind in operations.MODELS and isinstance(config := value.get("config"), dict):
+        layers = config.get("layers")
+        if isinstance(layers, list) and all(isinstance(one, dict) for one in layers):
+            if all("inbound_nodes" in one for one in layers):
+                config = operations.plain(_untupled(config), source)
+            value = value | {"config": config}
     return {name: _modern(one, source) for name, one in _kept(value, kind, source).items()}
+
+
+def _untupled(value: Any) -> Any:
+    """The same with lists for tuples."""
+    if isinstance(value, list):
+        return [_untupled(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("class_name") == "__tuple__" and "items" in value:
+        return _untupled(value["items"])
+    return {name: _untupled(one) for name, one in value.items()}
 
 
 def _kept(value: dict, kind: Any, source: str) -> dict:
@@ -85,15 +100,40 @@ def _kept(value: dict, kind: Any, source: str) -> dict:
             config["dtype"] = "float32"
     if kind not in GROUPED and config.get("groups") == 1 and "Normalization" not in kind:
         del config["groups"]
-    for name, equal in GONE.items():
-        if name in config and (equal is None or config[name] in equal):
+    known = _options(kind)
+    for name in list(config):
+        if known is None or name in known:
+            continue
+        if config[name] in (None, False) or (name in GONE and _any(GONE[name], config[name])):
             del config[name]
+    if isinstance(config.get("name"), str):
+        config["name"] = operations.named(config["name"])
+    for name in INNER & config.keys():
+        inner = config[name]
+        if isinstance(inner, dict) and "module" not in inner and _options(inner.get("class_name")):
+            config[name] = inner | {"module": "keras.layers", "registered_name": None}
     axis = config.get("axis")
     if isinstance(axis, dict):  # a tuple, or a list that was tracked
         axis = config["axis"] = axis.get("items", axis.get("config"))
     if isinstance(axis, list) and len(axis) > 1 and "module" not in value:
         raise ValueError(f"{source}: {_name(value)!r} has several axes {axis}; Keras 3 takes one")
     return value | {"config": config}
+
+
+def _any(values: tuple | None, value: Any) -> bool:
+    return values is None or value in values
+
+
+def _options(kind: Any) -> set[str] | None:
+    """What a layer class of Keras 3 takes; None where it is no such class."""
+    import keras
+
+    layer = getattr(keras.layers, str(kind), None)
+    if not inspect.isclass(layer):
+        return None
+    methods = [vars(one)["__init__"] for one in layer.__mro__ if "__init__" in vars(one)]
+    names = {name for method in methods for name in inspect.signature(method).parameters}
+    return names | COMMON
 
 
 def _known(module: str) -> bool:
@@ -115,7 +155,7 @@ def built(config: dict[str, Any], stored: int, source: str) -> Any:
         params = _built(config, source).count_params()
     if params > stored:
         raise ValueError(f"{source}: its layers have {params:,} weights, the file {stored:,}")
-    return _built(config, source)
+    return _bare(_built(config, source))
 
 
 def _built(config: dict[str, Any], source: str) -> Any:
@@ -134,3 +174,19 @@ def _built(config: dict[str, Any], source: str) -> Any:
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
         raise ValueError(f"{source}: it holds no network of known input shape")
     return model
+
+
+def _bare(model: Any) -> Any:
+    """The same network with its one input not in a list of one, as Keras 2 had it."""
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        return model
+    lists = [isinstance(side, list) and len(side) == 1 for side in (model.input, model.output)]
+    if not any(lists):
+        return model
+    sides = [
+        side[0] if alone else side
+        for side, alone in zip((model.input, model.output), lists, strict=True)
+    ]
+    return keras.Model(*sides, name=model.name)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from latency import keras_file
-from nas.checkpoints import legacy
+from nas.checkpoints import legacy, operations
 
 GRAPH, METADATA, VARIABLES = "saved_model.pb", "keras_metadata.pb", "variables/variables"
 VALUE = "VARIABLE_VALUE"
@@ -113,7 +113,11 @@ def _fill(layer, number: int, nodes, described, value, folder) -> None:
     """Sets the weights of a layer, or of all layers of a network, from those of a node."""
     children = {child.local_name: child.node_id for child in nodes[number].children}
     if hasattr(layer, "layers") and "layer-0" in children:
-        named = {described[n].get("name"): n for k, n in children.items() if n in described}
+        named = {
+            operations.named(described[node]["name"]): node
+            for node in children.values()
+            if isinstance(described.get(node, {}).get("name"), str)
+        }
         for part in layer.layers:
             if part.weights and part.name not in named:
                 raise ValueError(f"{folder}: no variables of layer {part.name!r}")
