@@ -18,6 +18,7 @@ from compress.nested import Levels, levels_of, ranked, taught, without_levels
 from compress.parametrized import parametrize
 from compress.record import Record
 from compress.weights import Kernel, kernels, tell_untouched
+from families.layers.instruction_mask import MaskPredictor
 
 PATTERNS = ("blocks", "unstructured", "1x4")
 LEFT = ("depthwise", "embedding")
@@ -30,8 +31,8 @@ class DynamicSparsity(Method):
 
     levels: ascending, the first 0, the whole network; in a spec "0+0.5+0.75+0.9".
     pattern: "blocks" leaves out hidden units, the same share of every layer that can lose any. The
-        finished network has a layer for each block of units, and the networks of the levels are made
-        of the same layers: smaller dense networks, that share their constants in one file.
+        finished network has a layer for each block of units, and the networks of the levels are
+        made of the same layers: smaller dense networks, that share their constants in one file.
         "unstructured" and "1x4" (4 consecutive inputs together) leave out the smallest weights of
         each kernel: only a sparse format makes that smaller. Level 0 is the network as it was.
     until: share of the training in which masks of weights still follow the weights, sparser and
@@ -76,6 +77,11 @@ class DynamicSparsity(Method):
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         if levels_of(model) is not None:
             raise NotApplicable("dynamic_sparsity: the network has levels already; name it once")
+        if any(isinstance(layer, MaskPredictor) for layer in model.layers):
+            raise NotApplicable(
+                "dynamic_sparsity: instruction_pruning chooses hidden units of this network"
+                " already; use one of them"
+            )
         levels = Levels(len(self.levels), self.seed, name="levels")
         masks = (
             self._of_units(model, levels) if self._by_blocks else self._of_weights(model, levels)
@@ -120,7 +126,7 @@ class DynamicSparsity(Method):
         return self.pattern != "1x4" or not kernel.shape[kernel.input_axes[-1]] % 4
 
     def _ranked(self, variable, kernel: Kernel, ramp: float) -> np.ndarray:
-        """The level of each weight, by magnitude; `ramp` 0..1: how far the sparsities are reached."""
+        """The level of each weight, by magnitude; `ramp` 0..1: how sparse the levels are yet."""
         scores = np.abs(keras.ops.convert_to_numpy(variable).astype(np.float64))
         if self.pattern == "unstructured":
             return ranked(scores, self._kept(scores.size, ramp))

@@ -7,6 +7,7 @@ from families.layers.embedding import TiedEmbedding
 from families.layers.experts import Experts
 from families.layers.frames import LastFrames, ValidContext, ValidFrames
 from families.layers.head_norm import HeadNormalization
+from families.layers.instruction_mask import MaskedFeedForward, MaskPredictor
 from families.layers.label_context import LabelContext
 from families.layers.log_mel import LogMel
 from families.layers.lstm import LSTM
@@ -28,6 +29,8 @@ __all__ = [
     "KeepLast",
     "LabelContext",
     "LastFrames",
+    "MaskPredictor",
+    "MaskedFeedForward",
     "LogMel",
     "Positions",
     "RelativeAttention",
