@@ -96,14 +96,20 @@ def _with_weights(model: Any, path: pathlib.Path) -> Any:
 
 
 def _checkpoint(path: pathlib.Path, config: Any = None) -> Any:
-    from nas.checkpoints import files
+    from nas.checkpoints import files, safetensors
+    from nas.checkpoints.checkpoint import Checkpoint
+    from nas.writers import safetensors as packed
 
+    if path.suffix == ".safetensors" and path.is_file():
+        if packed.is_packed(safetensors.metadata(path)):
+            return Checkpoint(config, packed.load(path), str(path))
     return files.read(path, config)
 
 
 def _from_file(path: pathlib.Path) -> tuple[Any, Any, str]:
     """Model, Config or None, and the kind of file."""
-    from nas.checkpoints import hdf5, saved_model
+    from nas.checkpoints import hdf5, safetensors, saved_model
+    from nas.writers import safetensors as packed
 
     if path.is_dir():
         if (path / saved_model.GRAPH).is_file():
@@ -115,6 +121,8 @@ def _from_file(path: pathlib.Path) -> tuple[Any, Any, str]:
     if path.suffix == ".keras":
         model = keras_file.load(path)
         return model, _decoder(model, path), "Keras file"
+    if path.suffix == ".safetensors" and packed.is_packed(safetensors.metadata(path)):
+        return packed.network(path), None, "packed weights"
     if path.suffix == ".bin" or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
         checkpoint = _checkpoint(path)
         return checkpoint.network(), checkpoint.config, "checkpoint"

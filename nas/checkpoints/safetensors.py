@@ -59,6 +59,12 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
 
 
+def metadata(path: pathlib.Path) -> dict[str, str]:
+    """What a .safetensors file says of itself."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
 def tensors(path: pathlib.Path) -> Tensors:
     """The arrays of a .safetensors file, or of those that a .safetensors.index.json names."""
     if not path.is_file():
@@ -116,14 +122,18 @@ def _restored(value: Any, family: Any) -> Any:
     return kind(**{name: _restored(one, family) for name, one in value.items()})
 
 
+def described(config: Any) -> dict[str, str]:
+    """The metadata that say which network of which family a file holds."""
+    family = type(config).__module__.removeprefix("families.")
+    return {"family": family, "config": json.dumps(_plain(config))}
+
+
 def write(path: str | pathlib.Path, model: Any, config: Any) -> None:
     """All weights of a family's network under their paths, and its Config: whole or not at all."""
     from safetensors.numpy import save_file
 
     path = pathlib.Path(path)
     partial = path.with_name(f".partial.{path.name}")
-    family = type(config).__module__.removeprefix("families.")
-    metadata = {"family": family, "config": json.dumps(_plain(config))}
     arrays = {w.path: np.ascontiguousarray(w, np.float32) for w in model.weights}
-    save_file(arrays, partial, metadata)
+    save_file(arrays, partial, described(config))
     partial.replace(path)
