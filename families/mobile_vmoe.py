@@ -139,18 +139,20 @@ _TI = Config(
     routing="image",
     importance_weight=0.005,
 )
-# For small grey images: so narrow that what few experts add is worth having.
+# For small grey images: so narrow that what few experts add is worth having (tools/bench_vmoe.py).
 _TINY = Config(
     (28, 28, 1),
     10,
-    patch=4,
+    patch=8,
+    stem=(16, 32, 32),
     layers=4,
-    dim=48,
+    dim=32,
     heads=4,
-    hidden=96,
+    hidden=32,
     moe_blocks=(3, 4),
     experts=10,
     top_k=2,
+    expert_hidden=16,
     routing="image",
     importance_weight=0.005,
 )

@@ -5,6 +5,7 @@ S: Touvron et al., arXiv 2012.12877. Layer details: google-research/vision_trans
 """
 
 import dataclasses
+import math
 
 import keras
 
@@ -16,6 +17,9 @@ class Config:
     """A whole network in canonical form: two Configs are equal exactly when their networks are.
 
     patch: side of the square patches that are the tokens; it divides the sides of the image.
+    stem: filters of 3x3 convolutions of stride 2, each with BatchNormalization and ReLU, that make
+        the tokens instead: "early convolutions", Xiao et al., arXiv 2106.14881. A token stands for
+        2**len(stem) pixels a side then, which is its `patch`.
     layers, dim, heads, hidden: blocks, width of a token, attention heads, hidden units of the MLPs.
     pre_logits: a layer dim -> dim with tanh before the logits, as in pre-training.
     """
@@ -29,6 +33,7 @@ class Config:
     hidden: int
     pre_logits: bool = False
     dropout: float = 0.0
+    stem: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name, value in _canonical(self).items():
@@ -36,8 +41,8 @@ class Config:
 
     @property
     def tokens(self) -> int:
-        """Patches of an image and the class token."""
-        return self.input_shape[0] // self.patch * (self.input_shape[1] // self.patch) + 1
+        """Patches of an image, begun ones as well, and the class token."""
+        return math.prod(math.ceil(side / self.patch) for side in self.input_shape[:2]) + 1
 
 
 def _canonical(config: Config) -> dict:
@@ -47,11 +52,14 @@ def _canonical(config: Config) -> dict:
     numbers = ("classes", "patch", "layers", "dim", "heads", "hidden")
     for name in numbers:
         check(int(getattr(config, name)) > 0, name, getattr(config, name), "a positive integer")
+    stem = tuple(int(filters) for filters in config.stem)
+    check(all(filters > 0 for filters in stem), "stem", config.stem, "positive integers")
+    divides = shape[0] % config.patch == shape[1] % config.patch == 0
     check(
-        shape[0] % config.patch == shape[1] % config.patch == 0,
+        config.patch == 2 ** len(stem) if stem else divides,
         "patch",
         config.patch,
-        f"a divisor of the sides of {shape}",
+        f"2 ** {len(stem)}, of the stem" if stem else f"a divisor of the sides of {shape}",
     )
     check(config.dim % config.heads == 0, "heads", config.heads, f"a divisor of dim={config.dim}")
     check(0 <= config.dropout < 1, "dropout", config.dropout, "0 <= rate < 1")
@@ -60,6 +68,7 @@ def _canonical(config: Config) -> dict:
         **{name: int(getattr(config, name)) for name in numbers},
         "pre_logits": bool(config.pre_logits),
         "dropout": float(config.dropout),
+        "stem": stem,
     }
 
 
@@ -100,7 +109,15 @@ def build(config: Config) -> keras.Model:
 
 def embed(images, config: Config):
     """Images -> tokens (batch, tokens, dim): patches, the class token, positions."""
-    x = keras.layers.Conv2D(config.dim, config.patch, config.patch, name="patch_embed")(images)
+    x, side = images, config.patch
+    for number, filters in enumerate(config.stem, 1):
+        path, side = f"stem{number}", 1
+        x = keras.layers.Conv2D(
+            filters, 3, strides=2, padding="same", use_bias=False, name=f"{path}_conv"
+        )(x)
+        x = keras.layers.BatchNormalization(name=f"{path}_norm")(x)
+        x = keras.layers.ReLU(name=f"{path}_relu")(x)
+    x = keras.layers.Conv2D(config.dim, side, side, name="patch_embed")(x)
     x = keras.layers.Reshape((config.tokens - 1, config.dim), name="patch_tokens")(x)
     x = ClassToken(name="class_token")(x)
     return dropout(Positions(name="positions")(x), config, "positions_dropout")

@@ -5,6 +5,7 @@ last layers that have them, experts used, routing by image or token); patch and 
 """
 
 import dataclasses
+import math
 
 import optuna
 
@@ -12,8 +13,8 @@ from families.mobile_vmoe import VARIANTS, Config
 
 WIDTHS = (0.5, 0.75, 1.0, 1.25)  # of the width of the base; its heads keep their number
 DEPTHS = (-1, 0, 1)  # in quarters of the layers of the base
-HIDDEN = (2, 3, 4)  # times the width, in the dense blocks and in each expert
-EXPERT_HIDDEN = (1, 2, 4)
+HIDDEN = (1, 2, 3, 4)  # times the width, in the dense blocks and in each expert
+EXPERT_HIDDEN = (0.5, 1, 2, 4)
 EXPERTS = (1, 2, 4, 8, 10, 16)  # 1: none
 TOP_K = (1, 2)
 LAYERS = ("last1", "last2", "last3", "every2")
@@ -36,7 +37,8 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
     layers = max(1, config.layers + depth * max(1, config.layers // 4))
     hidden = dim * trial.suggest_categorical("hidden", HIDDEN)
     experts = trial.suggest_categorical("experts", EXPERTS)
-    sizes = {"patch": patch, "dim": dim, "layers": layers, "hidden": hidden}
+    stem = config.stem[: round(math.log2(patch))]
+    sizes = {"patch": patch, "stem": stem, "dim": dim, "layers": layers, "hidden": hidden}
     if experts == 1:
         return dataclasses.replace(config, **sizes, moe_blocks=(), experts=1, top_k=1)
     where = trial.suggest_categorical("moe_layers", LAYERS)
@@ -46,7 +48,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
         **sizes,
         experts=experts,
         top_k=trial.suggest_categorical("top_k", TOP_K),
-        expert_hidden=dim * trial.suggest_categorical("expert_hidden", EXPERT_HIDDEN),
+        expert_hidden=round(dim * trial.suggest_categorical("expert_hidden", EXPERT_HIDDEN)),
         moe_blocks=blocks(layers, where),
         routing=routing,
         noise=1.0 if routing == "token" else 0.0,
@@ -64,7 +66,14 @@ def baseline(base: str = "tiny") -> Config:
 
 
 def patches(config: Config) -> tuple[int, ...]:
-    """Sides of patches that divide the image of `config` into 2 x 2 to 16 x 16 of them."""
+    """Sides of patches that divide the image of `config` into 2 x 2 to 16 x 16 of them.
+
+    With a stem: all of its convolutions, or one less.
+    """
+    if config.stem:
+        return tuple(
+            2**count for count in range(max(1, len(config.stem) - 1), len(config.stem) + 1)
+        )
     height, width = config.input_shape[:2]
     sides = [side for side in range(2, min(height, width) // 2 + 1)]
     fitting = [side for side in sides if height % side == width % side == 0]

@@ -221,7 +221,7 @@ def test_the_loss_is_the_tasks_and_so_much_of_the_routers(fashion_mnist):
 
 def test_a_router_learns_super_classes_from_the_confusions_of_a_network(fashion_mnist, tmp_path):
     config = dataclasses.replace(
-        VARIANTS["tiny"], patch=7, layers=2, dim=32, hidden=32, moe_blocks=(2,), experts=4
+        VARIANTS["tiny"], layers=2, hidden=32, expert_hidden=32, moe_blocks=(2,), experts=4
     )
     plain = spec.task("fashion_mnist", limit=1500)
     keras.utils.set_random_seed(0)
@@ -254,7 +254,7 @@ def test_the_space_holds_its_base_and_only_networks_that_can_be_built():
     for _ in range(200):
         config = vmoe.sample(study.ask())
         seen.add(config)
-        assert config.input_shape[0] % config.patch == 0
+        assert config.patch == 2 ** len(config.stem)
         assert config.dim % config.heads == 0
     assert len(seen) > 150
     assert {config.routing for config in seen} == {"image", "token"}
@@ -270,7 +270,7 @@ def test_the_space_holds_its_base_and_only_networks_that_can_be_built():
         "moe_layers": "last2",
         "routing": base.routing,
         "top_k": base.top_k,
-        "expert_hidden": base.expert_hidden // base.dim,
+        "expert_hidden": base.expert_hidden / base.dim,
     }
     assert vmoe.sample(optuna.trial.FixedTrial(choices)) == base
     for variant in ("ti16", "b16"):  # others build, too, without memory

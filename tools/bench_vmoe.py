@@ -1,6 +1,6 @@
 """What experts are worth: Mobile V-MoE on Fashion-MNIST, and the forms of `Experts` by time.
 
-    NAS_DATA=... python tools/bench_vmoe.py train [--seeds 0 1 2] [--epochs 20] [--networks ...]
+    NAS_DATA=... python tools/bench_vmoe.py train [--seeds 0 1 2] [--epochs 30] [--networks ...]
     python tools/bench_vmoe.py forms
 
 `train`: `mobile_vmoe:tiny` with its router taught super-classes ("routed"), without ("end_to_end"),
@@ -35,8 +35,9 @@ from nas.tasks.routed import routed  # noqa: E402
 from nas.tasks.task import pixels  # noqa: E402
 from nas.train import fit  # noqa: E402
 
-RECIPE = Recipe(learning_rate=2e-3, optimizer="adamw", weight_decay=0.05)
-EPOCHS = 20
+SHIFT = 2  # pixels
+RECIPE = Recipe(learning_rate=3e-3, optimizer="adamw", weight_decay=0.05, ema=0.998)
+EPOCHS = 30
 NETWORKS = ("dense", "routed", "end_to_end", "token")
 
 
@@ -60,10 +61,10 @@ def compare(arguments) -> None:
     data = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
     data = data / "images" / "fashion_mnist_20k.npz"
     task = spec.task(f"fashion_mnist:path={data}")
-    task = dataclasses.replace(task, augment=flipped)
+    task = dataclasses.replace(task, augment=moved)
     with np.load(data) as arrays:
         test = pixels(arrays["x_test"][..., None]), arrays["y_test"]
-    print(f"{task.recipe}\n{RECIPE}, {arguments.epochs} epochs, flipped at random")
+    print(f"{task.recipe}\n{RECIPE}, {arguments.epochs} epochs, moved and mirrored")
     found = {name: [] for name in arguments.networks}
     for seed in arguments.seeds:
         for name in arguments.networks:
@@ -80,10 +81,16 @@ def compare(arguments) -> None:
             print(f"{'':10} against dense: {told}; mean {100 * gains.mean():+.2f} %")
 
 
-def flipped(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Half of the images mirrored."""
-    mirrored = generator.random(len(images)) < 0.5
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+def moved(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Images moved by up to 2 pixels, half of them mirrored."""
+    images = images[..., 0]
+    count, side, _ = images.shape
+    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2))
+    rows, columns = generator.integers(0, 2 * SHIFT + 1, (2, count))
+    chosen = windows[np.arange(count), rows, columns]
+    mirrored = generator.random(count) < 0.5
+    return np.where(mirrored[:, None, None], chosen[:, :, ::-1], chosen)[..., None]
 
 
 def network(name: str) -> mobile_vmoe.Config:
