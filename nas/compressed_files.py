@@ -34,21 +34,20 @@ def write(
 
     with tempfile.TemporaryDirectory(prefix="nas_compress_") as folder:
         folder = pathlib.Path(folder)
-        original = handed(read.model, read.config)
-        finished = handed(done.model, read.config)
+        config = read.config
         record["files"] = []
         timed: dict[str, pathlib.Path] = {}
         for out in outs:
             say(f"writing {out}")
-            was = _write(folder / f"before{out.suffix}", read.model, original, None, data)
-            now = _write(out, done.model, finished, done.record, data)
+            was = write_one(folder / f"before{out.suffix}", read.model, config, None, data)
+            now = write_one(out, done.model, config, done.record, data)
             record["files"].append({"path": str(out), "before": was, "after": now})
             if out.suffix == ".tflite":
                 timed = {"before": folder / "before.tflite", "after": out}
         if targets and not timed:
             timed = {name: folder / f"{name}.tflite" for name in ("before", "after")}
-            _write(timed["before"], read.model, original, None, data)
-            _write(timed["after"], done.model, finished, done.record, data)
+            write_one(timed["before"], read.model, config, None, data)
+            write_one(timed["after"], done.model, config, done.record, data)
         for text in targets:
             say(f"timing on {text}")
             for name, latency in zip(
@@ -67,7 +66,34 @@ def write(
     write_json(stem.with_suffix(".json"), record)
 
 
-def handed(model: Any, config: Any) -> Any:
+def write_one(path: pathlib.Path, model: Any, config: Any, record: Any, data: Any) -> dict:
+    """Write one file, of the form that is deployed; what is known of it, as JSON."""
+    from compress.record import Record
+    from nas.writers.written import sizes
+
+    if path.suffix == ".keras":
+        handover.save(model, path)
+        plain, zipped = sizes(path)
+        return {
+            "bytes": plain,
+            "zipped_bytes": zipped,
+            "bits_per_weight": 8 * plain / max(model.count_params(), 1),
+            "weights": {},
+            "left": {},
+            "checked": "nothing: .keras files hold float32",
+        }
+    writer = importlib.import_module(WRITERS[path.suffix])
+    # Calibration examples are of the trained form's inputs.
+    form = _handed(model, config)
+    data = data if form is model else None
+    written = writer.write(path, form, record or Record(original=model), data)
+    return {
+        name: getattr(written, name)
+        for name in ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
+    }
+
+
+def _handed(model: Any, config: Any) -> Any:
     """The form of a network that goes into deployable files.
 
     That of the family where the network has a Config and its weights still fit; else itself.
@@ -80,29 +106,3 @@ def handed(model: Any, config: Any) -> Any:
         return deployed(model, config)
     except ValueError:  # fewer experts, or other widths, than the Config says
         return model
-
-
-def _write(path: pathlib.Path, trained: Any, form: Any, record: Any, data: Any) -> dict:
-    """Write one file; what is known of it, as JSON."""
-    from compress.record import Record
-    from nas.writers.written import sizes
-
-    if path.suffix == ".keras":
-        handover.save(trained, path)
-        plain, zipped = sizes(path)
-        return {
-            "bytes": plain,
-            "zipped_bytes": zipped,
-            "bits_per_weight": 8 * plain / max(trained.count_params(), 1),
-            "weights": {},
-            "left": {},
-            "checked": "nothing: .keras files hold float32",
-        }
-    writer = importlib.import_module(WRITERS[path.suffix])
-    # Calibration examples are of the trained form's inputs.
-    data = data if form is trained else None
-    written = writer.write(path, form, record or Record(original=trained), data)
-    return {
-        name: getattr(written, name)
-        for name in ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
-    }

@@ -91,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--max-params", type=float, help="hard limit on trainable parameters")
     what.add_argument("--max-macs", type=float, help="hard limit on multiply-adds")
     what.add_argument("--max-bytes", type=float, help="hard limit on the .tflite file")
+    what.add_argument(
+        "--method",
+        dest="methods",
+        action="append",
+        default=[],
+        help="compression as one more choice, e.g. 'ptq:8|ptq:4|none'; repeat for several",
+    )
     how = search.add_argument_group("how to search")
     how.add_argument("--controller", default="surrogate", help="see `nas list` (%(default)s)")
     how.add_argument(
@@ -303,6 +310,15 @@ def _add_compress(commands, common) -> None:
     compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     _add_recipe(compress, "how to train (defaults: the task's, at a quarter of its learning rate)")
 
+    every = commands.add_parser(
+        "matrix",
+        parents=[common],
+        help="every compression method on every family's tiny network, in one table",
+    )
+    every.add_argument("--family", action="append", help="only this one; repeat (all)")
+    every.add_argument("--method", action="append", help="only this one; repeat (all)")
+    every.add_argument("--target", help="device to time each .tflite on (none)")
+
 
 def _add_recipe(command, title: str):
     """The flags of a training that `nas train` and `nas compress` share."""
@@ -385,6 +401,7 @@ JOURNEYS = {  # what is not in nas/commands.py under its own name
     "profile": "nas.profile:profile",
     "train": "nas.training:train",
     "compress": "nas.compressing:compress",
+    "matrix": "nas.matrix:matrix",
     "count": "nas.count:count",
     "generate": "nas.generate:generate",
     "devices": "nas.devices:devices",
