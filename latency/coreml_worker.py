@@ -24,12 +24,26 @@ class BadModel(ValueError):
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Writes the `.mlpackage` of a `.keras` file."""
     import coremltools as ct
+
+    program = converted(
+        _load(request),
+        request["batch_size"],
+        request["precision"],
+        # 17: float16 inputs and outputs, and compute plans, need no cast and exist.
+        ct.target.iOS17,
+    )
+    program.save(request["package"])
+    return {"operations": len(_operations(program.get_spec()))}
+
+
+def converted(model: Any, batch_size: int, precision: str, target: Any) -> Any:
+    """The `coremltools.models.MLModel` of a Keras model, an ML program of static shapes."""
+    import coremltools as ct
     import keras
     import tensorflow as tf
 
     _register()
-    model = _load(request)
-    signature = [_specification(tensor, request["batch_size"]) for tensor in model.inputs]
+    signature = [_specification(tensor, batch_size) for tensor in model.inputs]
 
     # A concrete function: a SavedModel is refused, and coremltools does not know Keras 3's models.
     def infer(*inputs):
@@ -37,19 +51,16 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
     try:
         function = tf.function(infer, autograph=False).get_concrete_function(*signature)
-        program = ct.convert(
+        return ct.convert(
             [function],
             source="tensorflow",
             convert_to="mlprogram",
-            # 17: float16 inputs and outputs, and compute plans, need no cast and exist.
-            minimum_deployment_target=ct.target.iOS17,
-            compute_precision=getattr(ct.precision, request["precision"].upper()),
+            minimum_deployment_target=target,
+            compute_precision=getattr(ct.precision, precision.upper()),
             skip_model_load=True,
         )
     except Exception as error:  # a converter raises whatever its passes raise
         raise BadModel(f"{model.name}: Core ML has no form of it: {_line(error)}") from error
-    program.save(request["package"])
-    return {"operations": len(_operations(program.get_spec()))}
 
 
 def time_here(request: dict[str, Any]) -> dict[str, Any]:
