@@ -69,4 +69,6 @@ def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         new.built = True
     if layer.weights:
         new.set_weights(layer.get_weights())
+        for weight, source in zip(new.weights, layer.weights, strict=True):
+            weight._path = source.path  # what is read within a wrapper would lack its name
     return new

@@ -4,6 +4,7 @@ The activations' ranges are found on data by the writer of the file (nas/writers
 """
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from compress import bits_of
 from compress.data import Data
 from compress.method import Method, NotApplicable
 from compress.parametrized import Parametrization, functions, parametrize
-from compress.quantizers import Quantizer, rounded, scales
+from compress.quantizers import OnLevels, Quantizer, rounded, scales
 from compress.record import Record
 from compress.weights import kernels, tell_untouched, values
 
@@ -62,6 +63,8 @@ class PTQ(Method):
     (4, 8)
     """
 
+    trains: ClassVar[bool] = False
+
     bits: int = 8
     activations: int | None = 8
     embeddings: int | None = None
@@ -75,7 +78,7 @@ class PTQ(Method):
             raise ValueError(f"activations={self.activations!r}; expected 8, 16 or None")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        taken = functions(model, Quantizer)
+        taken = functions(model, OnLevels)
         chosen = {p: bits for p, bits in bits_of.chosen(self, model).items() if p not in taken}
         if not chosen and not (taken and self.activations):
             raise NotApplicable(bits_of.why_none(self, model, taken))

@@ -14,7 +14,7 @@ from compress.record import Weight
 # would cost a quarter of the codes. 3 bits: zero is worth an eighth, and all codes are used, as no
 # integer kernel takes 3 bits. 4 and 8 bits: the narrow range that LiteRT's specification asks for.
 RANGES = {2: (-1.5, 1.5), 3: (-4.0, 3.0), 4: (-7.0, 7.0), 8: (-127.0, 127.0)}
-STARTS = 16  # shares of the largest magnitude from which the search for a scale may begin
+STARTS = 16  # shares of the scale for the largest magnitude that a search may begin with
 NEWTON = 20  # steps at most; few are needed
 CLIPS = ("newton", "octav", "maxabs")
 
@@ -61,7 +61,7 @@ def scales(
 
     "newton": for given codes q the error sum (w - s q)^2 is a parabola in s whose minimum is one
     Newton step away; new codes never raise the error, so it falls until it stays. It starts at the
-    best of `STARTS` scales up to "maxabs", hence is never worse than that.
+    best of some scales up to "maxabs", hence is never worse than that.
     """
     if clip not in CLIPS:
         raise ValueError(f"clip={clip!r}; expected one of {', '.join(CLIPS)}")
@@ -104,10 +104,13 @@ def _newton(w, counts, bits, widest):
         return np.einsum("rn,rn->r", difference, difference)
 
     best, least = widest, error(widest)
-    for share in np.arange(1, STARTS) / STARTS:
-        tried = (widest * share).astype(np.float32)
-        wrong = error(tried)
-        best, least = np.where(wrong < least, tried, best), np.minimum(wrong, least)
+    coarse, fine = np.arange(1, STARTS) / STARTS, 1 + np.arange(-7, 8) / (8 * STARTS)
+    for shares in (coarse, fine):
+        around = best
+        for share in shares:
+            tried = (around * share).astype(np.float32)
+            wrong = error(tried)
+            best, least = np.where(wrong < least, tried, best), np.minimum(wrong, least)
     for _ in range(NEWTON):
         q = nearest(best)
         if counts is not None:
@@ -155,8 +158,12 @@ def fake_quantize(weight, scale, bits: int, share: float = 1.0):
     return exact + (surrogate - ops.stop_gradient(surrogate))
 
 
-class Quantizer(Parametrization):
-    """A weight on few levels; `scale()` is their distance, as broadcast to the weight."""
+class OnLevels(Parametrization):
+    """A weight that takes few values."""
+
+
+class Quantizer(OnLevels):
+    """A weight on equal steps; `scale()` is their distance, as broadcast to the weight."""
 
     bits: int
 

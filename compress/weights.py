@@ -1,7 +1,7 @@
 """Which weights of a network multiply activations: kernels and embeddings, by what they are.
 
-Biases, norms, scalars, positions and the routers of experts are not among them: they are few of
-the bytes and decide much.
+Biases, norms, scalars, positions and the routers that `Experts` hold are not among them: they are
+few of the bytes and decide much.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 from keras import layers
 
 from compress import graph
+from compress.parametrized import Parametrized
 from compress.record import Record
 from families.layers.experts import Experts
 from families.layers.lstm import LSTM
@@ -63,7 +64,7 @@ def kernels(model: keras.Model, which: str | None = None) -> list[Kernel]:
     graph.flat(model)
     found: dict[str, Kernel] = {}
     for layer in model.layers:
-        holder = getattr(layer, "layer", layer) if hasattr(layer, "parametrizations") else layer
+        holder = layer.layer if isinstance(layer, Parametrized) else layer
         for owner, weight in _owned(holder):
             axes = _axes(owner, weight)
             if axes is None or weight.path in found:
@@ -89,9 +90,23 @@ def values(model: keras.Model) -> dict[str, np.ndarray]:
     for layer in model.layers:
         for weight in layer.weights:
             if weight.path in paths:
-                read = layer.read(weight) if hasattr(layer, "parametrizations") else weight.value
+                read = layer.read(weight) if isinstance(layer, Parametrized) else weight.value
                 found[weight.path] = keras.ops.convert_to_numpy(read)
     return found
+
+
+def plain(model: keras.Model) -> keras.Model:
+    """A copy of stock layers only, to try things on: its weights are those that are seen now."""
+
+    def change(layer, copy):
+        if not isinstance(layer, Parametrized):
+            return copy
+        new = graph.copy(layer.layer)
+        for weight, source in zip(new.weights, layer.layer.weights, strict=True):
+            weight.assign(layer.read(source))
+        return new
+
+    return graph.rewritten(model, change)
 
 
 def tell_untouched(model: keras.Model, touched, record: Record, reason: str) -> None:
