@@ -16,7 +16,10 @@ from compress.record import Record
 from compress.weights import kernels
 from families.layers import LSTM, Experts
 
-FAMILIES = ("mobilenet_v2", "mobile_vmoe", "conformer", "decoder")  # the matrix has all
+FAMILIES = (  # the matrix has all
+    *("mobilenet_v2", "mobile_vmoe"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("conformer", "decoder")),
+)
 
 
 def _tiny(family):
@@ -315,6 +318,7 @@ def test_other_runs_of_prune_have_their_own_masks():
     assert sparsity == {"dense0/kernel": 0.25, "dense1/kernel": 0.75}
 
 
+@pytest.mark.slow
 def test_jax():
     """What trains, on the other backend."""
     tests = "step_by_step or may_come_back or other_runs"

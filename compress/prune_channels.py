@@ -1,0 +1,262 @@
+"""Structured pruning: whole filters, hidden units and heads go, and a smaller dense network stays.
+
+Fang et al., "DepGraph", arXiv 2301.12900; importance by Taylor expansion: Molchanov et al.,
+arXiv 1906.10771; by activations and weights: Sun et al., "Wanda", arXiv 2306.11695.
+"""
+
+import dataclasses
+import re
+
+import keras
+import numpy as np
+from keras import ops
+
+from compress import graph
+from compress.data import Data
+from compress.dependencies import Channels, Group, Slot
+from compress.dependency_rules import rule
+from compress.gradients import gradient
+from compress.method import STRUCTURE, Method, NotApplicable
+from compress.record import Record
+from families.layers import Experts
+
+IMPORTANCES = ("magnitude", "taylor", "activation")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneChannels(Method):
+    """Leaves out `fraction` of the units of each group that can do without some.
+
+    A group are the filters of a convolution with all that depends on them (norms, depthwise, what
+    is added or multiplied, inputs of what comes after), hidden units of an MLP, of an expert, of a
+    recurrent layer, or heads of attention. The rest is the same function as the whole network with
+    zeros for what went. Channels that are seen as a whole (layer normalization, softmax, outputs)
+    stay, as do those of layers without a rule.
+
+    importance: "magnitude" of the weights that make and read a unit, each weight's mean being 1;
+        "taylor", the change of the loss to first order; "activation", the mean square of what the
+        unit adds to what reads it. The last two look at data.
+    round_to: channels left are a multiple of it, or all stay.
+    which: regex over the paths of kernels that make a unit; None: all.
+    """
+
+    fraction: float = 0.25
+    importance: str = "magnitude"
+    which: str | None = None
+    round_to: int = 1
+
+    stage = STRUCTURE
+
+    def __post_init__(self):
+        checks = {
+            "fraction": (0 < self.fraction < 1, "between 0 and 1"),
+            "importance": (self.importance in IMPORTANCES, f"one of {IMPORTANCES}"),
+            "round_to": (self.round_to >= 1, "at least 1"),
+        }
+        for name, (holds, expected) in checks.items():
+            if not holds:
+                raise ValueError(f"prune_channels {name}={getattr(self, name)!r}; {expected}")
+
+    def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        channels = Channels(model, rule)
+        groups = [group for group in channels.groups() if self._is_meant(channels, group)]
+        leaving = {group: self._count(group) for group in groups}
+        if not any(leaving.values()):
+            widths = ", ".join(f"{g.makers[0]}: {len(g.units)}" for g in groups[:5])
+            raise NotApplicable(
+                f"prune_channels: no channels of {model.name} can go"
+                + (f" with fraction={self.fraction} of units ({widths})" if groups else "")
+                + ("" if self.which is None else f" with which={self.which!r}")
+            )
+        scores = self._scores(model, channels, data)
+        gone: list[int] = []
+        told: dict[tuple, dict] = {}
+        for group, count in leaving.items():
+            order = np.argsort(scores[group.units], kind="stable")
+            gone += group.units[order[:count]].tolist()
+            names = tuple(name.split("[")[0] for name in group.makers)  # experts of a layer: once
+            units = len(group.units)
+            told[names] = {"layers": list(names), "units": units, "left": units - count}
+        small = without(model, channels, gone)
+        _tell_untouched(channels, gone, model, record, self)
+        record.told[repr(self)] = {
+            "params": [model.count_params(), small.count_params()],
+            "groups": [one for one in told.values() if one["left"] < one["units"]],
+        }
+        return small
+
+    def _is_meant(self, channels: Channels, group: Group) -> bool:
+        if self.which is None:
+            return True
+        for slot in channels.slots:
+            path = slot.layer.weights[slot.weight].path
+            if slot.role != "out" or not re.search(self.which, path):
+                continue
+            if np.isin(channels.find(slot.labels), group.units).any():
+                return True
+        return False
+
+    def _count(self, group: Group) -> int:
+        """How many units of a group leave."""
+        units = len(group.units)
+        for left in range(units - int(units * self.fraction + 1e-9), units):
+            if left and left * group.grain % self.round_to == 0:
+                return units - left
+        return 0
+
+    def _scores(self, model, channels: Channels, data: Data | None) -> np.ndarray:
+        """Importance of every unit, by the number of its channel."""
+        needs = {"taylor": "inputs, targets and their loss", "activation": "inputs"}
+        if self.importance != "magnitude":
+            lacking = data is None or (
+                self.importance == "taylor" and (data.targets is None or data.loss is None)
+            )
+            if lacking:
+                raise NotApplicable(
+                    f"prune_channels: importance={self.importance!r} looks at "
+                    f"{needs[self.importance]}; none were given"
+                )
+        if self.importance == "magnitude":
+            return _magnitudes(channels)
+        if self.importance == "taylor":
+            return _changes(model, channels, data)
+        return _contributions(model, channels, data)
+
+
+def _sums(slot: Slot, value: np.ndarray) -> np.ndarray:
+    """Sums over all but the slot's axes, flat."""
+    order = [*slot.axes, *(axis for axis in range(value.ndim) if axis not in slot.axes)]
+    return value.transpose(order).reshape(slot.labels.size, -1).sum(1)
+
+
+def _added(channels: Channels, slots: list[Slot], values) -> np.ndarray:
+    """Sums of values at the places of each channel."""
+    total = np.zeros(channels.total)
+    for slot, value in zip(slots, values, strict=True):
+        labels = channels.find(slot.labels).ravel()
+        total += np.bincount(labels, value, channels.total)
+    return total
+
+
+def _magnitudes(channels: Channels) -> np.ndarray:
+    slots = [slot for slot in channels.slots if slot.role != "other"]
+    values = []
+    for slot in slots:
+        weight = ops.convert_to_numpy(slot.layer.weights[slot.weight].value)
+        squares = _sums(slot, weight.astype(np.float64) ** 2)
+        values.append(squares / max(squares.mean(), 1e-30))
+    return _added(channels, slots, values)
+
+
+def _changes(model, channels: Channels, data: Data) -> np.ndarray:
+    """|d loss / d gate| of a gate, now 1, before all that reads a unit; mean over batches."""
+    slots = [slot for slot in channels.slots if slot.role == "in"]
+    variables = [slot.layer.weights[slot.weight] for slot in slots]
+    compute = gradient(model, data.loss, variables)
+    total = np.zeros(channels.total)
+    for inputs, targets in data.batches():
+        products = [
+            _sums(slot, ops.convert_to_numpy(one * variable.value).astype(np.float64))
+            for slot, variable, one in zip(slots, variables, compute(inputs, targets), strict=True)
+        ]
+        total += np.abs(_added(channels, slots, products))
+    return total
+
+
+def _contributions(model, channels: Channels, data: Data) -> np.ndarray:
+    """Mean squares of what is read, times the squares of the weights that read it."""
+    slots = [slot for slot in channels.slots if slot.role == "in"]
+    seen = [slot.source for slot in slots]
+    tensors = {id(t): t for t in seen if t is not None}
+    watched = keras.Model(model.input, list(tensors.values()))
+    means = [0.0] * len(slots)
+    for inputs, _ in data.batches():
+        found = watched(inputs, training=False)
+        found = dict(zip(tensors, found if isinstance(found, list) else [found], strict=True))
+        for number, (slot, tensor) in enumerate(zip(slots, seen, strict=True)):
+            if tensor is None:
+                means[number] = np.ones(slot.labels.size)
+                continue
+            value = found[id(tensor)]
+            if isinstance(slot.layer, Experts):
+                value = _hidden(slot.layer, value)
+            squares = ops.convert_to_numpy(ops.cast(value, "float32")).astype(np.float64) ** 2
+            if isinstance(slot.layer, Experts):  # (experts, tokens, hidden)
+                means[number] += squares.sum(1).ravel()
+            else:
+                means[number] += squares.reshape(-1, squares.shape[-1]).sum(0)
+    values = []
+    for slot, mean in zip(slots, means, strict=True):
+        weight = ops.convert_to_numpy(slot.layer.weights[slot.weight].value)
+        values.append(mean / len(data) * _sums(slot, weight.astype(np.float64) ** 2))
+    return _added(channels, slots, values)
+
+
+def _hidden(layer: Experts, inputs):
+    """Hidden units of every expert for all tokens: (experts, tokens, hidden)."""
+    rows = ops.reshape(inputs, (1, -1, inputs.shape[-1]))
+    return layer._inner(lambda kernel: ops.matmul(rows, kernel), lambda bias: bias[:, None])
+
+
+def without(model: keras.Model, channels: Channels, gone: list[int]) -> keras.Model:
+    """The model without these units, its weights those of the model."""
+
+    def stay(labels: np.ndarray) -> np.ndarray:
+        return ~np.isin(channels.find(labels), gone)
+
+    def count(labels: np.ndarray) -> int:
+        return int(np.count_nonzero(stay(labels)))
+
+    cut: dict[str, list[Slot]] = {}
+    for slot in channels.slots:
+        if not stay(slot.labels).all():
+            cut.setdefault(slot.layer.name, []).append(slot)
+
+    remade = []
+
+    def change(layer, copy):
+        sizes = channels.sizes.get(layer.name, {})
+        options = {name: size(count) for name, size in sizes.items()}
+        same = all(getattr(layer, name) == value for name, value in options.items())
+        if same and layer.name not in cut:
+            return copy
+        remade.append(layer)
+        return type(layer).from_config(layer.get_config() | options)
+
+    small = graph.rewritten(model, change)
+    for layer in remade:
+        values = layer.get_weights()
+        for slot in cut.get(layer.name, ()):
+            values[slot.weight] = taken(values[slot.weight], slot.axes, stay(slot.labels))
+        small.get_layer(layer.name).set_weights(values)
+    return small
+
+
+def taken(value: np.ndarray, axes: tuple[int, ...], mask: np.ndarray) -> np.ndarray:
+    """What stays along the last of `axes`; with two, for each index of the first on its own."""
+    if len(axes) == 1:
+        return value.compress(mask, axis=axes[0])
+    kept = np.stack([np.flatnonzero(row) for row in mask])
+    shape = [1] * value.ndim
+    shape[axes[0]], shape[axes[1]] = kept.shape
+    return np.take_along_axis(value, kept.reshape(shape), axis=axes[1])
+
+
+def _tell_untouched(channels: Channels, gone, model, record: Record, method) -> None:
+    """The reason for every layer with weights from which nothing was taken."""
+    gone = np.array(gone)
+    by_layer: dict[str, list[Slot]] = {}
+    for slot in channels.slots:
+        by_layer.setdefault(slot.layer.name, []).append(slot)
+    for layer in model.layers:
+        slots = by_layer.get(layer.name, [])
+        if not layer.weights or any(
+            np.isin(channels.find(slot.labels), gone).any() for slot in slots
+        ):
+            continue
+        made = [slot.labels for slot in slots if slot.role != "in"]
+        reasons = [channels.stays[layer.name]] if layer.name in channels.stays else []
+        reasons += [reason for labels in made for reason in channels.why_kept(labels)]
+        meant = "" if method.which is None else f"not matched by which={method.which!r}, or "
+        few = f"{meant}too few units to leave out {method.fraction:g} of them"
+        record.untouched.setdefault(layer.name, reasons[0] if reasons else few)
