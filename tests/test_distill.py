@@ -300,6 +300,7 @@ assert np.isfinite(gradient).all() and not np.asarray(gradient)[0, 3:].any()
 """
 
 
+@pytest.mark.slow
 def test_with_jax():
     environment = os.environ | {"KERAS_BACKEND": "jax"}
     done = subprocess.run(
