@@ -14,6 +14,7 @@ WRITERS = {  # suffix -> module with `write(path, model, record, data) -> Writte
     ".mlpackage": "nas.writers.coreml",
     ".safetensors": "nas.writers.safetensors",
 }
+JUDGED = 1000  # validation examples that a file is run on, one at a time
 
 
 def write(
@@ -21,14 +22,16 @@ def write(
     read: Any,
     done: Any,
     data: Any,
+    task: Any,
     record: dict,
     targets: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
     """Write `outs`, and beside the first a .json, and a .png where sensitivities are known.
 
-    `record` learns of every file (bytes, plain and zipped, bits per weight) for the original in the
-    same format and for the result, and of latencies on `targets`, of the .tflite files.
+    `record` learns of every file (bytes, plain and zipped, bits per weight; the quality of a
+    .tflite file itself) for the original in the same format and for the result, and of latencies on
+    `targets`, of the .tflite files.
     """
     from latency.record import utc_now, write_json
 
@@ -41,6 +44,12 @@ def write(
             say(f"writing {out}")
             was = write_one(folder / f"before{out.suffix}", read.model, config, None, data)
             now = write_one(out, done.model, config, done.record, data)
+            if out.suffix == ".tflite" and task is not None:
+                for told, path, model in (
+                    (was, folder / "before.tflite", read.model),
+                    (now, out, done.model),
+                ):
+                    told["quality"] = _quality(path, model, config, task)
             record["files"].append({"path": str(out), "before": was, "after": now})
             if out.suffix == ".tflite":
                 timed = {"before": folder / "before.tflite", "after": out}
@@ -106,3 +115,20 @@ def _handed(model: Any, config: Any) -> Any:
         return deployed(model, config)
     except ValueError:  # fewer experts, or other widths, than the Config says
         return model
+
+
+def _quality(path: pathlib.Path, model: Any, config: Any, task: Any) -> float | None:
+    """Quality of a .tflite file, on at most JUDGED examples; None of a form that streams."""
+    import dataclasses
+
+    import numpy as np
+
+    from latency import litert
+    from nas import train
+    from nas.step import count, taken
+
+    if _handed(model, config) is not model:
+        return None
+    chosen = np.unique(np.linspace(0, count(task.valid) - 1, JUDGED).astype(int))
+    task = dataclasses.replace(task, valid=tuple(taken(part, chosen) for part in task.valid))
+    return train.measure(model, task, lambda inputs: litert.run(path, inputs))[0]

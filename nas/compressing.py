@@ -175,7 +175,7 @@ def _run(arguments, outs, read, task, methods, recipe, epochs, identity) -> int:
         from nas import sensitivity
 
         record["sensitivity"] = sensitivity.by_layer(model, methods, data)
-    compressed_files.write(outs, read, done, data, record, arguments.target or [], say)
+    compressed_files.write(outs, read, done, data, task, record, arguments.target or [], say)
     checkpoint.delete()
     _tell(record, arguments.json)
     return 0
@@ -186,7 +186,6 @@ def examples(task: Any, model: Any, count: int, seed: int) -> Any:
     if task is None:
         return None
     from compress.calibration import choose
-
     from compress.data import Data
     from nas.step import labels, prepared, taken
 

@@ -276,11 +276,14 @@ def evaluate(model, task: Task) -> float:
     return measure(model, task)[0]
 
 
-def measure(model, task: Task) -> tuple[float, float]:
-    """Quality 0..1 and mean loss of `model` on the validation part of `task`."""
+def measure(model, task: Task, run: Callable[[Tree], Any] | None = None) -> tuple[float, float]:
+    """Quality 0..1 and mean loss of `model` on the validation part of `task`.
+
+    `run(inputs)` gives the outputs in its place, such as a file that was made of it.
+    """
     check(model, task)
     size = valid_batch(model, task, recipe_of(task))
-    return judge(model, task, _Eager(model, task), size)(None)
+    return judge(model, task, _Eager(model, task, run), size)(None)
 
 
 def judge(model, task: Task, engine, batch_size: int) -> Callable:
@@ -316,11 +319,12 @@ def judge(model, task: Task, engine, batch_size: int) -> Callable:
 class _Eager:
     """What `judge` needs of an engine, without tracing anything."""
 
-    def __init__(self, model, task: Task):
-        self._model, self._loss, self._prepared = model, task.loss, prepared(model)
+    def __init__(self, model, task: Task, run: Callable[[Tree], Any] | None):
+        self._run = run or (lambda inputs: model(inputs, training=False))
+        self._loss, self._prepared = task.loss, prepared(model)
 
     def predict(self, inputs: Tree) -> Any:
-        return self._model(self._prepared(inputs), training=False)
+        return self._run(self._prepared(inputs))
 
     def judge(self, inputs: Tree, targets: Tree) -> tuple[Any, np.ndarray]:
         outputs = in_float32(self.predict(inputs))

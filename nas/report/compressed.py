@@ -22,6 +22,10 @@ def table(record: Mapping) -> str:
     for file in record["files"]:
         was, now = file["before"], file["after"]
         kind = file["path"].rpartition(".")[2]
+        if now.get("quality") is not None:
+            pair = [f"{100 * side['quality']:.2f} %" for side in (was, now)]
+            gained = 100 * (now["quality"] - was["quality"])
+            cells.append([f".{kind} {record['metric']}", *pair, f"{gained:+.2f} points"])
         cells.append([f".{kind} bytes", *_counts(was["bytes"], now["bytes"])])
         cells.append(["  zipped", *_counts(was["zipped_bytes"], now["zipped_bytes"])])
         bits = [f"{side['bits_per_weight']:.2f}" for side in (was, now)]
