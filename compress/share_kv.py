@@ -93,8 +93,9 @@ class ShareKV(Method):
         return {"key_values": _memories(_attentions(model))}
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        touched = {weight.path for node in _attentions(model) for weight in node.operation.weights}
-        tell_untouched(model, touched | {*record.weights}, record, "no keys and values")
+        """The model as it is; `record` is told what never was a question of keys and values."""
+        why = "stays: only the keys and values of the last layers went"
+        tell_untouched(model, record.weights, record, why)
         return model
 
 
