@@ -36,6 +36,7 @@ class Android(Target):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})
+    runs_tflite: ClassVar[bool] = True
     serial: str | None = None
     threads: int = 1
     delegate: str = "cpu"

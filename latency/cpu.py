@@ -49,6 +49,7 @@ class CPU(Target):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})
+    runs_tflite: ClassVar[bool] = True
     threads: int = 1
 
     @classmethod

@@ -37,6 +37,7 @@ class SSH(Target):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})
+    runs_tflite: ClassVar[bool] = True
     host: str | None = None
     port: int | None = None
     threads: int = 1

@@ -157,6 +157,7 @@ class Target(abc.ABC):
     """
 
     kinds: ClassVar[frozenset[Kind]]  # what its figures can be; `profile` raises on any other
+    runs_tflite: ClassVar[bool] = False  # whether it times `.tflite` files, integers and all
 
     @classmethod
     def found(cls) -> list[Found]:

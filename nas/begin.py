@@ -27,11 +27,14 @@ DEFAULT_EPOCHS = 4
 def evaluator_of(settings: Settings) -> tuple[Any, Any]:
     """What evaluates networks for these settings, and the base network's Config (or None)."""
     if spec.parse(settings.task).name == "table":  # its own space and device
+        if settings.methods:
+            raise ValueError("--task table has figures only: there is no network for --method")
         return spec.task(settings.task), None
     named = spec.parse(settings.space)
     spec.known("space", named.name)
     spec.known("task", spec.parse(settings.task).name)
     targets = [spec.target(text) for text in settings.targets]
+    alternatives = alternatives_of(settings, targets)
     backend.load()
     task = spec.task(settings.task)
     space = spec.module("space", named.name)
@@ -42,7 +45,14 @@ def evaluator_of(settings: Settings) -> tuple[Any, Any]:
         if len(fields.get("input_shape", ())) != 3:
             raise ValueError(f"--input is the size of images; task {settings.task} has none")
         fields["input_shape"] = (settings.input, settings.input, fields["input_shape"][2])
-    evaluator = Networks(
+    networks = Networks
+    if alternatives:
+        from nas.compressed_search import CompressedNetworks
+
+        networks = functools.partial(
+            CompressedNetworks, alternatives=alternatives, task_spec=settings.task
+        )
+    evaluator = networks(
         sample=functools.partial(space.sample, **options),
         task=task,
         targets=targets,
@@ -57,6 +67,26 @@ def evaluator_of(settings: Settings) -> tuple[Any, Any]:
     baseline = evaluator.suited(space.baseline(**base))
     evaluator.check(baseline)
     return evaluator, baseline
+
+
+def alternatives_of(settings: Settings, targets: list) -> tuple[tuple[str, ...], ...]:
+    """What each --method lets a search choose from: specs of methods, and "none"."""
+    found = []
+    for text in settings.methods:
+        names = tuple(part.strip() for part in text.split("|"))
+        if len(set(names)) < len(names):
+            raise ValueError(f"--method {text!r} names an alternative twice")
+        for name in names:
+            if name != "none":
+                spec.known("method", spec.parse(name).name)
+        found.append(names)
+    for target, named in zip(targets, settings.targets, strict=True):
+        if found and not target.runs_tflite:
+            raise ValueError(
+                f"--target {named} tells nothing of the .tflite files that --method makes; expected"
+                " one that runs them, such as cpu, android or ssh"
+            )
+    return tuple(found)
 
 
 def epochs_of(settings: Settings) -> int:

@@ -68,7 +68,9 @@ def search(arguments: argparse.Namespace) -> int:
             profiles=profiles_of(settings, study.sampler),
             deadline=deadline,
             on_event=progress,
-            keep=handover.BestSoFar(folder, objective),
+            keep=handover.BestSoFar(
+                folder, objective, getattr(evaluator, "save", handover.save_model)
+            ),
         )
         why = search_for()
         if arguments.child:
@@ -120,12 +122,14 @@ def _say_converged(study, objective: Objective, say) -> None:
     if trained(study):
         say("stopped: the last proposals were all known, or far over budget")
         return
-    timed = [t.user_attrs["profile"]["costs"] for t in study.get_trials(deepcopy=False)]
-    cheapest = min((costs for costs in timed if costs), default=None)
+    profiles = [t.user_attrs["profile"] for t in study.get_trials(deepcopy=False)]
+    cheapest = min((p["costs"] for p in profiles if p["costs"]), default=None)
     if cheapest is None:
-        raise ValueError("every network exceeds --max-params, --max-macs or --max-bytes")
+        raise ValueError(
+            f"every network exceeds a limit, the last of them: {profiles[-1]['excess']}"
+        )
     raise ValueError(
-        f"every network is far over budget: the cheapest of {len(timed)} takes {cheapest} ms of"
+        f"every network is far over budget: the cheapest of {len(profiles)} takes {cheapest} ms of"
         f" {list(objective.budgets)}; raise --budget-ms"
     )
 
@@ -264,14 +268,12 @@ def export(arguments: argparse.Namespace) -> None:
     if epochs is None:
         epochs = FINALIST_EPOCHS * epochs_of(settings)
     if epochs == 0:
-        from nas.evaluate import build
-
-        handover.write_network(build(config), config, stem, evaluator.task.files)
+        evaluator.write(evaluator.untrained(config), config, stem)
         quality = None
     else:
 
-        def keep(model, record):
-            handover.write_network(model, config, stem, evaluator.task.files)
+        def keep(network, record):
+            evaluator.write(network, config, stem)
 
         quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
     files = [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]

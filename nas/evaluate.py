@@ -11,6 +11,7 @@ and the conditions of the device.
 import dataclasses
 import gc
 import hashlib
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,11 @@ from nas import cache, profile_store, spec
 
 def key(config: Any) -> str:
     """Name of a network: equal configs, equal networks, equal keys."""
-    text = f"{type(config).__module__}.{config!r}"
+    return digest(f"{type(config).__module__}.{config!r}")
+
+
+def digest(text: str) -> str:
+    """A short name for what a text says."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -50,6 +55,38 @@ def deployed(model: Any, config: Any) -> Any:
     built = build(form)
     copy_weights(model, built)
     return built
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Form:
+    """What of a network runs on a device.
+
+    model: the `keras.Model` that is counted. handed: what targets take: the model, or its file.
+    network, name: what tells it apart where figures are kept, and what it is called there.
+    config: its Config, where it is not that of the trained network.
+    """
+
+    model: Any
+    handed: Any
+    network: str
+    name: str
+    config: Any = None
+
+    def file_bytes(self) -> int:
+        """Of its `.tflite` file."""
+        from latency import litert
+
+        if isinstance(self.handed, pathlib.Path):
+            return self.handed.stat().st_size
+        return len(litert.file_of(self.handed))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitted:
+    """A network that was just trained, as it is kept and written, and how it went."""
+
+    network: Any
+    training: Any  # nas.train.Training; its quality is the network's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +151,7 @@ class Networks:
         """Refuses to train at one size for another where the weights depend on the size."""
         from families.layers import shapes_only
 
-        module, small = sys.modules[type(config).__module__], self._trained(config, self.task)
+        module, small = sys.modules[type(config).__module__], self.as_trained(config, self.task)
         if small == config:
             return
         with shapes_only():
@@ -127,12 +164,21 @@ class Networks:
                     " out --input"
                 )
 
-    def _trained(self, config: Any, task: Any) -> Any:
+    def as_trained(self, config: Any, task: Any) -> Any:
         """A Config as `task` trains it."""
         return dataclasses.replace(config, **task.fields)
 
     def key(self, config: Any) -> str:
+        """Name of a network: equal networks, equal keys."""
         return key(config)
+
+    def form(self, config: Any) -> Form:
+        """What of a network is counted and timed."""
+        form = deploy(config)
+        model = build(form)
+        if form == config:
+            self._built[self.key(config)] = model
+        return Form(model, model, key(form), name_of(form), None if form == config else form)
 
     def profile(self, config: Any) -> dict:
         """Count and time a network: {key, costs (ms per target), params, macs, latency, ...}.
@@ -142,29 +188,24 @@ class Networks:
         from latency.cost import count
 
         started = time.perf_counter()
-        form = deploy(config)
-        model = build(form)
-        cost = count(model)
+        form = self.form(config)
+        cost = count(form.model)
         record = {
-            "key": key(config),
+            "key": self.key(config),
             "params": cost.trainable_params,
             "macs": cost.macs,
             "build_s": time.perf_counter() - started,
         }
-        if form != config:
-            record["form"] = repr(form)
+        if form.config is not None:
+            record["form"] = repr(form.config)
         if self.limits.file_bytes is not None:
-            from latency import litert
-
-            record["file_bytes"] = len(litert.file_of(model))
+            record["file_bytes"] = form.file_bytes()
         excess = self.limits.exceeded(record)
         if excess:
             return record | {"excess": excess, "costs": []}
-        if form == config:
-            self._built[record["key"]] = model
         started = time.perf_counter()
         try:
-            latencies = [self.measure(target, form, model) for target in self.targets]
+            latencies = [self.measure(target, form) for target in self.targets]
         except DoesNotFit as error:  # a limit of the device like the others
             return record | {"excess": str(error), "costs": []}
         self._refuse_other_kinds(latencies)
@@ -174,14 +215,14 @@ class Networks:
             "profile_s": time.perf_counter() - started,
         }
 
-    def measure(self, target, config: Any, model) -> dict:
-        """Time the network of a (deployed) Config, or recall it; the samples stay in the cache."""
-        identity = {"network": key(config), "target": repr(target), "on": target.identity()}
+    def measure(self, target, form: Form) -> dict:
+        """Time a network as deployed, or recall it; the samples stay in the cache."""
+        identity = {"network": form.network, "target": repr(target), "on": target.identity()}
         identity["record"] = "with a kind"  # earlier records have none
 
         def compute() -> dict:
             (latency,) = profile_store.profile(
-                target, {_name(config): model}, networks=[key(config)], runs=self.runs
+                target, {form.name: form.handed}, networks=[form.network], runs=self.runs
             )
             return latency.to_json() | {"transient": not latency.conditions.get("stable", True)}
 
@@ -234,16 +275,16 @@ class Networks:
     ) -> dict:
         """Train a network and return {quality, curve, stopped, ...}, or recall it.
 
-        `final` trains it at the size it is deployed at and recalls nothing. `keep(model, record)`
-        receives what was trained, of `config`; a recalled result has no model.
+        `final` trains it at the size it is deployed at and recalls nothing. `keep(network, record)`
+        receives what was trained, of `config`, for `save` and `write`; a recalled result has none.
         """
         from nas import train
 
         epochs = epochs or self.epochs
         task = self.final_task() if final else self.task
-        small = self._trained(config, task)
+        small = self.as_trained(config, task)
         identity = {
-            "network": key(small),
+            "network": self.key(small),
             "task": task.recipe,
             "epochs": epochs,
             "seed": self.seed,
@@ -251,10 +292,8 @@ class Networks:
         }
 
         def compute() -> dict:
-            built = self._built.pop(key(config), None) if small == config else None
-            self._built.clear()
-            model = built or build(small)
-            done = train.fit(model, task, epochs, self.seed, on_epoch=on_epoch)
+            fitted = self.fitted(small, task, epochs, on_epoch)
+            done = fitted.training
             record = {
                 "quality": done.quality,
                 "curve": list(done.curve),
@@ -263,13 +302,45 @@ class Networks:
                 "train_s": done.seconds,
             }
             if keep is not None:
-                keep(_at(config, small, model), record)
+                keep(_at(config, small, fitted.network), record)
             return record
 
         if final:
             return compute()
         record, known = cache.remember("quality", identity, compute)
         return record | {"cached": known}
+
+    def fitted(self, config: Any, task: Any, epochs: int, on_epoch: Callable | None) -> Fitted:
+        """Train a network, from new weights."""
+        from nas import train
+
+        model = self._built.pop(self.key(config), None)
+        self._built.clear()
+        model = model or build(config)
+        return Fitted(model, train.fit(model, task, epochs, self.seed, on_epoch=on_epoch))
+
+    def untrained(self, config: Any) -> Any:
+        """A network for `write`, with new weights."""
+        return build(config)
+
+    def save(self, network: Any, stem: pathlib.Path) -> None:
+        """Keep what was trained, for `write_saved`, should the search be interrupted."""
+        from nas import handover
+
+        handover.save_model(network, stem)
+
+    def write(self, network: Any, config: Any, stem: pathlib.Path) -> int:
+        """Write the files of a network (`nas.handover.write_network`); the bytes of its .tflite."""
+        from nas import handover
+
+        return handover.write_network(network, config, stem, self.task.files)
+
+    def write_saved(self, saved: pathlib.Path, config: Any, stem: pathlib.Path) -> int:
+        """Write the files of a network that `save` kept; the bytes of its .tflite."""
+        import keras
+
+        model = keras.models.load_model(saved.with_suffix(".keras"), compile=False)
+        return Networks.write(self, model, config, stem)
 
     def forget(self) -> None:
         """Free the networks of a round that is over."""
@@ -280,7 +351,7 @@ class Networks:
         gc.collect()
 
 
-def _name(config: Any) -> str:
+def name_of(config: Any) -> str:
     """What a network of a search is called where its figures are listed."""
     return f"{type(config).__module__.rpartition('.')[2]}:{key(config)}"
 

@@ -49,18 +49,32 @@ def excess(objective: Objective, costs: list[float]) -> float:
     )
 
 
+def save(model: Any, path: pathlib.Path) -> None:
+    """Write a .keras file whole or not at all."""
+    partial = path.with_name(f".partial.{path.name}")
+    model.save(partial)
+    partial.replace(path)
+
+
+def save_model(model: Any, stem: pathlib.Path) -> None:
+    """Write `<stem>.keras`."""
+    save(model, stem.with_suffix(".keras"))
+
+
 @dataclasses.dataclass(frozen=True)
 class BestSoFar:
     """Keeps the best network during the search, as trained: a crash finds it on the disk.
 
     Called with every network that was just trained; of several workers' the best stays. Its files
-    are so_far.keras and so_far.json: best.keras is what was handed over, with its best.tflite.
+    are so_far.json and what `save` (of `nas.evaluate.Networks`) leaves, as so_far.keras: best.keras
+    is what was handed over, with its best.tflite.
     """
 
     folder: pathlib.Path
     objective: Objective
+    save: Callable[[Any, pathlib.Path], None] = save_model
 
-    def __call__(self, model: Any, profile: dict, evaluation: dict) -> None:
+    def __call__(self, network: Any, profile: dict, evaluation: dict) -> None:
         if evaluation["stopped"]:
             return
         rank = [excess(self.objective, profile["costs"]), -evaluation["quality"]]
@@ -68,7 +82,7 @@ class BestSoFar:
             best = self.read()
             if best and best["rank"] <= rank:
                 return
-            save(model, self.folder / "so_far.keras")
+            self.save(network, self.folder / "so_far")
             record = {"rank": rank, "profile": profile, "evaluation": evaluation}
             cache.write_json(self.folder / "so_far.json", record)
 
@@ -76,13 +90,6 @@ class BestSoFar:
         """The record of the network in so_far.keras, or None."""
         path = self.folder / "so_far.json"
         return json.loads(path.read_text()) if path.exists() else None
-
-
-def save(model: Any, path: pathlib.Path) -> None:
-    """Write a .keras file whole or not at all."""
-    partial = path.with_name(f".partial.{path.name}")
-    model.save(partial)
-    partial.replace(path)
 
 
 def write_network(
@@ -110,9 +117,14 @@ def write_network(
         )
     stem.with_suffix(".tflite").write_bytes(tflite)
     stem.with_suffix(".py").write_text(as_python(config))
-    for suffix, content in (files or {}).items():
-        stem.with_name(stem.name + suffix).write_bytes(content)
+    write_files(files or {}, stem)
     return len(tflite)
+
+
+def write_files(files: dict[str, bytes], stem: pathlib.Path) -> None:
+    """Write what a task adds to a network: suffix -> content."""
+    for suffix, content in files.items():
+        stem.with_name(stem.name + suffix).write_bytes(content)
 
 
 def _difference(tflite: bytes, model: Any) -> tuple[str, float]:
@@ -235,16 +247,12 @@ def hand_over_as_trained(
     by_key = {trial.user_attrs["profile"]["key"]: trial for trial in ranking}
     if best is None or best["profile"]["key"] not in by_key:
         return {}
-    import keras
-
     trial = by_key[best["profile"]["key"]]
     config = evaluator.config(trial)
-    model = keras.models.load_model(folder / "so_far.keras", compile=False)
     stem = folder / "finalists" / f"{trial.number}-as-searched"
     stem.parent.mkdir(exist_ok=True)
-    files = evaluator.task.files
-    size = write_network(model, config, stem, files)
-    _publish(folder, stem, files)
+    size = evaluator.write_saved(folder / "so_far", config, stem)
+    _publish(folder, stem, evaluator.task.files)
     quality = best["evaluation"]["quality"]
     return {
         "winner": _record(trial, config, objective, quality, _costs(trial), size),
@@ -298,9 +306,9 @@ def _finalist(
             say(f"retraining trial {trial.number}")
             size = 0
 
-            def keep(model, evaluation):
+            def keep(network, evaluation):
                 nonlocal size
-                size = write_network(model, config, stem, evaluator.task.files)
+                size = evaluator.write(network, config, stem)
 
             quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
             latencies = wait_for_device(lambda: again(stem.with_suffix(".tflite")), say)
@@ -339,6 +347,7 @@ def _record(
         "macs": profile.get("macs"),  # params and macs of the deployed form, as timed
         "form": profile.get("form"),  # its Config, where it is not that of the trained one
         "file_bytes": size,
-        "config": pprint.pformat(config, width=99),
+        "config": profile["config"] if "methods" in profile else pprint.pformat(config, width=99),
+        "methods": profile.get("methods"),  # of compression, where there are any
         "latency": profile.get("latency"),  # with their kinds; those of the search
     }

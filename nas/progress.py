@@ -55,13 +55,14 @@ class Progress:
             self._first = event.trained - 1
         share = max(c / b for c, b in zip(costs, self._objective.budgets, strict=True))
         budget = f" ({share:4.0%} of budget)" if share else ""
-        stopped = " stopped early" if event.kind == "stopped" else ""
+        told = "".join(f" {text}" for text in trial.user_attrs["profile"].get("methods", ()))
+        told += " stopped early" if event.kind == "stopped" else ""
         also = f" | {self._timed} more timed" if self._timed else ""
         self._timed = 0
         width = len(str(self._trials))
         self.say(
             f"{event.trained:{width}}/{self._trials}  trial {trial.number:<4} {quality:6.1%}"
-            f"  {_costs(costs)}{budget}{stopped} | {self._best[1] or 'none fits yet'}{also}"
+            f"  {_costs(costs)}{budget}{told} | {self._best[1] or 'none fits yet'}{also}"
             f" | {self._left(event.trained)} left"
         )
 

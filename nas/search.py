@@ -205,8 +205,7 @@ class _Loop:
             record = earlier.user_attrs["profile"] | {"duplicate_of": earlier.number}
         else:
             record = self._retry(trial, lambda: self.evaluator.profile(config))
-        record["config"] = repr(config)
-        trial.set_user_attr("profile", record)
+        trial.set_user_attr("profile", {"config": repr(config)} | record)
 
     def _retry(self, trial: Trial, work: Callable[[], dict]) -> dict:
         def say(reason: str) -> None:

@@ -33,9 +33,10 @@ class Settings:
     profiles: int | None = None
     epochs: int | None = None
     seed: int = 0
+    methods: tuple[str, ...] = ()  # of compression, as "ptq:8|ptq:4|none": one choice each
 
     def __post_init__(self):
-        for name in ("targets", "budgets_ms"):  # JSON knows no tuples
+        for name in ("targets", "budgets_ms", "methods"):  # JSON knows no tuples
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         budgets = self.budgets_ms
@@ -53,7 +54,10 @@ class Settings:
     def name(self) -> str:
         """A readable study name, the same for the same flags."""
         words = [spec.parse(text).name for text in (self.space, self.task, *self.targets)]
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()
+        settings = dataclasses.asdict(self)
+        if not self.methods:  # studies of before there were any keep their names
+            settings.pop("methods")
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         return "_".join([*words, digest[:6]])
 
 

@@ -69,6 +69,7 @@ def _best(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> d
     if row is not None:
         winner["config"] = winner.get("config") or row.config
         winner["choices"] = row.choices
+        winner["methods"] = row.methods
     return winner
 
 
@@ -196,6 +197,8 @@ def _architecture(best: Mapping, summary: Mapping) -> str:
     drawn = architecture.html(best.get("config"), baseline)
     won = best.get("number") in records.finalists(summary)
     name = "The winner" if won else "The best so far"
+    if methods := best.get("methods"):
+        drawn += f'<p class="note">compressed: {escape(" ".join(methods))}</p>'
     return f"<h2>{name}, block by block</h2>{drawn}" if drawn else ""
 
 
@@ -285,6 +288,8 @@ def command(study: optuna.Study, summary: Mapping) -> str:
     for flag in ("space", "task", "reward", "controller", "seed"):
         if summary.get(flag) is not None:
             words += [f"--{flag}", str(summary[flag])]
+    for text in summary.get("methods") or ():
+        words += ["--method", text]
     for target in summary.get("targets") or ():
         words += ["--target", str(target.get("spec"))]
         if target.get("budget_ms") is not None:

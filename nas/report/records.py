@@ -30,6 +30,7 @@ class Network:
     params: int | None
     macs: int | None
     config: str | None
+    methods: tuple[str, ...] = ()  # that it is compressed with
 
     def interval(self, axis: int) -> tuple[float, float] | None:
         """The confidence interval of the median latency on one target, where it was timed."""
@@ -68,6 +69,7 @@ def _network(trial: optuna.trial.FrozenTrial, single: bool) -> Network:
         params=profile.get("params"),
         macs=profile.get("macs"),
         config=profile.get("config"),
+        methods=tuple(profile.get("methods") or ()),
     )
 
 

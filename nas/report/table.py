@@ -69,6 +69,7 @@ def _body(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal], limi
         note += ", over budget when timed again" if final.get("within_budget") is False else ""
         if row.number not in on_front:
             note += " (off the front)" if row.state == records.TRAINED else f" ({row.state})"
+        note = "; ".join(filter(None, [note.strip(), " ".join(row.methods)]))
         quality = [records.percent(row.quality)]
         quality += [records.percent(final.get("quality"))] if retrained else []
         size = [row.params or final.get("params"), row.macs or final.get("macs")]
@@ -208,6 +209,7 @@ def _winner(winner: Mapping) -> str:
     told += [f"{records.count(winner['params'])} params"] if winner.get("params") else []
     told += [f"{records.figure(winner['macs'] / 1e6)} MMACs"] if winner.get("macs") else []
     told += [f"{winner['file_bytes'] / 1e3:,.0f} kB"] if winner.get("file_bytes") else []
+    told += winner.get("methods") or []
     return ", ".join(told)
 
 

@@ -32,7 +32,7 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
         words = {"winner": row.number == winner, "finalist": bool(final) and row.number != winner}
         words |= {"front": row.number in front, "over budget": not records.within(row.costs, goals)}
         words["over budget when timed again"] = final.get("within_budget") is False
-        note = ", ".join(word for word, holds in words.items() if holds)
+        note = ", ".join([*(word for word, holds in words.items() if holds), *row.methods])
         cells = [(str(row.number), row.number), (records.percent(row.quality), row.quality)]
         if retrained:
             cells.append((records.percent(final.get("quality")), final.get("quality")))
