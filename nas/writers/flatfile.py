@@ -103,7 +103,7 @@ class File:
         """The number of a kind of operator in the file's table, added if it is not there."""
         code = getattr(schema.BuiltinOperator, name)
         for number, known in enumerate(self.model.operatorCodes):
-            if known.builtinCode == code and known.version >= version:
+            if known.builtinCode == code and known.version == version:
                 return number
         self.model.operatorCodes.append(
             schema.OperatorCodeT(
@@ -142,6 +142,11 @@ def shape(tensor: schema.TensorT) -> tuple[int, ...]:
     return () if tensor.shape is None else tuple(map(int, tensor.shape))
 
 
+def text(name: bytes | str | None) -> str:
+    """A name, which is bytes where it was read."""
+    return name.decode() if isinstance(name, bytes) else name or ""
+
+
 def merged(files: dict[str, bytes]) -> File:
     """One file of several: the first is the main one, the others are signatures of their names.
 
@@ -152,6 +157,7 @@ def merged(files: dict[str, bytes]) -> File:
         part = File(tflite)
         if whole is None:
             whole = part
+            whole.model.signatureDefs[0].signatureKey = name
             continue
         model, added = whole.model, part.model
         graphs, buffers = len(model.subgraphs), len(model.buffers)

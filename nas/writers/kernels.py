@@ -10,7 +10,7 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nas.writers.flatfile import FLOAT32, INT32, TYPES, File, shape
+from nas.writers.flatfile import FLOAT32, INT32, TYPES, File, shape, text
 from nas.writers.integers import Integers, packed
 from nas.writers.places import Place
 
@@ -48,14 +48,16 @@ class Laid:
         return dataclasses.replace(self, values=self.values[..., chosen], scale=_reduced(scale))
 
 
-def laid(form: Integers, place: Place) -> Laid | None:
+def laid(form: Integers, place: Place, signed: bool = False) -> Laid | None:
     """A form of a weight as its constant has it; None where a negated value has no code.
 
     A channel that was multiplied by a negative number has its integers negated: scales are
-    positive.
+    positive, unless they may be `signed`.
     """
     scale = place.laid(np.broadcast_to(form.scale, form.values.shape)) * place.factors
     scale, values = _reduced(scale), place.laid(form.values)
+    if signed:
+        return Laid(form.bits, values, np.where(scale == 0, _TINY, scale), form.offset)
     if (scale < 0).any():
         negated = -values.astype(np.int16) - round(2 * form.offset)
         if 2 * form.offset != round(2 * form.offset):
@@ -105,7 +107,7 @@ class Kernels:
                 break
             why = refused
         if chosen is None:
-            return self._unpacked(place, options, why)
+            return self._unpacked(place, forms, why)
         reason = why if chosen.bits > narrowest else None
         if self.prefer == "speed":
             faster = self._faster(place, options, readers)
@@ -143,10 +145,11 @@ class Kernels:
         rule = {
             "FULLY_CONNECTED": self._refused_product,
             "CONV_2D": self._refused_convolution,
-            "DEPTHWISE_CONV_2D": self._refused_depthwise,
             "GATHER": self._refused_lookup,
         }.get(name)
         at = 0 if name == "GATHER" else 1
+        if name == "DEPTHWISE_CONV_2D":
+            return "DEPTHWISE_CONV_2D runs slower on integer weights than on floats"
         if rule is None or position != at:
             return f"{name} has no kernel for integer weights"
         return rule(place, option, operator)
@@ -196,13 +199,6 @@ class Kernels:
             and options.strideH == options.strideW == 1
             and inputs[-1] == dims[-1]
         )
-
-    def _refused_depthwise(self, place: Place, option: Laid, operator) -> str | None:
-        if option.bits < 8 or option.offset:
-            return f"DEPTHWISE_CONV_2D has no kernel for INT{option.bits}"
-        if option.scale.size > 1 and option.scale.size != option.scale.shape[-1]:
-            return "DEPTHWISE_CONV_2D takes one scale per channel"
-        return None
 
     def _refused_lookup(self, place: Place, option: Laid, operator) -> str | None:
         options = operator.builtinOptions
@@ -289,7 +285,7 @@ class Kernels:
         at = next(n for n, o in enumerate(operators) if o is operator)
         total = self._sums.get((graph, source))
         if total is None:
-            total = self.file.tensor(graph, (*dims[:-1], 1), f"{_name(tensors[source])}/sum")
+            total = self.file.tensor(graph, (*dims[:-1], 1), f"{text(tensors[source].name)}/sum")
             last = self.file.constant(graph, np.array([-1], np.int32), "last")
             options = schema.ReducerOptionsT(keepDims=True)
             added = self.file.operator("SUM", [source, last], [total], options)
@@ -302,7 +298,7 @@ class Kernels:
         if len(made) != len(dims):
             total = self._reshaped(graph, total, (*made[:-1], 1), operators, at)
             at += 1
-        name = _name(rows)
+        name = text(rows.name)
         factor = self.file.constant(graph, worth, f"{name}/offset")
         shift = self.file.tensor(graph, made, f"{name}/shift")
         product = self.file.tensor(graph, made, f"{name}/product")
@@ -317,7 +313,7 @@ class Kernels:
     def _reshaped(self, graph: int, source: int, dims: tuple, operators: list, at: int) -> int:
         target = self.file.constant(graph, np.array(dims, np.int32), "dims")
         kind = self.file.graphs[graph].tensors[source].type
-        name = f"{_name(self.file.graphs[graph].tensors[source])}/reshaped"
+        name = f"{text(self.file.graphs[graph].tensors[source].name)}/reshaped"
         made = self.file.tensor(graph, dims, name, kind)
         operators.insert(at, self.file.operator("RESHAPE", [source, target], [made]))
         return made
@@ -400,12 +396,19 @@ class Kernels:
         new.append(self.file.operator("RESHAPE", [rows, target], [output]))
         operators[at : at + 1] = new
 
-    def _unpacked(self, place: Place, options: list[Laid], why: str) -> tuple[str, str]:
-        """Integers that LiteRT makes floats of when it loads the file: smaller, not faster."""
-        whole = [option for option in options if not option.offset]
-        if not whole or self.prefer == "speed":
+    def _unpacked(self, place: Place, forms: list[Integers], why: str) -> tuple[str, str]:
+        """Integers that LiteRT makes floats of when it loads the file: smaller, not faster.
+
+        XNNPACK does so with INT8 and then runs as with floats; others make its kernels slower.
+        """
+        readers, graph = self.file.readers(place.graph, place.index), place.graph
+        slow = self.prefer == "size" and not any(
+            self.file.name(operator) == "DEPTHWISE_CONV_2D" for operator, _ in readers
+        )
+        whole = [form for form in forms if not form.offset and (slow or form.bits == 8)]
+        if not whole:
             return "float32", why
-        chosen, graph = whole[0], place.graph
+        chosen = laid(whole[0], place) or laid(whole[0], place, signed=True)
         several = sum(size > 1 for size in chosen.scale.shape) > 1
         added = 2 * _OPERATOR_BYTES
         if chosen.bytes() + added >= 4 * chosen.values.size:
@@ -414,7 +417,6 @@ class Kernels:
             self.file.graphs[graph].tensors,
             self.file.graphs[graph].operators,
         )
-        readers = self.file.readers(graph, place.index)
         ones = dataclasses.replace(chosen, scale=np.ones((1,) * chosen.scale.ndim, np.float32))
         self.quantize(graph, place.index, ones if several else chosen, place.path)
         floats = self.file.tensor(graph, chosen.values.shape, f"{place.path}/floats")
@@ -442,10 +444,6 @@ def dataclass_copy(options):
     new = type(options)()
     vars(new).update(vars(options))
     return new
-
-
-def _name(tensor) -> str:
-    return tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name or "tensor"
 
 
 def _parts(scale: np.ndarray) -> int | None:

@@ -13,17 +13,18 @@ from compress.record import Record
 from latency import litert
 from latency.examples import random_inputs
 from nas.writers import integers
-from nas.writers.flatfile import File, merged
+from nas.writers.flatfile import File, merged, text
 from nas.writers.kernels import Kernels
-from nas.writers.places import places
+from nas.writers.places import Place, places
 from nas.writers.readback import read_codes
+from nas.writers.sparse import thin
 from nas.writers.verified import verified
 from nas.writers.written import Written, sizes
 
 __all__ = ["Written", "read_codes", "write"]
 
 PREFER = ("size", "speed")
-_SPARSE = 2  # dimensions that a weight has at least
+MAIN = "serving_default"  # what TensorFlow calls a model's one signature
 
 
 def write(
@@ -40,16 +41,17 @@ def write(
     if prefer not in PREFER:
         raise ValueError(f"prefer={prefer!r}; expected one of {PREFER}")
     path = pathlib.Path(path)
-    models = {"serving_default": model, **record.variants}
-    floats = {name: _float_file(one) for name, one in models.items()}
-    whole = merged(floats)
-    plain = whole.pack()
-    file = File(plain)
+    models = {**record.variants}
+    if next(iter(models.values()), None) is not model:  # the main graph's comes first
+        models = {MAIN: model, **models}
+    floats = merged({name: _float_file(one) for name, one in models.items()}).pack()
+    file = File(floats)
     arrays = {weight.path: np.asarray(weight) for weight in model.weights}
-    stored, left = _store(file, record, arrays, prefer)
+    found = places(file, {name: arrays[name] for name in record.weights})
+    stored, left = _store(file, record, found, prefer)
     tflite = file.pack()
     inputs = {name: _inputs(one, data) for name, one in models.items()}
-    checked = verified(tflite, plain, models, inputs, record, stored)
+    checked = verified(tflite, floats, models, inputs, record, found)
     path.write_bytes(tflite)
     size, zipped = sizes(path)
     constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
@@ -76,33 +78,34 @@ def _inputs(model: Any, data: Any) -> Any:
 
 
 def _store(
-    file: File, record: Record, arrays: dict[str, np.ndarray], prefer: str
+    file: File, record: Record, found: list[Place], prefer: str
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Puts integers in the file; (how each weight is stored, why not narrower)."""
-    stored, left = {}, {}
-    forms = {}
-    for path, weight in record.weights.items():
-        if weight.codes is None:
-            continue
-        forms[path] = integers.forms(weight)
-        if not forms[path]:
-            left[path] = "its levels are not evenly spaced"
+    """Puts integers in the file; (how each weight is stored, why not in as many bits as it has)."""
+    forms = {path: integers.forms(weight) for path, weight in record.weights.items()}
     kernels = Kernels(file, prefer)
-    wanted = {path: arrays[path] for path in record.weights}
-    found = places(file, wanted)
+    kinds, left = {}, {}
     for place in found:
-        if forms.get(place.path):
+        file.graphs[place.graph].tensors[place.index].name = place.path
+        kind, reason = "float32", "its levels are not evenly spaced"
+        if forms[place.path]:
             kind, reason = kernels.store(place, forms[place.path])
-            _tell(stored, left, place.path, kind, reason)
-    for path in forms:
-        if forms[path] and path not in {place.path for place in found}:
+        kinds.setdefault(place.path, set()).add(kind)
+        if record.weights[place.path].codes is not None and reason is not None:
+            left[place.path] = reason
+    for (graph, index), kind in thin(file).items():
+        path = text(file.graphs[graph].tensors[index].name)
+        if path in kinds:
+            kinds[path] = kinds[path] - {"float32"} | {kind}
+    for path in record.weights:
+        if path not in kinds:
             left[path] = "the converter left no constant that holds it"
-    return stored, left
+    stored = {path: max(kind, key=_bits) for path, kind in kinds.items()}  # the widest counts
+    return stored, {
+        path: reason
+        for path, reason in left.items()
+        if _bits(stored.get(path, "float32")) > record.weights[path].bits
+    }
 
 
-def _tell(stored: dict, left: dict, path: str, kind: str, reason: str | None) -> None:
-    """Of several constants that hold a weight, the widest counts."""
-    if path not in stored or int(kind.strip("intfloa")) > int(stored[path].strip("intfloa")):
-        stored[path] = kind
-        if reason is not None:
-            left[path] = reason
+def _bits(kind: str) -> int:
+    return int(kind[3:]) if kind.startswith("int") else 32

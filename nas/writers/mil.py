@@ -214,7 +214,7 @@ def bits_of(program: Any) -> int:
             continue
         variable, value = operation.outputs[0], operation.outputs[0].val
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            width = variable.dtype.get_bitwidth()
+            width = 8 if value.dtype == bool else variable.dtype.get_bitwidth()
             seen[value.tobytes() + str((value.shape, width)).encode()] = value.size * width
     return sum(seen.values())
 

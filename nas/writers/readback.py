@@ -6,46 +6,76 @@ import pathlib
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nas.writers.flatfile import BITS, FLOAT32, File, shape
+from nas.writers.flatfile import BITS, FLOAT32, File, shape, text
 from nas.writers.integers import unpacked
+from nas.writers.sparse import spread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """A constant as a file keeps it: scale * values, in the file's layout.
+    """A weight as a file keeps it: scale * values + offset, in the file's layout.
 
-    kind: "int2", "int4", "int8", "float32", or "sparse" (float32 values that are not 0).
+    kind: "int2", "int4", "int8", "float32", "sparse" or "1x4" (float32 without zeros).
+    values: int8 or float32; scale, offset: float32, to be broadcast.
     """
 
     kind: str
     values: np.ndarray
     scale: np.ndarray
+    offset: np.ndarray
 
     def dense(self) -> np.ndarray:
         """float32 values."""
-        return self.values.astype(np.float32) * self.scale
+        return self.values.astype(np.float32) * self.scale + self.offset
 
 
-def read_codes(path: pathlib.Path | bytes) -> dict[str, Stored]:
-    """Name of a tensor -> the constant in it; the writer gives it the path of its weight.
+def read_codes(path: pathlib.Path | str | bytes, graph: int = 0) -> dict[str, Stored]:
+    """Name of a tensor -> the constant in it; the writer names it by the path of its weight.
 
-    A weight that was cut into parts is there as "path/0", "path/1", ...
+    graph: of which of the file's graphs; signatures and bodies of loops have their own.
     """
     file = File(path if isinstance(path, bytes) else pathlib.Path(path).read_bytes())
-    found = {}
-    for _, _, tensor in file.constants():
-        if tensor.type == FLOAT32 or _quantized(tensor):
-            found[tensor.name.decode()] = stored(file, tensor)
+    return held(file, graph)
+
+
+def held(file: File, graph: int) -> dict[str, Stored]:
+    """As `read_codes`, of an open file; parts that a weight was cut into are one again."""
+    found = {
+        text(tensor.name): stored(file, tensor)
+        for number, _, tensor in file.constants()
+        if number == graph and (tensor.type == FLOAT32 or _quantized(tensor))
+    }
+    for name in [name for name in found if name.endswith("/offset")]:
+        path, offset = name.removesuffix("/offset"), found.pop(name).values
+        if path in found:
+            rows = offset.reshape(-1, *[1] * (found[path].values.ndim - 1))
+            found[path] = dataclasses.replace(found[path], offset=rows)
+    for name in [name for name in found if name.endswith("/scale")]:
+        path = name.removesuffix("/scale")
+        if path in found:
+            found[path] = dataclasses.replace(found[path], scale=found.pop(name).values)
+    for path in [name.removesuffix("/0") for name in found if name.endswith("/0")]:
+        parts = []
+        while (name := f"{path}/{len(parts)}") in found:
+            parts.append(found.pop(name))
+        whole = {
+            field: np.concatenate(
+                [np.broadcast_to(getattr(part, field), part.values.shape) for part in parts], -1
+            )
+            for field in ("values", "scale", "offset")
+        }
+        found[path] = Stored(parts[0].kind, **whole)
     return found
 
 
 def stored(file: File, tensor: schema.TensorT) -> Stored:
     """A constant of a file."""
-    dims = shape(tensor)
+    dims, one, none = shape(tensor), np.float32(1), np.float32(0)
     if tensor.sparsity is not None:
-        return Stored("sparse", _spread(file, tensor), np.float32(1))
+        values = spread(file.data(tensor).view(np.float32), tensor.sparsity, dims)
+        return Stored("sparse" if tensor.sparsity.blockMap is None else "1x4", values, one, none)
     if tensor.type == FLOAT32:
-        return Stored("float32", file.value(tensor), np.float32(1))
+        return Stored("float32", file.value(tensor), one, none)
     bits = BITS[tensor.type]
     values = unpacked(file.data(tensor), bits, dims)
     scale = np.asarray(tensor.quantization.scale, np.float32)
@@ -53,28 +83,12 @@ def stored(file: File, tensor: schema.TensorT) -> Stored:
         around = [1] * len(dims)
         around[tensor.quantization.quantizedDimension] = -1
         scale = scale.reshape(around)
-    return Stored(f"int{bits}", values, scale)
+    return Stored(f"int{bits}", values, scale, none)
 
 
 def _quantized(tensor: schema.TensorT) -> bool:
     quantization = tensor.quantization
     return tensor.type in BITS and quantization is not None and quantization.scale is not None
-
-
-def _spread(file: File, tensor: schema.TensorT) -> np.ndarray:
-    """The dense array of a sparse constant: see `nas.writers.sparse`."""
-    dims, values = shape(tensor), file.data(tensor).view(np.float32)
-    levels = tensor.sparsity.dimMetadata
-    block = dims[-1] if len(levels) == len(dims) else None
-    del block
-    compressed = next(level for level in levels if level.format)
-    segments = np.asarray(compressed.arraySegments.values, np.int64)
-    indices = np.asarray(compressed.arrayIndices.values, np.int64)
-    size = 4 if len(levels) > len(dims) else 1
-    rows = np.repeat(np.arange(len(segments) - 1), np.diff(segments))
-    dense = np.zeros((len(segments) - 1, dims[-1] // size, size), np.float32)
-    dense[rows, indices] = values.reshape(-1, size)
-    return dense.reshape(dims)
 
 
 def in_floats(tflite: bytes) -> bytes:

@@ -8,10 +8,13 @@ import numpy as np
 from compress.record import Record
 from latency import litert
 from latency.signature import names
-from nas.writers.readback import in_floats
+from nas.writers.flatfile import File
+from nas.writers.places import Place
+from nas.writers.readback import held, in_floats
 
 _EXAMPLES = 8  # that are run
 _EXACT = 1e-3  # of the largest output: float32 in another order
+_CLOSE = 1e-5  # of the largest value of a weight: codes are further apart
 # Of the outputs' length: activations in 8 bits, each layer anew, on networks of 50 layers.
 _NOISE = 0.3
 
@@ -22,17 +25,18 @@ def verified(
     models: dict[str, Any],
     inputs: dict[str, Any],
     record: Record,
-    stored: dict[str, str],
+    found: list[Place],
 ) -> str:
     """What was compared, in words; `RuntimeError` where the file is wrong or grew.
 
     The same file with its integers as floats must give what Keras gives; the file itself, with
     the noise of its activations.
     """
-    if any(kind != "float32" for kind in stored.values()) and len(tflite) >= len(plain):
+    if len(tflite) > len(plain):
         raise RuntimeError(
             f"the file has {len(tflite)} bytes, with float32 weights {len(plain)}: it grew"
         )
+    codes = _codes(tflite, record, found)
     floats = in_floats(tflite)
     told, worst, noise = [], 0.0, 0.0
     for name, model in models.items():
@@ -58,9 +62,36 @@ def verified(
                 )
         told.append(name)
     return (
-        f"{', '.join(told)} on {count} examples: as Keras to {worst:.1g} of the largest output with"
+        f"{codes} codes read back are all equal; {', '.join(told)} on {count} examples: as Keras to {worst:.1g} of the largest output with"
         f" the weights read back, to {noise:.1g} of the length as LiteRT runs it"
     )
+
+
+def _codes(tflite: bytes, record: Record, found: list[Place]) -> int:
+    """How many codes are in the file; `RuntimeError` where one is not that of the record."""
+    file, count, read = File(tflite), 0, {}
+    for place in found:
+        weight = record.weights[place.path]
+        if place.graph not in read:
+            read[place.graph] = held(file, place.graph)
+        stored = read[place.graph].get(place.path)
+        if stored is None:
+            raise RuntimeError(f"{place.path}: is not in the file")
+        if weight.codes is None:
+            continue
+        live = np.broadcast_to(place.factors != 0, place.shape)
+        factors = np.where(place.factors == 0, 1, place.factors)
+        values = stored.dense().reshape(place.shape) / factors
+        back = place.taken(values, weight.codes.shape)
+        live = place.taken(live, weight.codes.shape)
+        wrong = live & (np.abs(back - weight.dense()) > _CLOSE * np.abs(weight.dense()).max())
+        if wrong.any():
+            raise RuntimeError(
+                f"{place.path}: {np.count_nonzero(wrong)} of {wrong.size} values read back are not"
+                " those of its codes"
+            )
+        count += wrong.size
+    return count
 
 
 def _noise(values: np.ndarray, expected: np.ndarray) -> float:
