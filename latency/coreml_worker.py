@@ -185,6 +185,8 @@ def _find_devicectl() -> None:
 def _register() -> None:
     """Teaches coremltools the TensorFlow operations that it lacks and that Keras layers make."""
     from coremltools.converters.mil import Builder, register_tf_op
+    from coremltools.converters.mil.frontend.tensorflow.tf_op_registry import _TF_OPS_REGISTRY
+    from coremltools.converters.mil.mil import types
 
     def erfc(context, node):
         x = context[node.inputs[0]]
@@ -193,6 +195,17 @@ def _register() -> None:
 
     erfc.__name__ = "Erfc"  # exact GELU; the decorator goes by the name
     register_tf_op(erfc, override=True)
+    others = _TF_OPS_REGISTRY["Cast"]
+
+    def cast(context, node):
+        if node.attr["DstT"] is not types.bool:
+            return others(context, node)
+        x = context[node.inputs[0]]
+        context.add(node.name, Builder.cast(x=x, dtype="bool", name=node.name))
+
+    cast.__name__ = "Cast"  # theirs has no bool
+    if others.__module__ != __name__:
+        register_tf_op(cast, override=True)
 
 
 def _load(request: dict[str, Any]) -> Any:
