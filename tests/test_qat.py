@@ -222,8 +222,8 @@ import test_qat
 assert keras.config.backend() == "jax"
 task = spec.task("digits:size=8")
 model = test_qat.mlp()
-fit(model, task, 4, 0)
-done = compress(model, [QAT(2)], fit=test_qat.trainer(task, 4, ema=0.9))
+fit(model, task, 2, 0)
+done = compress(model, [QAT(2)], fit=test_qat.trainer(task, 2, ema=0.9))
 assert evaluate(done.model, task) > evaluate(model, task) - 0.05
 for method in (PTQ(4), Palettize(3.5, group=0)):
     assert evaluate(compress(model, [method]).model, task) > evaluate(model, task) - 0.05
