@@ -13,6 +13,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from latency import keras_file, litert_process
+from latency.branches import with_own_constants
 from latency.flatbuffer import assemble
 from latency.quiet import silent_stderr
 from latency.signature import names, signed
@@ -59,7 +60,7 @@ def convert(model: Any) -> bytes:
     logging.disable(logging.ERROR)  # it warns of a trackable object, which a frozen graph lacks
     try:
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
-            [freeze(function, lower_control_flow=False)]
+            [with_own_constants(freeze(function, lower_control_flow=False))]
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         return signed(converter.convert(), inputs, outputs)

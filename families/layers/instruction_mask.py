@@ -177,28 +177,35 @@ class MaskedFeedForward(keras.layers.Layer):
             block = unit_blocks(self.hidden, self.blocks)
             units = ops.take(mask, block, axis=-1)
             units = ops.reshape(units, (-1, *[1] * (len(inputs.shape) - 2), self.hidden))
-            x = ops.matmul(self._units(inputs, slice(None)) * units, self.project)
+            x = ops.matmul(self._units(inputs, self.factors) * units, self.project)
         x = x if self.bias is None else x + self.bias
         return self.output_activation(x)
 
-    def _units(self, inputs, chosen: slice):
+    def _units(self, inputs, factors: list):
         x = None
-        for (kernel, bias), activation in zip(self.factors, self.activations, strict=True):
-            factor = ops.matmul(inputs, kernel[:, chosen])
-            factor = activation(factor if bias is None else factor + bias[chosen])
+        for (kernel, bias), activation in zip(factors, self.activations, strict=True):
+            factor = ops.matmul(inputs, kernel)
+            factor = activation(factor if bias is None else factor + bias)
             x = factor if x is None else x * factor
         return x
 
     def _branches(self, inputs, mask):
-        """The sum of the blocks that are used, each a branch with constants of its own."""
+        """The sum of the blocks that are used, each a branch with constants of its own.
+
+        They are cut before the branch, where an exporter (latency/branches.py) can do it once.
+        """
         owner = unit_blocks(self.hidden, self.blocks)
         total = None
         for block in range(self.blocks):
-            first, last = np.searchsorted(owner, [block, block + 1])
-            chosen = slice(int(first), int(last))
+            first, last = (int(n) for n in np.searchsorted(owner, [block, block + 1]))
+            factors = [
+                (kernel[:, first:last], None if bias is None else bias[first:last])
+                for kernel, bias in self.factors
+            ]
+            project = self.project[first:last]
 
-            def used(chosen=chosen):
-                return ops.matmul(self._units(inputs, chosen), self.project[chosen])
+            def used(factors=factors, project=project):
+                return ops.matmul(self._units(inputs, factors), project)
 
             def unused():
                 return ops.zeros((*inputs.shape[:-1], self.outputs), inputs.dtype)
