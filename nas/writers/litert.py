@@ -7,11 +7,13 @@ a scale per channel; activations stay float and are quantized on the fly by the 
 import pathlib
 from typing import Any
 
+import keras
 import numpy as np
 
 from compress.record import Record
 from latency import litert
 from latency.examples import random_inputs
+from latency.signature import names
 from nas.writers import integers
 from nas.writers.flatfile import File, merged, text
 from nas.writers.kernels import Kernels
@@ -48,9 +50,14 @@ def write(
     file = File(floats)
     arrays = {weight.path: np.asarray(weight) for weight in model.weights}
     found = places(file, {name: arrays[name] for name in record.weights})
-    stored, left = _store(file, record, found, prefer)
-    tflite = file.pack()
     inputs = {name: _inputs(one, data) for name, one in models.items()}
+    forms = {name: integers.forms(weight) for name, weight in record.weights.items()}
+    if record.activations is None:
+        kinds, left = _store(file, forms, found, prefer)
+        tflite = file.pack()
+    else:
+        tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
+    stored, left = _told(record, kinds, left)
     checked = verified(tflite, floats, models, inputs, record, found)
     path.write_bytes(tflite)
     size, zipped = sizes(path)
@@ -78,10 +85,9 @@ def _inputs(model: Any, data: Any) -> Any:
 
 
 def _store(
-    file: File, record: Record, found: list[Place], prefer: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Puts integers in the file; (how each weight is stored, why not in as many bits as it has)."""
-    forms = {path: integers.forms(weight) for path, weight in record.weights.items()}
+    file: File, forms: dict[str, list[integers.Integers]], found: list[Place], prefer: str
+) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """Puts integers in the file; (how each weight is stored, why not narrower)."""
     kernels = Kernels(file, prefer)
     kinds, left = {}, {}
     for place in found:
@@ -90,20 +96,45 @@ def _store(
         if forms[place.path]:
             kind, reason = kernels.store(place, forms[place.path])
         kinds.setdefault(place.path, set()).add(kind)
-        if record.weights[place.path].codes is not None and reason is not None:
+        if reason is not None:
             left[place.path] = reason
     for (graph, index), kind in thin(file).items():
         path = text(file.graphs[graph].tensors[index].name)
         if path in kinds:
             kinds[path] = kinds[path] - {"float32"} | {kind}
-    for path in record.weights:
-        if path not in kinds:
-            left[path] = "the converter left no constant that holds it"
-    stored = {path: max(kind, key=_bits) for path, kind in kinds.items()}  # the widest counts
+    return kinds, left
+
+
+def _calibrate(floats, models, inputs, record, found, forms, data) -> tuple[bytes, dict, dict]:
+    from nas.writers.calibrated import EXAMPLES, calibrated
+
+    if record.activations != 8:
+        raise ValueError(f"activations of {record.activations} bits; LiteRT files take 8, or None")
+    if data is None:
+        raise ValueError("activations of 8 bits need examples to take their ranges from: data=")
+    examples = {}
+    for name, model in models.items():
+        arrays = dict(zip(names(model)[0], keras.tree.flatten(inputs[name]), strict=True))
+        count = min(EXAMPLES, len(next(iter(arrays.values()))))
+        examples[name] = [
+            {key: np.asarray(array[n : n + 1]) for key, array in arrays.items()}
+            for n in range(count)
+        ]
+    return calibrated(floats, examples, found, forms)
+
+
+def _told(
+    record: Record, kinds: dict[str, set[str]], left: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The widest of the constants that hold each weight, and why that is wider than its bits."""
+    stored = {path: max(kind, key=_bits) for path, kind in kinds.items()}
+    left = {path: "the converter left no constant that holds it" for path in record.weights} | left
     return stored, {
-        path: reason
-        for path, reason in left.items()
-        if _bits(stored.get(path, "float32")) > record.weights[path].bits
+        path: left[path]
+        for path, weight in record.weights.items()
+        if _bits(stored.get(path, "float32")) > max(weight.bits, 2)
+        and weight.codes is not None
+        and (path not in stored or path in left)
     }
 
 
