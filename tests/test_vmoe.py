@@ -110,7 +110,7 @@ def test_the_dense_twin_has_the_same_multiply_adds_but_for_the_router(variant):
     tokens = 1 if config.routing == "image" else config.tokens
     routers = 1 if config.routing == "image" else len(config.moe_blocks)
     assert cost.macs - dense.macs == routers * tokens * config.dim * config.experts
-    assert dense.macs > 0.99 * cost.macs
+    assert dense.macs > 0.98 * cost.macs
 
 
 def test_all_layers_and_tokens_of_an_image_go_the_same_way():
