@@ -1,5 +1,7 @@
 """Dynamic sparsity: nested levels, exact shares, one set of weights, files of several speeds."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -66,15 +68,6 @@ def example(model, batch=2):
         names = [tensor.name for tensor in model.inputs]
         return dict(zip(names, arrays, strict=True))
     return arrays[0]
-
-
-def fractions(model, ranks) -> list[float]:
-    weights = {weight.path: weight for weight in model.weights}
-    assert set(ranks) <= set(weights)
-    return [
-        1 - np.mean(np.concatenate([(rank >= n).ravel() for rank in ranks.values()]))
-        for n in range(len(LEVELS))
-    ]
 
 
 def test_ranks_are_nested_and_ties_go_to_the_first():
@@ -166,8 +159,6 @@ def test_families_have_units_to_leave_out(family):
 
 
 def test_a_decoder_in_blocks_of_its_gated_layers():
-    import dataclasses
-
     config = dataclasses.replace(decoder.VARIANTS["tiny"], length=8, layers=1, vocabulary=32)
     model = decoder.build(config)
     done = compress(model, [DynamicSparsity("0+0.75")])
