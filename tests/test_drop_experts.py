@@ -172,7 +172,7 @@ def test_saved_and_loaded(tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("criterion", ["EAN", "ECC", "EGE"])
+@pytest.mark.parametrize("criterion", ["ECC", "EGE"])
 def test_rounds_take_scores_of_what_is_left(criterion):
     model, data = texts()
     done = compress(model, [DropExperts(0.5, criterion, rounds=3)], data=data)
@@ -259,14 +259,12 @@ def test_trained_on_with_averages_of_weights_and_finished():
         seen["outputs"] = numbers(prepared(data.inputs))
 
     done = compress(model, [DropExperts(0.5, "EAN", rounds=2)], fit=train, data=data)
-    assert [step for step, changed in seen.items() if changed is True] == [0, 3]
+    assert [step for step, changed in seen.items() if changed is True] == [0, 2]
     np.testing.assert_allclose(numbers(done.model(data.inputs)), seen["outputs"], atol=1e-5)
     embed = [numbers(m.get_layer("embed").embeddings) for m in (model, done.model)]
     assert np.abs(embed[0] - embed[1]).max() > 1e-3
     for layer in told(done).values():
-        assert [one["round"] for one in layer["dropped"]] == [1, 1, 2] or [
-            one["round"] for one in layer["dropped"]
-        ] == [1, 2, 2]
+        assert [one["round"] for one in layer["dropped"]] == [1, 2, 2]
 
 
 def test_all_state_is_in_variables():
