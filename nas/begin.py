@@ -1,5 +1,6 @@
 """What a search needs before its first trial: evaluator, budgets, exponent, controller."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -126,7 +127,9 @@ def begin(
             if not budgets and measured:
                 budgets = [BUDGET_OF_BASELINE * cost for cost in measured["costs"]]
             if not budgets and settings.reward != "pareto":
-                raise ValueError(f"--task {settings.task} has no base network: give --budget-ms")
+                raise ValueError(
+                    f"--task {settings.task}: no base network is known: give --budget-ms"
+                )
             budgets = budgets or [None] * len(settings.targets)
             beta = settings.beta
             if beta == "auto":
@@ -146,9 +149,13 @@ def begin(
     return objective
 
 
-def _measure_baseline(evaluator, baseline, say) -> dict:
+def _measure_baseline(evaluator, baseline, say) -> dict | None:
+    """The record of the base network, which may exceed limits; None where no device can run it."""
     say("measuring the base network")
-    record = evaluator.profile(baseline)
+    record = dataclasses.replace(evaluator, limits=Limits()).profile(baseline)
+    if "excess" in record:
+        say(f"the base network cannot be timed: {record['excess']}")
+        return None
     record["quality"] = evaluator.train(baseline)["quality"]
     return record | {"config": repr(baseline)}
 

@@ -207,19 +207,24 @@ class CompressedNetworks(Networks):
 
 
 def write(path: pathlib.Path, network: Finished) -> Any:
-    """Write the `.tflite` file of a network as it is deployed; the `keras.Model` that is in it."""
+    """Write the `.tflite` file of a network as it is deployed; the `keras.Model` that is in it.
+
+    Raises `NotApplicable` where there can be no such file.
+    """
     from nas.writers import litert
 
-    model = network.compressed.model
+    model, methods = network.compressed.model, " ".join(network.candidate.methods)
     try:
         form = evaluate.deployed(model, network.candidate.network)
     except ValueError as error:  # of other widths, or fewer experts, than the Config says
-        methods = ", ".join(network.candidate.methods)
         raise NotApplicable(f"{methods}: the deployed form cannot follow: {error}") from error
     # The examples are inputs of the trained form.
     data = network.data if form is model else None
     partial = path.with_name(f".partial.{path.name}")
-    litert.write(partial, form, network.compressed.record, data)
+    try:
+        litert.write(partial, form, network.compressed.record, data)
+    except ValueError as error:  # what such a file cannot hold
+        raise NotApplicable(f"{methods}: {error}") from error
     partial.replace(path)
     return form
 
