@@ -2,13 +2,14 @@
 
 import contextlib
 import io
+import re
 from typing import Any
 
 import numpy as np
 
-from nas.writers.flatfile import BITS, INT32, TYPES, File, shape, text
+from nas.writers.flatfile import BITS, INT32, TYPES, File, text
 from nas.writers.integers import Integers, packed
-from nas.writers.kernels import Laid, laid
+from nas.writers.kernels import laid
 from nas.writers.places import Place
 
 EXAMPLES = 512  # at most, that ranges are taken of
@@ -40,22 +41,26 @@ def calibrated(
     }
     biases = _biases(floats)
     file = File(_quantized(floats.pack(), examples))
-    tensors = {
-        text(tensor.name): (number, index)
-        for number, graph in enumerate(file.graphs)
-        for index, tensor in enumerate(graph.tensors)
-    }
+    tensors: dict[str, list] = {}
+    for number, graph in enumerate(file.graphs):
+        for index, tensor in enumerate(graph.tensors):
+            tensors.setdefault(_original(tensor), []).append((number, index))
     kinds, left = {}, {}
     for place in found:
-        graph, index = tensors[names[place.graph, place.index]]
-        kind, reason = "float32", "its levels are not evenly spaced"
-        if forms[place.path]:
-            kind, reason = _store(file, graph, index, place, forms[place.path], biases)
-        file.graphs[graph].tensors[index].name = place.path
-        kinds.setdefault(place.path, set()).add(kind)
-        if reason is not None:
-            left[place.path] = reason
+        for graph, index in tensors[names[place.graph, place.index]]:
+            kind, reason = "float32", "its levels are not evenly spaced"
+            if forms[place.path]:
+                kind, reason = _store(file, graph, index, place, forms[place.path], biases)
+            file.graphs[graph].tensors[index].name = place.path
+            kinds.setdefault(place.path, set()).add(kind)
+            if reason is not None:
+                left[place.path] = reason
     return file.pack(), kinds, left
+
+
+def _original(tensor: Any) -> str:
+    """The name that a constant had before the quantizer gave each of its readers its own."""
+    return re.sub(r"_duplicated(_\d+)?$", "", text(tensor.name))
 
 
 def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) -> bytes:
@@ -150,13 +155,9 @@ def _rescale(file: File, graph: int, operator: Any, scale: np.ndarray, biases: d
     if bias.type != INT32:
         return
     step = np.float64(source.quantization.scale[0]) * scale.astype(np.float64)
-    value = biases[text(bias.name)]
+    value = biases[_original(bias)]
     most = np.iinfo(np.int32).max
     integers = np.clip(np.round(value / step), -most, most).astype(np.int32)
     bias.buffer = file.buffer(integers)
     bias.quantization.scale = step.astype(np.float32)
     bias.quantization.zeroPoint = np.zeros(len(step), np.int64)
-    assert shape(bias) == value.shape
-
-
-__all__ = ["EXAMPLES", "Laid", "calibrated"]

@@ -58,7 +58,7 @@ def write(
     else:
         tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
     stored, left = _told(record, kinds, left)
-    checked = verified(tflite, floats, models, inputs, record, found)
+    checked = verified(tflite, floats, models, inputs, record, found, arrays)
     path.write_bytes(tflite)
     size, zipped = sizes(path)
     constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
