@@ -5,6 +5,7 @@ arXiv 1906.10771; by activations and weights: Sun et al., "Wanda", arXiv 2306.11
 """
 
 import dataclasses
+import itertools
 import re
 
 import keras
@@ -21,6 +22,7 @@ from compress.record import Record
 from families.layers import Experts
 
 IMPORTANCES = ("magnitude", "taylor", "activation")
+EXAMPLES = 256  # most whose gradients are taken, each on its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,8 @@ class PruneChannels(Method):
     stay, as do those of layers without a rule.
 
     importance: "magnitude" of the weights that make and read a unit, each weight's mean being 1;
-        "taylor", the change of the loss to first order; "activation", the mean square of what the
-        unit adds to what reads it. The last two look at data.
+        "taylor", the change of each example's loss to first order; "activation", the mean square of
+        what the unit adds to what reads it. The last two look at data.
     round_to: channels left are a multiple of it, or all stay.
     which: regex over the paths of kernels that make a unit; None: all.
     """
@@ -55,7 +57,9 @@ class PruneChannels(Method):
         }
         for name, (holds, expected) in checks.items():
             if not holds:
-                raise ValueError(f"prune_channels {name}={getattr(self, name)!r}; {expected}")
+                raise ValueError(
+                    f"prune_channels {name}={getattr(self, name)!r}; expected {expected}"
+                )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         channels = Channels(model, rule)
@@ -149,12 +153,15 @@ def _magnitudes(channels: Channels) -> np.ndarray:
 
 
 def _changes(model, channels: Channels, data: Data) -> np.ndarray:
-    """|d loss / d gate| of a gate, now 1, before all that reads a unit; mean over batches."""
+    """|d loss / d gate| of a gate, now 1, before all that reads a unit; summed over examples.
+
+    One by one: in a trained network the changes of many examples cancel.
+    """
     slots = [slot for slot in channels.slots if slot.role == "in"]
     variables = [slot.layer.weights[slot.weight] for slot in slots]
     compute = gradient(model, data.loss, variables)
     total = np.zeros(channels.total)
-    for inputs, targets in data.batches():
+    for inputs, targets in itertools.islice(data.batches(1), EXAMPLES):
         products = [
             _sums(slot, ops.convert_to_numpy(one * variable.value).astype(np.float64))
             for slot, variable, one in zip(slots, variables, compute(inputs, targets), strict=True)
