@@ -1,5 +1,6 @@
 """A compressed network to files: each written, read back, measured beside the original's."""
 
+import dataclasses
 import importlib
 import pathlib
 import platform
@@ -92,14 +93,19 @@ def write_one(path: pathlib.Path, model: Any, config: Any, record: Any, data: An
             "checked": "nothing: .keras files hold float32",
         }
     writer = importlib.import_module(WRITERS[path.suffix])
-    # Calibration examples are of the trained form's inputs.
-    form = _handed(model, config)
-    data = data if form is model else None
-    written = writer.write(path, form, record or Record(original=model), data)
-    return {
+    form, record = _handed(model, config), record or Record(original=model)
+    left = {}
+    if form is not model:  # the examples are of the trained form's inputs
+        data = None
+        if record.activations:
+            record = dataclasses.replace(record, activations=None)
+            left["activations"] = "float: there are no examples of the deployed form's inputs"
+    written = writer.write(path, form, record, data)
+    told = {
         name: getattr(written, name)
         for name in ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
     }
+    return told | {"left": told["left"] | left}
 
 
 def _handed(model: Any, config: Any) -> Any:
@@ -119,8 +125,6 @@ def _handed(model: Any, config: Any) -> Any:
 
 def _quality(path: pathlib.Path, model: Any, config: Any, task: Any) -> float | None:
     """Quality of a .tflite file, on at most JUDGED examples; None of a form that streams."""
-    import dataclasses
-
     import numpy as np
 
     from latency import litert
