@@ -6,7 +6,8 @@ programming, exactly on up to `POINTS` of them; Lloyd's steps on all numbers do 
 
 import numpy as np
 
-POINTS = 600
+POINTS = (150, 600)  # at least, at most
+POINTS_A_VALUE = 20
 LLOYD = 100  # steps at most
 
 
@@ -70,8 +71,8 @@ def _lloyd(numbers, sums, values) -> np.ndarray:
 
 
 def _runs(numbers, sums, count) -> np.ndarray:
-    """Means of the `count` runs of least squared error, cut at up to `POINTS` places."""
-    cuts = _cuts(numbers)
+    """Means of the `count` runs of least squared error, cut at some places only."""
+    cuts = _cuts(numbers, int(np.clip(POINTS_A_VALUE * count, *POINTS)))
     size, first, second = cuts.astype(float), sums[0][cuts], sums[1][cuts]
     n = len(cuts)
     width = np.maximum(size[None] - size[:, None], 1e-12)
@@ -94,17 +95,17 @@ def _runs(numbers, sums, count) -> np.ndarray:
     return np.sort(np.concatenate([means[filled], np.full((~filled).sum(), means[filled][-1])]))
 
 
-def _cuts(numbers) -> np.ndarray:
+def _cuts(numbers, points) -> np.ndarray:
     """Where runs may end: as many numbers between two, or as far apart, or in between.
 
     The best values are as dense as the cube root of the numbers' density (Panter and Dite, 1951).
     """
     total = len(numbers)
-    if total <= POINTS:
+    if total <= points:
         return np.arange(total + 1)
-    histogram, edges = np.histogram(numbers, 4 * POINTS)
+    histogram, edges = np.histogram(numbers, 4 * points)
     density = np.cumsum(np.cbrt(histogram))
-    shares = np.linspace(0, 1, POINTS // 3 + 1)
+    shares = np.linspace(0, 1, points // 3 + 1)
     dense = np.interp(shares * density[-1], np.concatenate([[0], density]), edges)
     wide = numbers[0] + shares * (numbers[-1] - numbers[0])
     inner = np.searchsorted(numbers, np.concatenate([dense, wide]))
