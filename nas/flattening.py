@@ -125,12 +125,8 @@ def _copied(layer, taken: set[str], prefix: str):
         name = f"{prefix}{layer.name}" + (f"_{number}" if number > 1 or not prefix else "")
         number += 1
     taken.add(name)
-    if name == layer.name:
-        return graph.copy(layer)
-    new = type(layer).from_config(layer.get_config() | {"name": name})
-    if layer.built and (config := layer.get_build_config()):
-        new.build_from_config(config)
-        new.built = True
-    if layer.weights:
-        new.set_weights(layer.get_weights())
+    new = graph.copy(layer)
+    new.name = name
+    for weight in new.weights:  # without the names of the models around the layer
+        weight._path = name + weight.path.removeprefix(layer.path)
     return new

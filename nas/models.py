@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,8 @@ def _with_weights(model: Any, path: pathlib.Path) -> Any:
 
     hdf5.look(path)
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings(action="ignore"):  # of containers that hold no weights
+            model.load_weights(path)
     except Exception as error:  # whatever is missing or of another shape
         raise ValueError(f"{path}: not {model.name}'s: {keras_file.cause(error)}") from error
     return model
@@ -100,9 +102,9 @@ def _checkpoint(path: pathlib.Path, config: Any = None) -> Any:
     from nas.checkpoints.checkpoint import Checkpoint
     from nas.writers import safetensors as packed
 
-    if path.suffix == ".safetensors" and path.is_file():
-        if packed.is_packed(safetensors.metadata(path)):
-            return Checkpoint(config, packed.load(path), str(path))
+    of_ours = path.suffix == ".safetensors" and path.is_file()
+    if of_ours and packed.is_packed(safetensors.metadata(path)):
+        return Checkpoint(config, packed.load(path), str(path))
     return files.read(path, config)
 
 

@@ -5,6 +5,7 @@ Forms of a network (`record.variants`) become functions of one package, which sh
 """
 
 import contextlib
+import io
 import os
 import pathlib
 import shutil
@@ -53,6 +54,8 @@ def write(
             made = _joined(folder, list(models))
         program = _program(made)
         stored = [one for _, found in done.values() for one in found]
+        if set(program.functions) != set(models):
+            raise RuntimeError(f"{path}: has functions {', '.join(program.functions)}")
         checked = _check(program, stored, path)
         _place(made, path)
     bits = mil.bits_of(program)
@@ -88,7 +91,7 @@ def _quiet() -> Iterator[None]:
 
     logger = logging.getLogger("coremltools")
     level = logger.level
-    with silent_stderr():
+    with silent_stderr(), contextlib.redirect_stderr(io.StringIO()):
         import coremltools  # noqa: F401 (its first import talks)
 
         logger.setLevel(logging.ERROR)
@@ -236,8 +239,11 @@ def _check(program, stored: list[mil.Stored], path) -> str:
         near = min(_distance(operation, one.like) for operation in same)
         if not near < 5e-3:
             raise RuntimeError(f"{path}: {one.path} differs by {near:.2g} when read back")
-    names = ", ".join(program.functions)
-    told = f" in functions {names}" if len(program.functions) > 1 else ""
+    told = (
+        f" in functions {', '.join(sorted(program.functions))}"
+        if len(program.functions) > 1
+        else ""
+    )
     return f"{count} codes equal{told}; {NOT_EXECUTED}"
 
 
