@@ -1,7 +1,7 @@
 """Few values for many numbers: k-means in one dimension, where the best is almost in reach.
 
 Wang and Song, "Ckmeans.1d.dp", R Journal 3(2), 2011: sorted numbers, cut into runs by dynamic
-programming, exactly on up to `POINTS` of them; Lloyd's steps on all numbers do the rest.
+programming at up to `POINTS` places; Lloyd's steps on all numbers do the rest.
 """
 
 import numpy as np

@@ -5,11 +5,11 @@
 
 A float network is trained by the task's recipe, then made small by each method: QAT trains as many
 epochs again, times --longer ("float_longer" does so without quantization), the others see 256
-training examples or none. All kernels have these bits, the first and the last layer's, too. Peers: Keras's GPTQ and
-AWQ, whose classes are given the inputs of one Dense layer after the other, and ai-edge-quantizer,
-run in LiteRT. Where a peer does not run, its row says why. Every row is the accuracy on images or
-clips that no training has seen; rows are appended to --out as they come, and the same command goes
-on where it was stopped. `--scale 0.1` trains a tenth of the epochs, to try the command.
+training examples or none. All kernels have these bits, the first and the last layer's, too. Peers:
+Keras's GPTQ and AWQ, whose classes are given the inputs of one Dense layer after the other, and
+ai-edge-quantizer, run in LiteRT. Where a peer does not run, its row says why. Every row is the
+accuracy on images or clips that no training has seen; rows are appended to --out as they come, and
+the same command goes on where it was stopped. `--scale 0.1` trains a tenth of the epochs.
 """
 
 import argparse
