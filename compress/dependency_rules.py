@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers
 
 from compress.dependencies import Channels, channels_last, elementwise
+from compress.masked_experts import MaskedExperts
 from families.layers import (
     LSTM,
     Attention,
@@ -321,6 +322,6 @@ _RULES = {
     layers.Embedding: _embedding,
     KeepLast: _joined_in_time,
     RelativeAttention: _relative_attention,
-    Experts: _experts,
+    **dict.fromkeys((Experts, MaskedExperts), _experts),
     LSTM: _lstm,
 }

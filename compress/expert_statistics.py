@@ -4,7 +4,7 @@ Examples go through the network in batches, and only sums are kept of them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ from keras import ops
 
 from compress import graph
 from compress.data import Data
+from compress.gradients import gradient
 from compress.method import NotApplicable
 from families.layers.activations import gelu
 from families.layers.experts import Experts
@@ -322,42 +323,10 @@ def _gradients(model, data: Data, found: list[Mixture], result) -> None:
     names = [(mixture, name) for mixture in found for name in _kernel_names(mixture.layer)]
     variables = [getattr(mixture.layer, name) for mixture, name in names]
     sums = [np.zeros(variable.shape) for variable in variables]
-    gradient = _gradient(model, data.loss, variables)
+    compute = gradient(model, data.loss, variables)
     for inputs, targets in data.batches():
-        for total, one in zip(sums, gradient(inputs, targets), strict=True):
+        for total, one in zip(sums, compute(inputs, targets), strict=True):
             total += ops.convert_to_numpy(one)
     for mixture in found:
         mine = [one for one, (owner, _) in zip(sums, names, strict=True) if owner is mixture]
         result[mixture.name].gradients = _matrix(mine)[result[mixture.name].experts]
-
-
-def _gradient(model, loss, variables) -> Callable:
-    """A function (inputs, targets) -> gradients of the sum of the losses by `variables`."""
-
-    def total(inputs, targets):
-        return ops.sum(loss(model(inputs, training=False), targets))
-
-    if keras.config.backend() == "jax":
-        import jax
-
-        def stateless(values, inputs, targets):
-            mapping = list(zip(variables, values, strict=True))
-            with keras.StatelessScope(state_mapping=mapping):
-                return total(inputs, targets)
-
-        compiled = jax.jit(jax.grad(stateless))
-        return lambda inputs, targets: compiled([v.value for v in variables], inputs, targets)
-    if keras.config.backend() != "tensorflow":
-        raise ValueError(f"no gradients for KERAS_BACKEND={keras.config.backend()}")
-    import tensorflow as tf
-
-    def taped(inputs, targets):
-        tensors = keras.tree.map_structure(ops.convert_to_tensor, (inputs, targets))
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            watched = [variable.value for variable in variables]
-            tape.watch(watched)
-            objective = total(*tensors)
-        gradients = tape.gradient(objective, watched, unconnected_gradients="zero")
-        return [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-    return taped

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from compress.data import Data
-from compress.drop_experts import DropExperts, MaskedExperts
+from compress.drop_experts import DropExperts
 from compress.expert_criteria import CRITERIA
 from compress.expert_statistics import gather, mixtures
+from compress.masked_experts import MaskedExperts
 from compress.method import Method, NotApplicable, compress
 from compress.parametrized import Parametrization, parametrize
+from compress.prune_channels import PruneChannels
 from compress.record import Record, Weight
 from compress.share_kv import ShareKV
 from families import decoder, mobile_vmoe
@@ -357,12 +359,15 @@ def test_scores_are_of_the_weights_as_they_are_read():
     assert isinstance(holder.layer, MaskedExperts) and set(holder.parametrizations) == set(paths)
 
 
-def test_in_any_order_with_shared_keys():
+def test_in_any_order_with_other_changes_of_the_structure():
     model, data = texts()
-    methods = [DropExperts(0.5, "EWN"), ShareKV(0.5)]
-    one, other = (compress(model, order).model for order in (methods, methods[::-1]))
-    np.testing.assert_array_equal(numbers(one(data.inputs)), numbers(other(data.inputs)))
-    assert one.count_params() < compress(model, methods[:1]).model.count_params()
+    drop = DropExperts(0.5, "EWN")
+    smaller = compress(model, [drop]).model.count_params()
+    for other in (ShareKV(0.5), PruneChannels(0.5)):
+        one, two = (compress(model, order).model for order in ([drop, other], [other, drop]))
+        np.testing.assert_array_equal(numbers(one(data.inputs)), numbers(two(data.inputs)))
+        assert one.count_params() == two.count_params() < smaller
+        assert {mixture.layer.count for mixture in mixtures(one)} == {3}
 
 
 def test_a_table_of_what_was_left_alone():

@@ -107,8 +107,9 @@ def compare(network: str, arguments) -> None:
             rows = json.loads(file.read_text()) if file.exists() else {}
             if key not in rows:
                 model = trained(network, task, seed, arguments.folder)
-                method = DropExperts(fraction, criterion, rounds=rounds, seed=seed)
-                method = None if criterion == "none" else method
+                method = None
+                if criterion != "none":
+                    method = DropExperts(fraction, criterion, rounds=rounds, seed=seed)
                 rows[key] = row(network, model, method, task, test, epochs, seed)
                 part = file.with_suffix(".part")
                 part.write_text(json.dumps(rows, indent=1))
