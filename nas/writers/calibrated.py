@@ -9,7 +9,7 @@ import numpy as np
 
 from nas.writers.flatfile import BITS, INT32, TYPES, File, text
 from nas.writers.integers import Integers, packed
-from nas.writers.kernels import laid
+from nas.writers.laid import laid
 from nas.writers.places import Place
 
 EXAMPLES = 512  # at most, that ranges are taken of

@@ -98,7 +98,7 @@ def _store(
         kinds.setdefault(place.path, set()).add(kind)
         if reason is not None:
             left[place.path] = reason
-    for (graph, index), kind in thin(file).items():
+    for (graph, index), kind in thin(file, prefer).items():
         path = text(file.graphs[graph].tensors[index].name)
         if path in kinds:
             kinds[path] = kinds[path] - {"float32"} | {kind}

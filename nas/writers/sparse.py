@@ -14,12 +14,13 @@ BLOCK = 4
 # (`tools/bench_writers.py sparse`), and positions take what the zeros save.
 MOST_BLOCKS, MOST_VALUES = 0.2, 0.6
 _SPARSE_VERSION = 8  # of FULLY_CONNECTED; with less, LiteRT reads past the end of the values
+_LARGER = 1.1  # zeros within blocks, at most, where the size counts
 _SMALLEST = 1024  # values: below, tables weigh more
 _TABLE_BYTES = 400  # of a sparse tensor, and of DENSIFY and what it makes
 _KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "GATHER")
 
 
-def thin(file: File) -> dict[tuple[int, int], str]:
+def thin(file: File, prefer: str) -> dict[tuple[int, int], str]:
     """Makes sparse what gets smaller by it; (graph, index) of constants -> how.
 
     "1x4": read by the kernel as it is; "sparse": made dense when loaded.
@@ -42,7 +43,11 @@ def thin(file: File) -> dict[tuple[int, int], str]:
             and dims[-1] % BLOCK == 0
             and _density(value, BLOCK) <= MOST_BLOCKS
         )
-        made = encoded(value, BLOCK if blocks else 1)
+        made = encoded(value, 1)
+        if blocks:
+            together = encoded(value, BLOCK)
+            blocks = prefer == "speed" or _bytes(*together) < _LARGER * _bytes(*made)
+            made = together if blocks else made
         if _bytes(*made) + _TABLE_BYTES >= value.nbytes:
             continue
         values, sparsity = made
