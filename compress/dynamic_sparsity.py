@@ -37,6 +37,8 @@ class DynamicSparsity(Method):
         each kernel: only a sparse format makes that smaller. Level 0 is the network as it was.
     until: share of the training in which masks of weights still follow the weights, sparser and
         sparser; blocks are chosen once, by the weights at the beginning.
+    distill: weight of the loss of each level, which is how far its outputs are from those of the
+        whole network; the loss of the training is that of the whole network alone.
     seed: of the drawing of levels.
 
     Afterwards `record.variants` has the networks by name, "0%" first, which is the finished one.
@@ -48,6 +50,7 @@ class DynamicSparsity(Method):
     levels: tuple[float, ...] | str = (0.0, 0.5, 0.75, 0.9)
     pattern: str = "blocks"
     until: float = 0.5
+    distill: float = 0.3
     seed: int = 0
 
     stage = STRUCTURE
@@ -73,6 +76,8 @@ class DynamicSparsity(Method):
             )
         if not 0 <= self.until <= 1:
             raise ValueError(f"dynamic_sparsity until={self.until!r}; expected 0..1")
+        if not self.distill > 0:
+            raise ValueError(f"dynamic_sparsity distill={self.distill!r}; expected above 0")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         if levels_of(model) is not None:
@@ -82,7 +87,7 @@ class DynamicSparsity(Method):
                 "dynamic_sparsity: instruction_pruning chooses hidden units of this network"
                 " already; use one of them"
             )
-        levels = Levels(len(self.levels), self.seed, name="levels")
+        levels = Levels(len(self.levels), self.distill, self.seed, name="levels")
         masks = (
             self._of_units(model, levels) if self._by_blocks else self._of_weights(model, levels)
         )

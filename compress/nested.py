@@ -35,14 +35,14 @@ class Levels(keras.layers.Layer):
     level has, the lower ones have, too. In training it runs the network of the last level, and of
     one between that is drawn anew for every step, as at inference (normalized by the averages of
     the whole network, so that all levels share them); their loss is the divergence from the outputs
-    of level 0.
+    of level 0, times `weight`.
     """
 
     parametrizations: dict = {}  # as `Parametrized`, it goes from graph to graph as it is
 
-    def __init__(self, count: int, seed: int = 0, **kwargs):
+    def __init__(self, count: int, weight: float = 1.0, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
-        self.count = count
+        self.count, self.weight = count, weight
         self.random = keras.random.SeedGenerator(seed)
         self.ranks: dict[str, keras.Variable] = {}
         # What Keras is not to track: the layers of the network belong to the graph.
@@ -81,7 +81,7 @@ class Levels(keras.layers.Layer):
                 told = self.at(level, list(inputs))
                 kinds = self._now.probabilities
                 for one, other, kind in zip(taught, told, kinds, strict=True):
-                    self.add_loss(divergence(one, other, kind))
+                    self.add_loss(self.weight * divergence(one, other, kind))
         return output
 
     def at(self, level, inputs):
