@@ -255,7 +255,7 @@ def _make_up(model: keras.Model, data: Data | None) -> None:
         if name in sizes and len(matrix) % len(sizes[name]) == 0:
             size = np.tile(sizes[name], len(matrix) // len(sizes[name]))
         left, values, right = np.linalg.svd(matrix * size[:, None], full_matrices=False)
-        rank = up.shape[0]
+        rank = down.shape[-1]
         down.assign((left[:, :rank] * values[:rank] / size[:, None]).reshape(down.shape))
         up.assign(right[:rank].reshape(up.shape))
 

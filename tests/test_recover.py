@@ -137,6 +137,23 @@ def test_without_training_it_makes_up_for_what_rounding_took():
     assert told == {"adapters": 2, "merged": 0, "parameters": 8 * (64 + 48) + 4 * (48 + 10)}
 
 
+def test_convolutions_are_made_up_for():
+    keras.utils.set_random_seed(2)
+    model = convolutions()
+    images = noise(model)
+    errors = []
+    for methods in ([QAT(2)], [QAT(2), Recover(6)]):
+        done = compress(model, methods)
+        errors.append(np.abs(np.asarray(done.model(images)) - np.asarray(model(images))).mean())
+    assert errors[1] < errors[0], errors
+    lost = np.asarray(model.get_layer("spatial").kernel) - record_of(done, "spatial/kernel")
+    ends = [np.asarray(done.model.get_layer(f"spatial_adapter_{e}").kernel) for e in ("down", "up")]
+    assert ends[0].shape == (3, 3, 3, 5) and ends[1].shape == (1, 1, 5, 16)
+    left = lost - ends[0] @ ends[1][0, 0]
+    values = np.linalg.svd(lost.reshape(27, 16), compute_uv=False)
+    assert np.linalg.norm(left) == pytest.approx(np.linalg.norm(values[5:]), rel=1e-2)
+
+
 def record_of(done, path):
     return done.record.weights[path].dense()
 

@@ -1,6 +1,6 @@
 """stories260K in 2 and 4 bits: what rounding, training and adapters lose, on text it says itself.
 
-    NAS_DATA=... python tools/bench_stories.py [--only float,naive2] [--epochs 4] [--out FOLDER]
+    NAS_DATA=... python tools/bench_stories.py [--only 'float;naive2'] [--epochs 4] [--out FOLDER]
 
 No training data: the network generates what it is trained and judged on, at temperature 1, from
 different seeds. "foreign" is text that it was not made for (Shakespeare), so its loss is high.
@@ -55,7 +55,9 @@ def methods(arguments) -> dict[str, list | None]:
     return {
         "float": [],
         "ptq4": [PTQ(4, **four)],
-        "qat4": [QAT(4), Distill()],
+        "ptq4, embedding 8": [PTQ(4, activations=None, embeddings=8)],
+        "ptq4+recover": [PTQ(4, **four), Recover(arguments.rank)],
+        "qat4+distill": [QAT(4), Distill()],
         "naive2": None,
         "minmax2": [PTQ(2, clip="maxabs", **four)],
         "ptq2": [PTQ(2, **four)],
@@ -69,7 +71,7 @@ def methods(arguments) -> dict[str, list | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="names of rows, with commas between; all if not given")
+    parser.add_argument("--only", help="names of rows, with ; between; all if not given")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--windows", type=int, default=2048, help="of text to train on")
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
@@ -83,7 +85,7 @@ def main() -> None:
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     rows = methods(arguments)
-    chosen = list(rows) if arguments.only is None else arguments.only.split(",")
+    chosen = list(rows) if arguments.only is None else arguments.only.split(";")
     source = llama2c.read(DATA / "checkpoints" / "stories260K.bin")
     model = decoder.build(dataclasses.replace(source.config, length=arguments.length))
     source.fill(model)
