@@ -73,7 +73,7 @@ def test_outputs_depend_linearly_on_each_index_that_has_a_scale():
         before = np.asarray(layer(x))
         factor = np.random.default_rng(1).uniform(0.5, 2, kernel.scale_shape).astype(np.float32)
         layer.kernel.assign(layer.kernel * factor)
-        np.testing.assert_allclose(np.asarray(layer(x)), before * factor, rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(layer(x)), before * factor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
