@@ -254,10 +254,14 @@ def hand_over_as_trained(
     size = evaluator.write_saved(folder / "so_far", config, stem)
     _publish(folder, stem, evaluator.task.files)
     quality = best["evaluation"]["quality"]
-    return {
-        "winner": _record(trial, config, objective, quality, _costs(trial), size),
-        "finalists": [],
-    }
+    winner = _record(trial, config, objective, quality, _costs(trial), size)
+    winner["within_budget"] &= _fits(evaluator, size)
+    return {"winner": winner, "finalists": []}
+
+
+def _fits(evaluator: Any, size: int | None) -> bool:
+    """Whether the file that was written is within --max-bytes, as the one of the search was."""
+    return size is None or size <= (evaluator.limits.file_bytes or math.inf)
 
 
 def _publish(folder: pathlib.Path, stem: pathlib.Path, files: Iterable[str] = ()) -> None:
@@ -315,6 +319,9 @@ def _finalist(
             costs = [latency["median_ms"] for latency in latencies]
         record = _record(trial, config, objective, quality, costs, size)
         record |= {"latency": latencies, "retrained": size is not None}
+        if not _fits(evaluator, size):
+            record["within_budget"] = False
+            say(f"finalist {trial.number} has become a file of {size} bytes, over --max-bytes")
         for latency in latencies:
             if "unchecked" in latency:
                 say(f"finalist {trial.number} is {latency['kind']} only: {latency['unchecked']}")
@@ -322,7 +329,7 @@ def _finalist(
     say(
         f"finalist {trial.number}: quality {record['proxy_quality']:.2%} -> {quality:.2%}, "
         + ", ".join(f"{cost:.3g} ms" for cost in record["costs"])
-        + ("" if record["within_budget"] else " (over budget when timed again)")
+        + (" (over budget when timed again)" if excess(objective, record["costs"]) else "")
     )
     return record
 
