@@ -65,7 +65,9 @@ def _original(tensor: Any) -> str:
 
 def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) -> bytes:
     try:
-        from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
+        from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer
+        from ai_edge_quantizer import recipe_manager
+        from ai_edge_quantizer.utils import qsv_utils
     except ImportError as error:
         raise RuntimeError(
             "files with integer activations need ai-edge-quantizer: pip install 'nas[compress]'"
@@ -87,8 +89,10 @@ def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             made = quantizer.Quantizer(bytearray(tflite), recipe.get_quantization_recipe())
-            ranges = made.calibrate(examples)
-            return bytes(made.quantize(ranges).quantized_model)
+            # Its own averages go by the last twenty examples, and cut off what others reach.
+            seen = calibrator.Calibrator(tflite, 1, qsv_update_func=qsv_utils.min_max_update)
+            seen.calibrate(examples, recipe)
+            return bytes(made.quantize(seen.get_model_qsvs()).quantized_model)
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             reason = str(error).splitlines()[0] if str(error) else repr(error)
             raise RuntimeError(
