@@ -24,6 +24,8 @@ _DTYPES = {
 }
 _OPERATORS = {code: n for n, code in vars(schema.BuiltinOperator).items() if n.isupper()}
 
+_SHARED_BYTES = 1 << 20  # constants are compared in `File.pack`
+
 
 class File:
     """The tables of a `.tflite` file; operators and tensors are the schema's own objects."""
@@ -132,9 +134,30 @@ class File:
         self.model.buffers = buffers
         size = sum(len(buffer.data) + 128 for buffer in buffers[1:])
         count = sum(len(graph.tensors) + len(graph.operators) for graph in self.graphs)
-        builder = AlignedBuilder(size + 512 * count + 4096)
+        builder = _Sharing(size + 512 * count + 4096)
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
         return bytes(builder.Output())
+
+
+class _Sharing(AlignedBuilder):
+    """Writes equal names, shapes and zero points once: tables may point to the same vector."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._known: dict = {}
+
+    def CreateNumpyVector(self, x):  # noqa: N802 (the name is flatbuffers')
+        if x.nbytes > _SHARED_BYTES:
+            return super().CreateNumpyVector(x)
+        key = x.dtype.str, x.tobytes()
+        if key not in self._known:
+            self._known[key] = super().CreateNumpyVector(x)
+        return self._known[key]
+
+    def CreateString(self, s, *arguments):  # noqa: N802
+        if s not in self._known:
+            self._known[s] = super().CreateString(s, *arguments)
+        return self._known[s]
 
 
 def shape(tensor: schema.TensorT) -> tuple[int, ...]:
