@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 import shlex
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from families import decoder, mnasnet
 from latency import litert
 from latency.cpu import CPU
-from nas import begin, evaluate, profile_store, spec, study, train
+from nas import begin, evaluate, handover, profile_store, spec, study, train
 from nas.compressed_search import Candidate, CompressedNetworks
 from nas.main import main
 from nas.progress import Progress
@@ -157,6 +161,11 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
     assert {"int8", "int4"} & {one.kind for one in read_codes(folder / "best.tflite").values()}
     model = keras.saving.load_model(folder / "best.keras", compile=False)
     assert train.evaluate(model, spec.task("digits:8")) == winner["quality"]
+    settings, found = study.load(folder)
+    evaluator, _ = begin.evaluator_of(dataclasses.replace(settings, max_bytes=100))
+    goal = study.objective(found, settings)
+    large = handover.hand_over_as_trained(folder, found, evaluator, goal)["winner"]
+    assert winner["within_budget"] and not large["within_budget"]
     for name in ("s", "calm"):
         assert main([*command, "--study", name, "--trials", "2"]) == 0
     keys = [[profile["key"] for profile in profiles(toy / name)] for name in ("s", "calm")]
@@ -205,6 +214,27 @@ def test_a_decoder_is_timed_as_its_step_with_codes(shared_data):
     assert profile_store.rows()[-1].network == form.network  # the same file, to the bit
     narrow = of.profile(Candidate(config, ("prune_channels:0.5",)))
     assert "the deployed form cannot follow" in narrow["excess"] and not narrow["costs"]
+
+
+@pytest.mark.slow
+def test_jax_searches_as_well(toy):
+    """In a process of its own: the backend is chosen once."""
+    command = [*SEARCH, "--method", "qat:4", "--trials", "1", "--finalists", "0", "--study", "s"]
+    code = (
+        "import sys, search_spaces; from nas import spec; from nas.main import main;"
+        f"search_spaces.__path__ = [*search_spaces.__path__, {str(toy)!r}];"
+        "listing = spec.listing;"
+        "spec.listing = lambda kind: listing(kind) | ({'toy': ''} if kind == 'space' else {});"
+        f"sys.exit(main({command!r}))"
+    )
+    root = str(pathlib.Path(__file__).parent.parent)
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=toy, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = read_codes(toy / "runs" / "s" / "best.tflite").values()
+    assert "int4" in {constant.kind for constant in found}
 
 
 @pytest.mark.parametrize(
