@@ -52,20 +52,22 @@ def methods(arguments) -> dict[str, list | None]:
     """Name -> the methods; None: rounded as LiteRT's quantizer does by default."""
     four = {"activations": None, "embeddings": 4}
     recover = Recover(arguments.rank, start=arguments.start)
+    distill = Distill(weight=arguments.weight, temperature=arguments.temperature)
     return {
         "float": [],
         "ptq4": [PTQ(4, **four)],
         "ptq4, embedding 8": [PTQ(4, activations=None, embeddings=8)],
         "ptq4+recover": [PTQ(4, **four), Recover(arguments.rank)],
-        "qat4+distill": [QAT(4), Distill()],
+        "qat4+distill": [QAT(4), distill],
+        "qat4+recover+distill": [QAT(4, embeddings=8), recover, distill],
         "naive2": None,
         "minmax2": [PTQ(2, clip="maxabs", **four)],
         "ptq2": [PTQ(2, **four)],
         "ptq2+recover": [PTQ(2, **four), Recover(arguments.rank)],
         "qat2": [QAT(2)],
-        "qat2+distill": [QAT(2), Distill()],
+        "qat2+distill": [QAT(2), distill],
         "qat2+recover": [QAT(2), recover],
-        "qat2+recover+distill": [QAT(2), recover, Distill()],
+        "qat2+recover+distill": [QAT(2), recover, distill],
     }
 
 
@@ -79,6 +81,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--start", type=float, help="the share of the training before adapters")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the teacher")
+    parser.add_argument("--temperature", type=float, help="of the teacher; 2 if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=f"{tempfile.gettempdir()}/bench_stories")
     arguments = parser.parse_args()
