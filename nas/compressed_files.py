@@ -26,6 +26,7 @@ def write(
     task: Any,
     record: dict,
     targets: Sequence[str],
+    prefer: str,
     say: Callable[[str], None],
 ) -> None:
     """Write `outs`, and beside the first a .json, and a .png where sensitivities are known.
@@ -44,7 +45,7 @@ def write(
         for out in outs:
             say(f"writing {out}")
             was = write_one(folder / f"before{out.suffix}", read.model, config, None, data)
-            now = write_one(out, done.model, config, done.record, data)
+            now = write_one(out, done.model, config, done.record, data, prefer)
             if out.suffix == ".tflite" and task is not None:
                 for told, path, model in (
                     (was, folder / "before.tflite", read.model),
@@ -57,7 +58,7 @@ def write(
         if targets and not timed:
             timed = {name: folder / f"{name}.tflite" for name in ("before", "after")}
             write_one(timed["before"], read.model, config, None, data)
-            write_one(timed["after"], done.model, config, done.record, data)
+            write_one(timed["after"], done.model, config, done.record, data, prefer)
         for text in targets:
             say(f"timing on {text}")
             for name, latency in zip(
@@ -76,7 +77,9 @@ def write(
     write_json(stem.with_suffix(".json"), record)
 
 
-def write_one(path: pathlib.Path, model: Any, config: Any, record: Any, data: Any) -> dict:
+def write_one(
+    path: pathlib.Path, model: Any, config: Any, record: Any, data: Any, prefer: str = "size"
+) -> dict:
     """Write one file, of the form that is deployed; what is known of it, as JSON."""
     from compress.record import Record
     from nas.writers.written import sizes
@@ -100,7 +103,8 @@ def write_one(path: pathlib.Path, model: Any, config: Any, record: Any, data: An
         if record.activations:
             record = dataclasses.replace(record, activations=None)
             left["activations"] = "float: there are no examples of the deployed form's inputs"
-    written = writer.write(path, form, record, data)
+    options = {"prefer": prefer} if path.suffix == ".tflite" else {}
+    written = writer.write(path, form, record, data, **options)
     told = {
         name: getattr(written, name)
         for name in ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")

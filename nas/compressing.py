@@ -175,7 +175,8 @@ def _run(arguments, outs, read, task, methods, recipe, epochs, identity) -> int:
         from nas import sensitivity
 
         record["sensitivity"] = sensitivity.by_layer(model, methods, data)
-    compressed_files.write(outs, read, done, data, task, record, arguments.target or [], say)
+    targets, prefer = arguments.target or [], arguments.prefer
+    compressed_files.write(outs, read, done, data, task, record, targets, prefer, say)
     checkpoint.delete()
     _tell(record, arguments.json)
     return 0

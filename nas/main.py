@@ -305,6 +305,12 @@ def _add_compress(commands, common) -> None:
         help="of the training part, that methods score and calibrate on (%(default)s)",
     )
     compress.add_argument(
+        "--prefer",
+        choices=["size", "speed"],
+        default="size",
+        help="where LiteRT runs wider integers faster than narrow ones (%(default)s)",
+    )
+    compress.add_argument(
         "--no-sensitivity", action="store_true", help="leave out the layer by layer plot"
     )
     compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")

@@ -65,8 +65,13 @@ def _original(tensor: Any) -> str:
 
 def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) -> bytes:
     try:
-        from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer
-        from ai_edge_quantizer import recipe_manager
+        from ai_edge_quantizer import (
+            algorithm_manager,
+            calibrator,
+            qtyping,
+            quantizer,
+            recipe_manager,
+        )
         from ai_edge_quantizer.utils import qsv_utils
     except ImportError as error:
         raise RuntimeError(
