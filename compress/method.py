@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import keras
 
+from compress import graph
 from compress.data import Data
 from compress.parametrized import folded
 from compress.record import Record
@@ -88,6 +89,7 @@ def compress(
     >>> int((small.get_weights()[0] == 0).sum())
     16
     """
+    graph.flat(model)
     record = Record(original=model)
     methods = sorted(methods, key=lambda method: method.stage)
     prepared = model
