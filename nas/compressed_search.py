@@ -232,7 +232,7 @@ def write(path: pathlib.Path, network: Finished) -> Any:
 @functools.cache
 def method_of(text: str) -> Method:
     """The method of a spec; a teacher in a file is read."""
-    return compressing._method(text)
+    return compressing.method_of(text)
 
 
 def _identity(text: str) -> str:

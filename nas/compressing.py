@@ -33,7 +33,7 @@ def compress(arguments: argparse.Namespace) -> int:
     keras = backend.load()
     from nas import models
 
-    methods = [_method(text) for text in arguments.method]
+    methods = [method_of(text) for text in arguments.method]
     read = models.read(arguments.model)
     task = _task(arguments)
     recipe, epochs = _recipe(arguments, task, methods)
@@ -50,7 +50,7 @@ def compress(arguments: argparse.Namespace) -> int:
     return _run(arguments, outs, read, task, methods, recipe, epochs, identity)
 
 
-def _method(text: str) -> Any:
+def method_of(text: str) -> Any:
     """The method a flag names; a teacher in a file is read."""
     method = spec.method(text)
     teacher = getattr(method, "teacher", None)

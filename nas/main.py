@@ -11,6 +11,7 @@ SEARCH_EPILOG = """examples:
   nas search --space mnasnet:a1 --task fashion_mnist --target cpu:threads=1 --budget-ms 4.5 \\
              --controller ppo --trials 2000 --workers 2 --study mnas1
   nas search --target cpu:threads=1 --budget-ms 2 --target cpu:threads=2 --budget-ms 1.2
+  nas search --method "ptq:8|ptq:4|none" --method "prune_channels:0.25|none" --max-bytes 150e3
 The same command again resumes the study; more --trials extend it."""
 
 PROFILE_EPILOG = """examples:
