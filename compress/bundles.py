@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from compress import graph
+from compress.parametrized import inner
 
 layers = keras.layers
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -78,14 +79,9 @@ def bundles(model: keras.Model) -> list[Bundle]:
     return found
 
 
-def own(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """The layer itself, where it is in training `Parametrized`."""
-    return layer.layer if hasattr(layer, "parametrizations") and hasattr(layer, "layer") else layer
-
-
 def is_matrix(layer) -> bool:
     """Whether a layer multiplies channels with a kernel (..., inputs, outputs)."""
-    layer = own(layer)
+    layer = inner(layer)
     if type(layer) is layers.Dense:
         return True
     plain = type(layer) in CONVOLUTIONS and layer.groups == 1
@@ -93,7 +89,7 @@ def is_matrix(layer) -> bool:
 
 
 def is_dense(layer) -> bool:
-    return type(own(layer)) is layers.Dense
+    return type(inner(layer)) is layers.Dense
 
 
 def nodes(model: keras.Model) -> Iterator:
@@ -150,7 +146,7 @@ class _Walk:
                 carriers[id(node)] = node
                 waiting.append(node.output_tensors[0])
         alone = all(
-            self.calls[id(node.operation)] == 1 and _by_units(own(node.operation))
+            self.calls[id(node.operation)] == 1 and _by_units(inner(node.operation))
             for node in producers.values()
         )
         if not consumers or not alone or set(producers) & set(consumers):
@@ -163,7 +159,7 @@ class _Walk:
         return Bundle(size, *names, tensors=frozenset(tensors))
 
     def _carries(self, node, tensor) -> bool:
-        layer = own(node.operation)
+        layer = inner(node.operation)
         if _merges(layer):
             same = [x for x in node.input_tensors if x.shape[-1] == tensor.shape[-1]]
             return all(x.shape[-1] == 1 or any(x is s for s in same) for x in node.input_tensors)
@@ -203,12 +199,12 @@ def _by_units(layer) -> bool:
 
 
 def _merges(layer) -> bool:
-    return type(own(layer)) is layers.Multiply
+    return type(inner(layer)) is layers.Multiply
 
 
 def importance(model: keras.Model, bundle: Bundle) -> np.ndarray:
     """Of each unit, the product of the norms of what makes it and of what reads it."""
-    found = {layer.name: own(layer) for layer in model.layers}
+    found = {layer.name: inner(layer) for layer in model.layers}
     made = sum(_squares(found[name].kernel, -1) for name in bundle.producers)
     read = sum(_squares(found[name].kernel, -2) for name in bundle.consumers)
     return np.sqrt(made * read)

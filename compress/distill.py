@@ -16,6 +16,8 @@ from keras import ops
 from compress import graph
 from compress.data import Data
 from compress.method import LOSS, Method, NotApplicable
+from compress.nested import Levels
+from compress.parametrized import inner
 from compress.record import Record
 from compress.recover import ADD
 from families.layers import LogMel
@@ -331,7 +333,7 @@ def _logits_of(model: keras.Model) -> tuple[Any, Any]:
 def _maker(tensor):
     """The layer that made a tensor, not one that wraps or looks at it."""
     layer = tensor._keras_history.operation
-    return layer.layer if hasattr(layer, "parametrizations") else layer
+    return inner(layer)
 
 
 def _sources(tensor) -> list:
@@ -343,7 +345,7 @@ def _sources(tensor) -> list:
 def _is_softmax(tensor) -> bool:
     """Whether these are probabilities, as networks that end with a softmax give."""
     layer = _maker(tensor)
-    if isinstance(layer, Teach | keras.layers.Reshape):
+    if isinstance(layer, Teach | Levels | keras.layers.Reshape):
         return _is_softmax(_sources(tensor)[0])
     activation = getattr(layer, "activation", None)
     return isinstance(layer, keras.layers.Softmax) or activation is keras.activations.softmax

@@ -17,6 +17,7 @@ from compress.expert_criteria import CRITERIA, EXTREMES, weakest
 from compress.expert_statistics import Mixture, mixtures
 from compress.masked_experts import MaskedExperts
 from compress.method import STRUCTURE, Method, NotApplicable
+from compress.parametrized import Parametrized
 from compress.record import Record, Weight
 from compress.weights import tell_untouched
 from families.layers.experts import Experts
@@ -167,7 +168,7 @@ def _few(data: Data):
 
 def _masked(layer):
     """The twin of an `Experts`, or of the layer that reads its weights through functions."""
-    if hasattr(layer, "parametrizations"):
+    if isinstance(layer, Parametrized):
         new = type(layer)(_masked(layer.layer))
         for path, functions in layer.parametrizations.items():
             for function in functions:

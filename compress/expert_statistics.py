@@ -14,6 +14,7 @@ from compress import graph
 from compress.data import Data
 from compress.gradients import gradient
 from compress.method import NotApplicable
+from compress.parametrized import inner
 from families.layers.activations import gelu
 from families.layers.experts import Experts
 
@@ -47,7 +48,7 @@ def mixtures(model: keras.Model) -> list[Mixture]:
     found = []
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
-            layer = _inner(node.operation)
+            layer = inner(node.operation)
             if not isinstance(layer, Experts):
                 continue
             if any(layer is mixture.layer for mixture in found):
@@ -59,12 +60,8 @@ def mixtures(model: keras.Model) -> list[Mixture]:
     return found
 
 
-def _inner(layer):
-    return layer.layer if hasattr(layer, "parametrizations") else layer
-
-
 def _linear(layer) -> keras.layers.Layer | None:
-    dense = _inner(layer)
+    dense = inner(layer)
     linear = keras.activations.linear
     return layer if type(dense) is keras.layers.Dense and dense.activation is linear else None
 
@@ -183,7 +180,7 @@ def _router(mixture: Mixture) -> np.ndarray:
             f"the logits of {mixture.name} come from no linear Dense layer: no router to look at"
         )
     read = getattr(mixture.router, "read", lambda weight: weight.value)
-    return ops.convert_to_numpy(read(_inner(mixture.router).kernel))
+    return ops.convert_to_numpy(read(inner(mixture.router).kernel))
 
 
 def _look(model, data, found, result, needs: str) -> None:
@@ -235,7 +232,7 @@ def _tokens(model, found) -> dict[str, tuple]:
     tables = {}
     for nodes in model._nodes_by_depth.values():
         for node in nodes:
-            layer = _inner(node.operation)
+            layer = inner(node.operation)
             if isinstance(layer, keras.layers.Embedding) and node.input_tensors:
                 tables.setdefault(id(node.input_tensors[0]), layer.input_dim)
     result = {}

@@ -12,10 +12,11 @@ import numpy as np
 from keras import ops
 
 from compress import graph
-from compress.bundles import Bundle, bundles, is_dense, nodes, own
+from compress.bundles import Bundle, bundles, is_dense, nodes
 from compress.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
 from compress.nested import levels_of
+from compress.parametrized import inner
 from compress.record import Record
 from compress.weights import tell_untouched
 from families.layers.instruction_mask import MaskedFeedForward, MaskPredictor, unit_blocks
@@ -197,7 +198,7 @@ class _FeedForward:
 def _feed_forwards(model: keras.Model) -> list[_FeedForward]:
     """Pairs of Dense layers with hidden units between them, no layer in two of them."""
     found, taken = [], set()
-    layers = {layer.name: own(layer) for layer in model.layers}
+    layers = {layer.name: inner(layer) for layer in model.layers}
     read = {node.operation.name: node.input_tensors[0] for node in nodes(model)}
     for bundle in bundles(model):
         names = {*bundle.producers, *bundle.consumers}

@@ -95,6 +95,11 @@ class Parametrized(keras.layers.Layer):
                 record.weights[weight.path] = told
 
 
+def inner(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer itself, whether its weights are read through functions or not."""
+    return layer.layer if isinstance(layer, Parametrized) else layer
+
+
 def parametrize(model: keras.Model, functions: dict[str, Parametrization]) -> keras.Model:
     """A new model in which the weights of these paths are read through these functions."""
     owners = {weight.path: layer.name for layer in model.layers for weight in layer.weights}

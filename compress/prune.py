@@ -178,9 +178,10 @@ class Prune(Method):
         return {"sparsity": 1 - sum(mask.sum() for mask in masks) / sum(m.size for m in masks)}
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        masks = {
-            kernel.path: record.weights[kernel.path].mask for kernel in self._chosen(model, {})
-        }
+        chosen = [kernel.path for kernel in self._chosen(model, {})]
+        # Adapters of `recover` are new kernels, and have no mask.
+        known = {path: record.weights[path].mask for path in chosen if path in record.weights}
+        masks = {path: mask for path, mask in known.items() if mask is not None}
         zeros = {path: int(mask.size - mask.sum()) for path, mask in masks.items()}
         record.told[repr(self)] = {
             "sparsity": sum(zeros.values()) / sum(mask.size for mask in masks.values()),

@@ -16,6 +16,7 @@ from keras import ops
 from compress import graph
 from compress.data import Data
 from compress.method import LOSS, Method, NotApplicable
+from compress.nested import Levels
 from compress.parametrized import Parametrization, Parametrized, functions, parametrize
 from compress.record import Record
 from compress.weights import tell_untouched
@@ -64,6 +65,8 @@ class Recover(Method):
             raise ValueError(f"recover: start={self.start!r}; expected a share from 0 to 1")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        if any(isinstance(layer, Levels) for layer in model.layers):
+            raise NotApplicable("recover: dynamic_sparsity keeps all weights: nothing is lost")
         ranks = self._ranks(model, record)
         start = _start(model) if self.start is None else self.start
         names = {layer.name for layer in record.original.layers}

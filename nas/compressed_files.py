@@ -96,10 +96,13 @@ def write_one(
             "checked": "nothing: .keras files hold float32",
         }
     writer = importlib.import_module(WRITERS[path.suffix])
-    form, record = _handed(model, config), record or Record(original=model)
-    left = {}
-    if form is not model:  # the examples are of the trained form's inputs
-        data = None
+    record, left, form = record or Record(original=model), {}, model
+    if path.suffix != ".safetensors" and not record.variants:
+        form = _handed(model, config)
+    if form is not model:  # a part, perhaps; the examples are of the trained form's inputs
+        data, held = None, {weight.path for weight in form.weights}
+        weights = {name: weight for name, weight in record.weights.items() if name in held}
+        record = dataclasses.replace(record, weights=weights)
         if record.activations:
             record = dataclasses.replace(record, activations=None)
             left["activations"] = "float: there are no examples of the deployed form's inputs"
