@@ -13,6 +13,7 @@ from nas.writers.laid import laid
 from nas.writers.places import Place
 
 EXAMPLES = 512  # at most, that ranges are taken of
+OWN = "runs on ai-edge-quantizer's own integers"
 _KERNELS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 _NARROW = ("FULLY_CONNECTED", "CONV_2D")  # take INT4 beside integer activations
 
@@ -133,7 +134,7 @@ def _store(
     readers = file.readers(graph, index)
     names = {file.name(operator) for operator, _ in readers}
     if not names <= set(_KERNELS):
-        return "float32", f"{', '.join(sorted(names))} runs on the quantizer's own codes"
+        return f"int{BITS[tensor.type]}", f"{', '.join(sorted(names))} {OWN}"
     least = 4 if names <= set(_NARROW) and place.shape[-1] % 2 == 0 else 8
     whole = [form for form in forms if not form.offset and form.bits >= least]
     options = [option for form in whole if (option := laid(form, place)) is not None]

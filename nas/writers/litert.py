@@ -15,6 +15,7 @@ from latency import litert
 from latency.examples import random_inputs
 from latency.signature import names
 from nas.writers import integers
+from nas.writers.calibrated import EXAMPLES, OWN, calibrated
 from nas.writers.flatfile import File, merged, text
 from nas.writers.kernels import Kernels
 from nas.writers.places import Place, places
@@ -58,7 +59,7 @@ def write(
     else:
         tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
     stored, left = _told(record, kinds, left)
-    checked = verified(tflite, floats, models, inputs, record, found, arrays)
+    checked = verified(tflite, floats, models, inputs, record, found, arrays, left)
     path.write_bytes(tflite)
     size, zipped = sizes(path)
     constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
@@ -106,8 +107,6 @@ def _store(
 
 
 def _calibrate(floats, models, inputs, record, found, forms, data) -> tuple[bytes, dict, dict]:
-    from nas.writers.calibrated import EXAMPLES, calibrated
-
     if record.activations != 8:
         raise ValueError(f"activations of {record.activations} bits; LiteRT files take 8, or None")
     if data is None:
@@ -126,15 +125,15 @@ def _calibrate(floats, models, inputs, record, found, forms, data) -> tuple[byte
 def _told(
     record: Record, kinds: dict[str, set[str]], left: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The widest of the constants that hold each weight, and why that is wider than its bits."""
+    """The widest of the constants that hold each weight, and why it is wider, or rounded again."""
     stored = {path: max(kind, key=_bits) for path, kind in kinds.items()}
     left = {path: "the converter left no constant that holds it" for path in record.weights} | left
     return stored, {
         path: left[path]
         for path, weight in record.weights.items()
-        if _bits(stored.get(path, "float32")) > max(weight.bits, 2)
-        and weight.codes is not None
+        if weight.codes is not None
         and (path not in stored or path in left)
+        and (_bits(stored.get(path, "float32")) > max(weight.bits, 2) or OWN in left.get(path, ""))
     }
 
 

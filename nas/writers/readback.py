@@ -83,7 +83,8 @@ def stored(file: File, tensor: schema.TensorT) -> Stored:
         around = [1] * len(dims)
         around[tensor.quantization.quantizedDimension] = -1
         scale = scale.reshape(around)
-    return Stored(f"int{bits}", values, scale, none)
+    zero = np.asarray(tensor.quantization.zeroPoint, np.float32).reshape(scale.shape)
+    return Stored(f"int{bits}", values, scale, -zero * scale if zero.any() else none)
 
 
 def _quantized(tensor: schema.TensorT) -> bool:
