@@ -14,7 +14,7 @@ from nas import backend, spec
 SUFFIXES = (".keras", ".tflite", ".mlpackage", ".safetensors")
 EPOCHS = 10  # where a method trains, and neither the flags nor the task say how long
 # Of the task's learning rate, for networks that are trained already.
-FINE = 0.5
+FINE = 0.25
 EXAMPLES = 512  # that methods look at
 FLAGS = ("batch_size", "learning_rate", "schedule", "warm_up", "optimizer", "weight_decay")
 FLAGS += ("clip", "ema")

@@ -315,7 +315,7 @@ def _add_compress(commands, common) -> None:
         "--no-sensitivity", action="store_true", help="leave out the layer by layer plot"
     )
     compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    _add_recipe(compress, "how to train (defaults: the task's, at half of its learning rate)")
+    _add_recipe(compress, "how to train (defaults: the task's, at a quarter of its learning rate)")
 
     every = commands.add_parser(
         "matrix",

@@ -27,7 +27,7 @@ KWS += [f"npz:{INPUTS},offset=83,factor=0.5847,valid={INPUTS},shape=49x10x1"]
 STRONG = "distill:weight=3.0,temperature=4.0"
 ROWS = {
     "resnet8": [*RESNET, "--method", "ptq:8"],
-    "resnet4": [*RESNET, "--method", "qat:4", "--method", "distill", "--epochs", "8"],
+    "resnet4": [*RESNET, "--method", "qat:4", "--method", "distill", "--epochs", "4"],
     "resnet80": [*RESNET, "--method", "prune:0.8,scope=global", "--method", STRONG]
     + ["--epochs", "40", "--learning-rate", "4e-3", "--batch-size", "128"],
     "kws8": [*KWS, "--method", "ptq:8"],
