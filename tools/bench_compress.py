@@ -24,12 +24,12 @@ RESNET += ["npz:images/cifar10_jpeg_10k.npz,scale=1,valid=checkpoints/eval_ic01.
 INPUTS = "checkpoints/eval_kws01_mfcc_int8.npz"
 KWS = [f"{DATA}/checkpoints/kws_ref_model", "--examples", "100", "--task"]
 KWS += [f"npz:{INPUTS},offset=83,factor=0.5847,valid={INPUTS},shape=49x10x1"]
-STRONG = "distill:weight=3.0,temperature=4.0"
 ROWS = {
     "resnet8": [*RESNET, "--method", "ptq:8"],
     "resnet4": [*RESNET, "--method", "qat:4", "--method", "distill", "--epochs", "4"],
-    "resnet80": [*RESNET, "--method", "prune:0.8,scope=global", "--method", STRONG]
-    + ["--epochs", "40", "--learning-rate", "4e-3", "--batch-size", "128"],
+    "resnet80": [*RESNET, "--method", "prune:0.8,scope=global,end=0.3"]
+    + ["--method", "distill:weight=1.0,temperature=4.0", "--epochs", "40"]
+    + ["--learning-rate", "6e-3", "--ema", "0.995", "--batch-size", "128"],
     "kws8": [*KWS, "--method", "ptq:8"],
     "kws4": [*KWS, "--method", "ptq:4"],
 }
