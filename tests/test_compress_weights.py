@@ -33,7 +33,9 @@ def network():
     x = keras.layers.Conv2DTranspose(5, 2, name="transposed")(x)
     x = keras.layers.BatchNormalization(name="norm")(x)
     x = keras.layers.Reshape((-1, 5))(x)
-    x = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True), name="both")(x)
+    x = keras.layers.Bidirectional(
+        keras.layers.LSTM(4, return_sequences=True, name="lstm"), name="both"
+    )(x)
     x = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3), name="heads")(x)
     x = keras.layers.Reshape((-1, 6))(x)
     return keras.Model(inputs, keras.layers.Dense(7, use_bias=False, name="head")(x))

@@ -35,7 +35,17 @@ def sample(trial, base="tiny"):
     filters = trial.suggest_categorical("head_filters", (64, 96))
     return dataclasses.replace(baseline(base), head_filters=filters)
 """
-SEARCH = ["search", "--space", "toy", "--task", "digits:8", "--budget-ms", "1", "--epochs", "1"]
+SEARCH = [
+    "search",
+    "--space",
+    "small_cnn",
+    "--task",
+    "digits:8",
+    "--budget-ms",
+    "1",
+    "--epochs",
+    "1",
+]
 SEARCH += ["--controller", "random", "--profiles", "1"]
 METHODS = ["--method", "ptq:8|ptq:4|none", "--method", "prune_channels:0.5|drop_experts:0.5|none"]
 SMALL = ["--max-bytes", "14e3"]  # float takes 22 kB
@@ -46,11 +56,11 @@ def toy(tmp_path, monkeypatch):
     """A space of two networks."""
     import search_spaces
 
-    (tmp_path / "toy.py").write_text(SPACE)
+    (tmp_path / "small_cnn.py").write_text(SPACE)
     monkeypatch.setattr(search_spaces, "__path__", [*search_spaces.__path__, str(tmp_path)])
     listing = spec.listing
     monkeypatch.setattr(
-        spec, "listing", lambda kind: listing(kind) | ({"toy": ""} if kind == "space" else {})
+        spec, "listing", lambda kind: listing(kind) | ({"small_cnn": ""} if kind == "space" else {})
     )
     return tmp_path
 
@@ -224,7 +234,7 @@ def test_jax_searches_as_well(toy):
         "import sys, search_spaces; from nas import spec; from nas.main import main;"
         f"search_spaces.__path__ = [*search_spaces.__path__, {str(toy)!r}];"
         "listing = spec.listing;"
-        "spec.listing = lambda kind: listing(kind) | ({'toy': ''} if kind == 'space' else {});"
+        "spec.listing = lambda kind: listing(kind) | ({'small_cnn': ''} if kind == 'space' else {});"
         f"sys.exit(main({command!r}))"
     )
     root = str(pathlib.Path(__file__).parent.parent)
