@@ -14,6 +14,8 @@ from families.layers.lstm import LSTM
 from latency import litert
 from latency.graph import operations
 from nas.writers import integers
+from nas.writers.around import Around
+from nas.writers.flatfile import File, text
 from nas.writers.integers import packed, unpacked
 from nas.writers.litert import read_codes, write
 
@@ -22,6 +24,7 @@ NARROW = {4: range(-7, 8), 8: range(-127, 128)}
 WHOLE = {2: range(-2, 2), 3: range(-4, 4)}
 ONCE = {"mobilenet": NARROW[8], "decoder step": NARROW[4], "vit": BALANCED[2]}
 ONCE |= {"experts, many": BALANCED[2], "keras lstm": NARROW[8]}
+GAIN_BYTES = 1_500  # a multiplication by 64 values, and for logits a table's second name
 KERNELS = ("kernel", "embeddings", "expand", "project", "router", "recurrent_kernel")
 
 
@@ -68,7 +71,7 @@ NETWORKS = {
     "decoder step": lambda: decoder.build(
         dataclasses.replace(decoder.deploy(decoder.VARIANTS["tiny"]), layers=2)
     ),
-    "vit": lambda: vit.build(dataclasses.replace(vit.VARIANTS["tiny"], layers=1)),
+    "vit": lambda: with_gains(vit.build(dataclasses.replace(vit.VARIANTS["tiny"], layers=1))),
     "experts, few": lambda: chain(Experts(4, 64, 2, name="experts"), shape=(4, 32)),
     "experts, many": lambda: chain(Experts(4, 64, 2, name="experts"), shape=(300, 32)),
     "keras lstm": lambda: chain(layers.LSTM(48, name="lstm"), shape=(12, 64)),
@@ -133,6 +136,108 @@ def test_every_code_is_in_the_file_and_outputs_are_kerass(tmp_path, name, levels
             assert stored == f"int{bits}"
         if weight.codes.size > 4000 and len(weight.codes.shape) != 4:
             assert stored in (f"int{bits}", f"int{2 * bits}"), (path, stored)
+
+
+def with_gains(model):
+    """The same with norms as after training, not all ones; the last gain of each is negative."""
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        if "norm" in variable.path and variable.name in ("scale", "gamma", "beta"):
+            value = generator.uniform(0.3, 1.7, variable.shape)
+            value[-1] *= -1
+            variable.assign(value)
+    return model
+
+
+def products_of(path):
+    """Name of a product's kernel -> the operator that makes its input."""
+    file = File(path.read_bytes())
+    graph = file.graphs[0]
+    makers = {int(index): o for o in graph.operators for index in o.outputs}
+    return {
+        text(graph.tensors[o.inputs[1]].name): makers.get(int(o.inputs[0]))
+        for o in graph.operators
+        if file.name(o) == "FULLY_CONNECTED"
+    }
+
+
+@pytest.mark.parametrize("levels", [BALANCED[2], NARROW[4], NARROW[8]], ids=["2", "4", "8"])
+def test_gains_of_norms_are_taken_out_of_kernels(tmp_path, levels):
+    config = dataclasses.replace(decoder.deploy(decoder.VARIANTS["tiny"]), layers=1)
+    model = with_gains(decoder.build(config))
+    record = quantized(model, levels)
+    bits = next(iter(record.weights.values())).bits
+    result = written(tmp_path, model, record)
+    assert not result.left
+    assert {result.weights[path] for path in record.weights} == {f"int{bits}"}
+    stored, makers = read_codes(result.path), products_of(result.path)
+    gains = {variable.path: np.asarray(variable) for variable in model.weights}
+    lowest = int(stored["block1_feed_down/kernel"].values.min())
+    for norm, paths in {
+        "block1_attention_norm": [
+            f"block1_attention_{n}/kernel" for n in ("query", "key", "value")
+        ],
+        "block1_feed_norm": ["block1_feed_gate/kernel", "block1_feed_up/kernel"],
+        "head_norm": ["embed/embeddings/normed"],
+    }.items():
+        for path in paths:
+            codes = record.weights[path.removesuffix("/normed")].codes
+            codes = codes if path.endswith("/normed") else codes.T  # the file has outputs first
+            assert np.array_equal(stored[path].values.astype(int) - lowest, codes), path
+            assert np.allclose(stored[path].gain, gains[f"{norm}/scale"], rtol=1e-5), path
+        assert len({id(makers[path]) for path in paths}) == 1  # one multiplication for all
+    without = decoder.build(config)  # all gains are 1: nothing is folded, the table is there once
+    ones = write(tmp_path / "ones.tflite", without, quantized(without, levels)).bytes
+    assert ones < result.bytes < ones + 3 * GAIN_BYTES
+
+
+def test_a_wrong_gain_is_an_error(tmp_path, monkeypatch):
+    inputs = keras.Input((8, 64), name="features")
+    x = layers.RMSNormalization(name="norm")(inputs)
+    model = with_gains(keras.Model(inputs, layers.Dense(64, name="dense")(x)))
+    record = quantized(model, NARROW[4])
+    assert written(tmp_path, model, record).weights["dense/kernel"] == "int4"
+    plain = Around.multiply
+    monkeypatch.setattr(
+        Around,
+        "multiply",
+        lambda self, graph, gain, name, readers: plain(self, graph, gain * 1.001, name, readers),
+    )
+    with pytest.raises(RuntimeError, match="dense/kernel"):
+        written(tmp_path, model, record)
+
+
+def test_a_gain_stands_before_the_parts_of_a_product(tmp_path):
+    model = with_gains(
+        chain(layers.RMSNormalization(name="norm"), layers.Dense(96, name="dense"), shape=(8, 64))
+    )
+    levels = np.array([BALANCED[2], [10 * level for level in BALANCED[2]]], np.float32)
+    codes = np.random.default_rng(0).integers(0, 4, (64, 96)).astype(np.uint8)
+    scale = np.full((1, 96), 0.01, np.float32)
+    weight = Weight(2, codes, levels, scale, axis=0)  # levels of each half of the inputs
+    model.get_layer("dense").kernel.assign(weight.dense())
+    result = written(tmp_path, model, Record(weights={"dense/kernel": weight}))
+    assert result.weights["dense/kernel"] == "int2"
+    stored = read_codes(result.path)["dense/kernel"]
+    assert np.array_equal(stored.values.T + 2, codes)
+    gain = np.asarray(model.get_layer("norm").scale)
+    assert np.allclose(stored.gain, gain, rtol=1e-5)
+
+
+def test_an_input_without_weights_has_no_gain_to_find(tmp_path):
+    inputs = keras.Input((8, 64), name="features")
+    x = layers.RMSNormalization(name="norm")(inputs)
+    outputs = [layers.Dense(64, name=name)(x) for name in ("first", "second")]
+    model = with_gains(keras.Model(inputs, outputs))
+    record = quantized(model, NARROW[4])
+    for name, dead in (("first", [3, 5]), ("second", [5, 9])):
+        path = f"{name}/kernel"
+        weight = record.weights[path]
+        weight.codes[dead] = 7
+        model.get_layer(name).kernel.assign(weight.dense())
+    result = written(tmp_path, model, record)
+    assert not result.left
+    assert "8192 codes" in result.checked
 
 
 def test_codes_read_back_are_the_levels_numbers(tmp_path):
@@ -337,6 +442,19 @@ def test_calibrated_activations_keep_our_codes(tmp_path, levels):
     session = litert.Session(result.path)
     assert session.inputs["image"][1] == np.float32
     assert "QUANTIZE" in [o.name for o in operations(result.path.read_bytes())]
+
+
+def test_calibrated_kernels_behind_a_norm_say_whose_integers_they_are(tmp_path):
+    pytest.importorskip("ai_edge_quantizer")
+    model = with_gains(
+        chain(layers.RMSNormalization(name="norm"), layers.Dense(64, name="dense"), shape=(8, 64))
+    )
+    record = quantized(model, NARROW[4])
+    record.activations = 8
+    data = np.random.default_rng(0).normal(size=(16, 8, 64)).astype(np.float32)
+    result = written(tmp_path, model, record, data)
+    assert result.weights["dense/kernel"] == "int8"
+    assert "the gain of a norm" in result.left["dense/kernel"]
 
 
 def test_a_failure_leaves_no_file(tmp_path, monkeypatch):

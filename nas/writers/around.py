@@ -1,4 +1,4 @@
-"""What stands around a kernel that reads integers: sums, parts, look-ups."""
+"""What stands around a kernel that reads integers: gains, sums, parts, look-ups."""
 
 import math
 
@@ -9,6 +9,8 @@ from nas.writers.flatfile import File, shape, text
 from nas.writers.laid import Laid, quantize
 from nas.writers.places import Place
 
+_SAME = 2e-6  # of a gain's values: float32 after one multiplication and one division
+
 
 class Around:
     """Writes the operators around an operator of a file."""
@@ -16,6 +18,39 @@ class Around:
     def __init__(self, file: File):
         self.file = file
         self._sums: dict[tuple[int, int], int] = {}
+        self._gains: dict[tuple[int, int], list[tuple[np.ndarray, int]]] = {}
+
+    def known_gain(self, place: Place, readers: list) -> tuple[np.ndarray, float] | None:
+        """A gain that is there for the same input, and how many times it is the place's."""
+        sources = {int(operator.inputs[0]) for operator, _ in readers}
+        if len(sources) != 1:
+            return None
+        for gain, _ in self._gains.get((place.graph, sources.pop()), ()):
+            at = np.abs(gain).argmax()
+            factor = place.gain[at] / gain[at]
+            if abs(factor - 1) <= _SAME:
+                factor = np.float32(1)
+            if factor > 0 and (np.abs(factor * gain - place.gain) <= _SAME * abs(place.gain)).all():
+                return gain, float(factor)
+        return None
+
+    def multiply(self, graph: int, gain: np.ndarray, name: str, readers: list) -> None:
+        """Multiplies the inputs of products by a gain, once for all that read the same."""
+        operators, tensors = self.file.graphs[graph].operators, self.file.graphs[graph].tensors
+        for operator, _ in readers:
+            source = int(operator.inputs[0])
+            known = self._gains.setdefault((graph, source), [])
+            made = next((made for other, made in known if np.array_equal(other, gain)), None)
+            if made is None:
+                factor = self.file.constant(graph, gain, f"{name}/gain")
+                made = self.file.tensor(graph, shape(tensors[source]), f"{name}/input")
+                options = schema.MulOptionsT()
+                # Right behind what makes the input: others that read it may come first.
+                at = next((n + 1 for n, o in enumerate(operators) if source in o.outputs), 0)
+                operators.insert(at, self.file.operator("MUL", [source, factor], [made], options))
+                known.append((gain, made))
+            operator.inputs = operator.inputs.copy()
+            operator.inputs[0] = made
 
     def as_product(self, operator) -> None:
         activation = operator.builtinOptions.fusedActivationFunction
@@ -81,16 +116,16 @@ class Around:
         activation = operator.builtinOptions.fusedActivationFunction
         axis = self.file.constant(graph, np.array(len(dims) - 1, np.int32), "axis")
         pieces = [
-            self.file.tensor(graph, (*dims[:-1], size), f"{place.path}/input{n}")
+            self.file.tensor(graph, (*dims[:-1], size), f"{place.name}/input{n}")
             for n in range(parts)
         ]
         options = schema.SplitOptionsT(numSplits=parts)
         new = [self.file.operator("SPLIT", [axis, source], pieces, options)]
         total, products = None, []
         for part, piece in enumerate(pieces):
-            kernel = self.file.tensor(graph, (made[-1], size), f"{place.path}/{part}")
-            quantize(self.file, graph, kernel, chosen.cut(part, parts), f"{place.path}/{part}")
-            product = self.file.tensor(graph, made, f"{place.path}/product{part}")
+            kernel = self.file.tensor(graph, (made[-1], size), f"{place.name}/{part}")
+            quantize(self.file, graph, kernel, chosen.cut(part, parts), f"{place.name}/{part}")
+            product = self.file.tensor(graph, made, f"{place.name}/product{part}")
             options = _copy(operator.builtinOptions)
             options.fusedActivationFunction = 0
             options.asymmetricQuantizeInputs = True
@@ -103,7 +138,7 @@ class Around:
                 total = product
                 continue
             last = part == parts - 1
-            sum_ = output if last else self.file.tensor(graph, made, f"{place.path}/sum{part}")
+            sum_ = output if last else self.file.tensor(graph, made, f"{place.name}/sum{part}")
             options = schema.AddOptionsT(fusedActivationFunction=activation if last else 0)
             new.append(self.file.operator("ADD", [total, product], [sum_], options))
             total = sum_
@@ -128,15 +163,15 @@ class Around:
         if len(dims) != 1:
             indices = self._reshaped(graph, indices, (count,), operators, at)
             at += 1
-        rows = self.file.tensor(graph, (count, width), f"{place.path}/rows")
+        rows = self.file.tensor(graph, (count, width), f"{place.name}/rows")
         new = [self.file.operator("EMBEDDING_LOOKUP", [indices, table], [rows])]
         if chosen.offset:
             vocabulary = chosen.values.shape[0]
             worth = np.broadcast_to(chosen.scale.reshape(-1, 1), (vocabulary, 1))
             worth = np.ascontiguousarray(worth * np.float32(chosen.offset), np.float32)
-            offsets = self.file.constant(graph, worth, f"{place.path}/offset")
-            shift = self.file.tensor(graph, (count, 1), f"{place.path}/shift")
-            moved = self.file.tensor(graph, (count, width), f"{place.path}/shifted")
+            offsets = self.file.constant(graph, worth, f"{place.name}/offset")
+            shift = self.file.tensor(graph, (count, 1), f"{place.name}/shift")
+            moved = self.file.tensor(graph, (count, width), f"{place.name}/shifted")
             new.append(self.file.operator("EMBEDDING_LOOKUP", [indices, offsets], [shift]))
             options = schema.AddOptionsT()
             new.append(self.file.operator("ADD", [rows, shift], [moved], options))

@@ -52,7 +52,7 @@ def calibrated(
             kind, reason = "float32", "its levels are not evenly spaced"
             if forms[place.path]:
                 kind, reason = _store(file, graph, index, place, forms[place.path], biases)
-            file.graphs[graph].tensors[index].name = place.path
+            file.graphs[graph].tensors[index].name = place.name
             kinds.setdefault(place.path, set()).add(kind)
             if reason is not None:
                 left[place.path] = reason
@@ -135,6 +135,8 @@ def _store(
     names = {file.name(operator) for operator, _ in readers}
     if not names <= set(_KERNELS):
         return f"int{BITS[tensor.type]}", f"{', '.join(sorted(names))} {OWN}"
+    if place.gain is not None:
+        return f"int{BITS[tensor.type]}", f"the gain of a norm is part of its kernel, which {OWN}"
     least = 4 if names <= set(_NARROW) and place.shape[-1] % 2 == 0 else 8
     whole = [form for form in forms if not form.offset and form.bits >= least]
     options = [option for form in whole if (option := laid(form, place)) is not None]

@@ -35,6 +35,17 @@ class Kernels:
         "float32" with the reason where there is no better type.
         """
         readers = self.file.readers(place.graph, place.index)
+        gain, added = None, 0
+        if place.gain is not None and all(
+            self.file.name(operator) == "FULLY_CONNECTED"
+            and position == 1
+            and self._keeps(operator, place.gain.size)
+            for operator, position in readers
+        ):
+            known = self.around.known_gain(place, readers)
+            gain, factor = known or (place.gain, 1.0)
+            added = 0 if known else len(readers) * (_OPERATOR_BYTES + gain.nbytes)
+            place = place.without_gain(factor)
         options = [option for form in forms if (option := laid(form, place)) is not None]
         why = "a channel was multiplied by a negative number, and the least code has no negative"
         chosen, narrowest = None, forms[0].bits
@@ -46,15 +57,17 @@ class Kernels:
                 break
             why = refused
         if chosen is None:
-            return self._unpacked(place, forms, why)
+            return self._unpacked(place, forms, why, gain, added)
         reason = why if chosen.bits > narrowest else None
         if self.prefer == "speed":
             faster = self._faster(place, options, readers)
             if faster is not None and faster is not chosen:
                 chosen, reason = faster, "prefer=speed: this kernel is faster with wider integers"
         before = 4 * chosen.values.size
-        if chosen.bytes() + self._around(place, chosen, readers) >= before:
+        if chosen.bytes() + self._around(place, chosen, readers) + added >= before:
             return "float32", f"its {chosen.values.size} values take less as they are"
+        if gain is not None:
+            self.around.multiply(place.graph, gain, place.name, readers)
         for operator, position in readers:
             self._adapt(place, chosen, operator, position)
         return f"int{chosen.bits}", reason
@@ -167,7 +180,7 @@ class Kernels:
     def _adapt(self, place: Place, chosen: Laid, operator, position: int) -> None:
         name = self.file.name(operator)
         if name == "GATHER":
-            quantize(self.file, place.graph, place.index, chosen, place.path)
+            quantize(self.file, place.graph, place.index, chosen, place.name)
             self.around.lookup(place, chosen, operator)
             return
         if name == "CONV_2D" and chosen.bits < 8 and self._pointwise(place, operator):
@@ -183,14 +196,21 @@ class Kernels:
             self.around.in_parts(place, chosen, operator, parts)
             return
         channel = place.channel % chosen.values.ndim
-        quantize(self.file, place.graph, place.index, chosen, place.path, channel)
+        quantize(self.file, place.graph, place.index, chosen, place.name, channel)
         if name == "FULLY_CONNECTED":
             # Of builtin kernels; XNNPACK always does.
             operator.builtinOptions.asymmetricQuantizeInputs = True
             if chosen.offset:
                 self.around.correct(place.graph, chosen, operator)
 
-    def _unpacked(self, place: Place, forms: list[Integers], why: str) -> tuple[str, str]:
+    def _unpacked(
+        self,
+        place: Place,
+        forms: list[Integers],
+        why: str,
+        gain: np.ndarray | None,
+        added: int,
+    ) -> tuple[str, str]:
         """Integers that LiteRT makes floats of when it loads the file: smaller, not faster.
 
         XNNPACK does so with INT8 and then runs as with floats; others make its kernels slower.
@@ -204,22 +224,24 @@ class Kernels:
             return "float32", why
         chosen = laid(whole[0], place) or laid(whole[0], place, signed=True)
         several = sum(size > 1 for size in chosen.scale.shape) > 1
-        added = 2 * _OPERATOR_BYTES
+        added += 2 * _OPERATOR_BYTES
         if chosen.bytes() + added >= 4 * chosen.values.size:
             return "float32", f"its {chosen.values.size} values take less as they are; {why}"
+        if gain is not None:
+            self.around.multiply(graph, gain, place.name, readers)
         tensors, operators = (
             self.file.graphs[graph].tensors,
             self.file.graphs[graph].operators,
         )
         ones = dataclasses.replace(chosen, scale=np.ones((1,) * chosen.scale.ndim, np.float32))
-        quantize(self.file, graph, place.index, ones if several else chosen, place.path)
-        floats = self.file.tensor(graph, chosen.values.shape, f"{place.path}/floats")
+        quantize(self.file, graph, place.index, ones if several else chosen, place.name)
+        floats = self.file.tensor(graph, chosen.values.shape, f"{place.name}/floats")
         new = [
             self.file.operator("DEQUANTIZE", [place.index], [floats], schema.DequantizeOptionsT())
         ]
         if several:
-            scale = self.file.constant(graph, chosen.scale, f"{place.path}/scale")
-            scaled = self.file.tensor(graph, chosen.values.shape, f"{place.path}/scaled")
+            scale = self.file.constant(graph, chosen.scale, f"{place.name}/scale")
+            scaled = self.file.tensor(graph, chosen.values.shape, f"{place.name}/scaled")
             new.append(self.file.operator("MUL", [floats, scale], [scaled], schema.MulOptionsT()))
             floats = scaled
         first = min(

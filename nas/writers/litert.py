@@ -92,7 +92,7 @@ def _store(
     kernels = Kernels(file, prefer)
     kinds, left = {}, {}
     for place in found:
-        file.graphs[place.graph].tensors[place.index].name = place.path
+        file.graphs[place.graph].tensors[place.index].name = place.name
         kind, reason = "float32", "its levels are not evenly spaced"
         if forms[place.path]:
             kind, reason = kernels.store(place, forms[place.path])
@@ -101,6 +101,7 @@ def _store(
             left[place.path] = reason
     for (graph, index), kind in thin(file, prefer).items():
         path = text(file.graphs[graph].tensors[index].name)
+        path = path.removesuffix("/normed")
         if path in kinds:
             kinds[path] = kinds[path] - {"float32"} | {kind}
     return kinds, left

@@ -1,7 +1,8 @@
 """Where a `.tflite` file keeps the weights of a network: found by value, in whatever layout.
 
 A batch normalization that was folded into a kernel multiplied each channel by a number: a scale
-per channel takes it in.
+per channel takes it in. The gain of a norm before a product multiplied each input: no scale of a
+kernel can, and the writer takes it out again.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ class Place:
     """A constant of a file that holds a weight: ratio * weight.transpose(axes).reshape(shape).
 
     ratio: one factor for each index of the constant's axis `channel`.
+    gain: one more for each input, of products only: of the constant's last axis.
+    name: what the constant is called in the file, the weight's path if it can.
     """
 
     path: str
@@ -29,6 +32,8 @@ class Place:
     shape: tuple[int, ...]
     channel: int
     ratio: np.ndarray
+    gain: np.ndarray | None
+    name: str
 
     def laid(self, array: np.ndarray) -> np.ndarray:
         """An array of the weight's shape as the file has it, not multiplied."""
@@ -41,11 +46,16 @@ class Place:
 
     @property
     def factors(self) -> np.ndarray:
-        """`ratio`, to be broadcast to the constant."""
+        """`ratio` and `gain`, to be broadcast to the constant."""
         dims = [1] * len(self.shape)
         if dims:
             dims[self.channel] = -1
-        return self.ratio.reshape(dims)
+        ratio = self.ratio.reshape(dims)
+        return ratio if self.gain is None else ratio * self.gain
+
+    def without_gain(self, factor: float) -> "Place":
+        """The same where the gain's work is done by another operator, but for a factor."""
+        return dataclasses.replace(self, ratio=self.ratio * np.float32(factor), gain=None)
 
 
 def places(file: File, weights: dict[str, np.ndarray]) -> list[Place]:
@@ -63,7 +73,8 @@ def places(file: File, weights: dict[str, np.ndarray]) -> list[Place]:
             continue
         names = {file.name(operator) for operator, _ in file.readers(graph, index)}
         channel = len(dims) - 1 if names & set(_CHANNEL_LAST) else 0
-        key = tensor.buffer, channel, dims
+        product = names == {"FULLY_CONNECTED"}
+        key = tensor.buffer, channel, dims, product
         if key not in known:
             constant = file.value(tensor)
             # Those not found yet first: networks have many weights of one shape.
@@ -71,21 +82,28 @@ def places(file: File, weights: dict[str, np.ndarray]) -> list[Place]:
             known[key] = next(
                 (
                     (path, *match)
+                    for match_one in (_matched, _behind_norm)[: 1 + product]
                     for path in order
-                    if (match := _matched(constant, weights[path], channel))
+                    if (match := match_one(constant, weights[path], channel))
                 ),
                 None,
             )
         if known[key] is None:
             continue
-        path, axes, ratio = known[key]
+        path, axes, ratio, gain = known[key]
         taken.add(path)
-        found.append(Place(path, graph, index, axes, dims, channel, ratio))
-    return found
+        found.append(Place(path, graph, index, axes, dims, channel, ratio, gain, path))
+    plain = {(place.graph, place.path) for place in found if place.gain is None}
+    return [  # a table of words that makes the logits, too, is there twice
+        place
+        if place.gain is None or (place.graph, place.path) not in plain
+        else dataclasses.replace(place, name=f"{place.path}/normed")
+        for place in found
+    ]
 
 
 def _matched(constant: np.ndarray, weight: np.ndarray, channel: int):
-    """(axes, ratio) by which `constant` is `weight`, or None."""
+    """(axes, ratio, no gain) by which `constant` is `weight`, or None."""
     rows = np.moveaxis(constant, channel, 0).reshape(constant.shape[channel], -1)
     if not constant.any():
         return None
@@ -97,7 +115,22 @@ def _matched(constant: np.ndarray, weight: np.ndarray, channel: int):
             continue
         ratio = _ratio(rows, laid)
         if ratio is not None:
-            return axes, ratio
+            return axes, ratio, None
+    return None
+
+
+def _behind_norm(constant: np.ndarray, weight: np.ndarray, channel: int):
+    """(axes, ratio of 1, gain) by which a product's `constant` is `weight`, or None."""
+    if constant.ndim != 2 or not constant.any():
+        return None
+    for axes in _orders(weight.shape):
+        laid = weight.transpose(axes).reshape(constant.shape)
+        if _ratio(constant.T[:2], laid.T[:2]) is None:
+            continue
+        gain = _ratio(constant.T, laid.T)
+        if gain is not None and np.isfinite(gain).all():
+            gain = np.where(laid.any(0), gain, np.float32(1))
+            return axes, np.ones(len(constant), np.float32), gain
     return None
 
 

@@ -17,12 +17,14 @@ class Stored:
 
     kind: "int2", "int4", "int8", "float32", "sparse" or "1x4" (float32 without zeros).
     values: int8 or float32; scale, offset: float32, to be broadcast.
+    gain: what a product's inputs are multiplied by before, for the norm whose gain it is.
     """
 
     kind: str
     values: np.ndarray
     scale: np.ndarray
     offset: np.ndarray
+    gain: np.ndarray = np.float32(1)
 
     def dense(self) -> np.ndarray:
         """float32 values."""
@@ -54,6 +56,8 @@ def held(file: File, graph: int) -> dict[str, Stored]:
         path = name.removesuffix("/scale")
         if path in found:
             found[path] = dataclasses.replace(found[path], scale=found.pop(name).values)
+    for path, gain in _gains(file, graph).items():
+        found[path] = dataclasses.replace(found[path], gain=gain)
     for path in [name.removesuffix("/0") for name in found if name.endswith("/0")]:
         parts = []
         while (name := f"{path}/{len(parts)}") in found:
@@ -62,9 +66,31 @@ def held(file: File, graph: int) -> dict[str, Stored]:
             field: np.concatenate(
                 [np.broadcast_to(getattr(part, field), part.values.shape) for part in parts], -1
             )
-            for field in ("values", "scale", "offset")
+            for field in ("values", "scale", "offset", "gain")
         }
         found[path] = Stored(parts[0].kind, **whole)
+    return found
+
+
+def _gains(file: File, graph: int) -> dict[str, np.ndarray]:
+    """Name of a kernel -> what its inputs are multiplied by, as `Around.multiply` wrote it."""
+    tensors, found = file.graphs[graph].tensors, {}
+    for operator in file.graphs[graph].operators:
+        if file.name(operator) != "MUL":
+            continue
+        factor = tensors[operator.inputs[1]]
+        if not text(factor.name).endswith("/gain") or file.data(factor) is None:
+            continue
+        inputs = {int(operator.outputs[0]): file.value(factor)}
+        for reader, _ in file.readers(graph, int(operator.outputs[0])):
+            if file.name(reader) == "SPLIT":
+                pieces = np.split(file.value(factor), len(reader.outputs))
+                inputs |= dict(zip(map(int, reader.outputs), pieces, strict=True))
+        for index, gain in inputs.items():
+            for reader, _ in file.readers(graph, index):
+                if file.name(reader) == "FULLY_CONNECTED":
+                    name = text(tensors[reader.inputs[1]].name)
+                    found[name.removesuffix("/scaled").removesuffix("/floats")] = gain
     return found
 
 

@@ -83,20 +83,21 @@ def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left
         weight = record.weights[place.path]
         if place.graph not in read:
             read[place.graph] = held(file, place.graph)
-        stored = read[place.graph].get(place.path)
+        stored = read[place.graph].get(place.name)
         if stored is None:
             raise RuntimeError(f"{place.path}: is not in the file")
         if weight.codes is None:
             continue
         live = np.broadcast_to(place.factors != 0, place.shape)
         factors = np.where(place.factors == 0, 1, place.factors)
-        values = stored.dense().reshape(place.shape) / factors
+        values = (stored.dense() * stored.gain).reshape(place.shape) / factors
         back = place.taken(values, weight.codes.shape)
         live = place.taken(live, weight.codes.shape)
         value = arrays[place.path]
         close = _CLOSE * np.abs(value).max()
         if own := OWN in left.get(place.path, ""):
-            close += 0.5 * np.max(stored.scale)
+            step = np.max(stored.scale) / np.broadcast_to(np.abs(factors), place.shape)
+            close = close + 0.5 * place.taken(step, weight.codes.shape)
         wrong = live & ~(np.abs(back - value) <= close)
         if wrong.any():
             raise RuntimeError(
