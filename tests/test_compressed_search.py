@@ -234,7 +234,8 @@ def test_jax_searches_as_well(toy):
         "import sys, search_spaces; from nas import spec; from nas.main import main;"
         f"search_spaces.__path__ = [*search_spaces.__path__, {str(toy)!r}];"
         "listing = spec.listing;"
-        "spec.listing = lambda kind: listing(kind) | ({'small_cnn': ''} if kind == 'space' else {});"
+        "toy = {'small_cnn': ''};"
+        "spec.listing = lambda kind: listing(kind) | (toy if kind == 'space' else {});"
         f"sys.exit(main({command!r}))"
     )
     root = str(pathlib.Path(__file__).parent.parent)
