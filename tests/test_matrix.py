@@ -66,7 +66,7 @@ def _changed(before, done):
     return any(not np.array_equal(old[path], new[path]) for path in old)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_method_does_something_on_each_family_or_says_why_not(networks, family, method):
@@ -124,7 +124,7 @@ def _pairs():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize("pair", _pairs(), ids="+".join)
 def test_any_two_methods_compose_in_both_orders(small, pair):
     model, task = small
