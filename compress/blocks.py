@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from compress.bundles import Bundle, is_matrix, nodes
+from compress import graph
+from compress.bundles import Bundle, is_matrix
 from compress.record import Record
 from compress.weights import kernels
 
@@ -78,14 +79,11 @@ def variants(
 
 def _network(model: keras.Model, cuts: Sequence[Cut], pieces: "Pieces", level: int) -> keras.Model:
     held = {key: cut for cut in cuts for key in cut.bundle.tensors}  # tensors in blocks
-    now: dict[int, object] = {}
-    for tensor in model.inputs:
-        old = tensor._keras_history.operation
-        now[id(tensor)] = keras.Input(batch_shape=old.batch_shape, dtype=old.dtype, name=old.name)
-    for node in nodes(model):
-        layer, output = node.operation, node.output_tensors[0]
+
+    def placed(node, now: dict) -> list:
+        layer = node.operation
         source = held.get(id(node.input_tensors[0]))
-        target = held.get(id(output))
+        target = held.get(id(node.output_tensors[0]))
         if is_matrix(layer) and (source or target):
             values = now[id(node.input_tensors[0])]
             values = values if source else [values]
@@ -93,31 +91,17 @@ def _network(model: keras.Model, cuts: Sequence[Cut], pieces: "Pieces", level: i
                 pieces.product(layer, values, place, bool(source), bool(target))
                 for place in range(target.active(level) if target else 1)
             ]
-            now[id(output)] = result if target else result[0]
-        elif target:
-            now[id(output)] = [
-                _call(pieces.carrier(node, target, place), node, now, place)
-                for place in range(target.active(level))
-            ]
-        else:
-            results = keras.tree.flatten(_call(layer, node, now))
-            for before, after in zip(node.output_tensors, results, strict=True):
-                now[id(before)] = after
-    inputs, outputs = keras.tree.map_structure(
-        lambda tensor: now[id(tensor)], (model.input, model.output)
-    )
-    return keras.Model(inputs, outputs, name=model.name)
+            return [result] if target else result
+        if not target:
+            return graph.called(layer, node, now)
+        read = {id(tensor): now[id(tensor)] for tensor in node.input_tensors}
+        blocks = []
+        for place in range(target.active(level)):
+            part = {key: x[place] if isinstance(x, list) else x for key, x in read.items()}
+            blocks += graph.called(pieces.carrier(node, target, place), node, part)
+        return [blocks]
 
-
-def _call(layer, node, now: dict, place: int | None = None):
-    """The layer on what stands for the inputs of a node; on that of one block."""
-
-    def one(value):
-        found = now.get(id(value), value)
-        return found[place] if isinstance(found, list) else found
-
-    args, kwargs = keras.tree.map_structure(one, (node.arguments.args, node.arguments.kwargs))
-    return layer(*args, **kwargs)
+    return graph.walked(model, placed)
 
 
 class Pieces:

@@ -5,7 +5,6 @@ So a bundle may lose units, or be cut into blocks, without anything else noticin
 """
 
 import dataclasses
-from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -92,17 +91,11 @@ def is_dense(layer) -> bool:
     return type(inner(layer)) is layers.Dense
 
 
-def nodes(model: keras.Model) -> Iterator:
-    """The calls of layers in a flat model, each after those that it needs."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        yield from (node for node in model._nodes_by_depth[depth] if node.input_tensors)
-
-
 class _Walk:
     """Who makes and who reads each tensor of a model."""
 
     def __init__(self, model: keras.Model):
-        self.nodes = list(nodes(model))
+        self.nodes = list(graph.calls(model))
         self.maker = {id(tensor): node for node in self.nodes for tensor in node.output_tensors}
         self.users: dict[int, list] = {}
         self.calls: dict[int, int] = {}

@@ -74,10 +74,8 @@ class Channels:
         self.tensors: dict[int, np.ndarray] = {}
         for tensor in model.inputs:
             self.tensors[id(tensor)] = self.kept(tensor, "an input of the network")
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                if node.input_tensors:
-                    self._call(node)
+        for node in graph.calls(model):
+            self._call(node)
         for tensor in model.outputs:
             self.keep(self.tensors[id(tensor)], "its channels are outputs of the network")
 

@@ -46,26 +46,20 @@ def _dense(channels, layer, node, labels):
     return [outputs]
 
 
-def _convolution(channels, layer, node, labels):
-    if not channels_last(layer) or layer.groups != 1:
+def _convolution(channels, layer, node, labels, read=-2, made=-1):
+    """`read` and `made`: the axes of the kernel that count inputs and outputs."""
+    if not channels_last(layer) or getattr(layer, "groups", 1) != 1:
         return None
     outputs = _made(channels, layer, layer.filters)
-    channels.slot(layer, "kernel", -2, labels[0], "in", node.input_tensors[0])
-    channels.slot(layer, "kernel", -1, outputs, "out")
+    channels.slot(layer, "kernel", read, labels[0], "in", node.input_tensors[0])
+    channels.slot(layer, "kernel", made, outputs, "out")
     channels.slot(layer, "bias", 0, outputs, "other")
     channels.size(layer, filters=lambda count: count(outputs))
     return [outputs]
 
 
 def _transposed(channels, layer, node, labels):
-    if not channels_last(layer):
-        return None
-    outputs = _made(channels, layer, layer.filters)
-    channels.slot(layer, "kernel", -1, labels[0], "in", node.input_tensors[0])
-    channels.slot(layer, "kernel", -2, outputs, "out")
-    channels.slot(layer, "bias", 0, outputs, "other")
-    channels.size(layer, filters=lambda count: count(outputs))
-    return [outputs]
+    return _convolution(channels, layer, node, labels, read=-1, made=-2)
 
 
 def _depthwise(channels, layer, node, labels):

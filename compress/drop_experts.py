@@ -234,12 +234,11 @@ def _used_elsewhere(model: keras.Model, mixture: Mixture) -> bool:
         return False
     if any(mixture.source is output for output in model.outputs):
         return True
-    for nodes in model._nodes_by_depth.values():
-        for node in nodes:
-            sees = any(mixture.source is tensor for tensor in node.input_tensors)
-            if sees and not isinstance(node.operation, Experts):
-                return True
-    return False
+    return any(
+        any(mixture.source is tensor for tensor in node.input_tensors)
+        and not isinstance(node.operation, Experts)
+        for node in graph.calls(model)
+    )
 
 
 def _narrow(dense: keras.layers.Dense, outputs: np.ndarray) -> keras.layers.Dense:

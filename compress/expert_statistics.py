@@ -46,17 +46,16 @@ def mixtures(model: keras.Model) -> list[Mixture]:
     """All `Experts` of a flat model in order; `NotApplicable` where one has several calls."""
     graph.flat(model)
     found = []
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer = inner(node.operation)
-            if not isinstance(layer, Experts):
-                continue
-            if any(layer is mixture.layer for mixture in found):
-                raise NotApplicable(f"{layer.name} is called more than once; expected one call")
-            source = node.input_tensors[1] if len(node.input_tensors) > 1 else None
-            router = None if source is None else _linear(source._keras_history.operation)
-            tensors = list(node.input_tensors)
-            found.append(Mixture(node.operation, layer, tensors, source, router))
+    for node in graph.calls(model):
+        layer = inner(node.operation)
+        if not isinstance(layer, Experts):
+            continue
+        if any(layer is mixture.layer for mixture in found):
+            raise NotApplicable(f"{layer.name} is called more than once; expected one call")
+        source = node.input_tensors[1] if len(node.input_tensors) > 1 else None
+        router = None if source is None else _linear(source._keras_history.operation)
+        tensors = list(node.input_tensors)
+        found.append(Mixture(node.operation, layer, tensors, source, router))
     return found
 
 
@@ -230,11 +229,10 @@ def _begin(found: Statistics, layer: Experts, vocabulary: int | None) -> None:
 def _tokens(model, found) -> dict[str, tuple]:
     """Layer -> (the input of token ids that its tokens stand for, how many ids there are)."""
     tables = {}
-    for nodes in model._nodes_by_depth.values():
-        for node in nodes:
-            layer = inner(node.operation)
-            if isinstance(layer, keras.layers.Embedding) and node.input_tensors:
-                tables.setdefault(id(node.input_tensors[0]), layer.input_dim)
+    for node in graph.calls(model):
+        layer = inner(node.operation)
+        if isinstance(layer, keras.layers.Embedding):
+            tables.setdefault(id(node.input_tensors[0]), layer.input_dim)
     result = {}
     for mixture in found:
         length = mixture.tensors[0].shape[1]

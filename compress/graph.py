@@ -1,6 +1,7 @@
 """Rewriting flat Functional models layer by layer: each time a new model, the old one stays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
@@ -28,32 +29,51 @@ def rewritten(model: keras.Model, change: Change) -> keras.Model:
     """
     flat(model)
     made: dict[int, keras.layers.Layer | None] = {}
-    tensors = {}
+
+    def place(node, now: dict[int, Any]) -> list:
+        layer = node.operation
+        if id(layer) not in made:
+            made[id(layer)] = change(layer, copy(layer))
+        new = made[id(layer)]
+        return [now[id(node.input_tensors[0])]] if new is None else called(new, node, now)
+
+    return walked(model, place)
+
+
+def walked(model: keras.Model, place: Callable[[Any, dict[int, Any]], list]) -> keras.Model:
+    """A new model of the same inputs: `place(node, now)` gives what stands for a call's outputs.
+
+    `now`: id of a tensor of `model` -> what stands for it.
+    """
+    now: dict[int, Any] = inputs(model)
+    for node in calls(model):
+        for before, after in zip(node.output_tensors, place(node, now), strict=True):
+            now[id(before)] = after
+    ends = keras.tree.map_structure(lambda tensor: now[id(tensor)], (model.input, model.output))
+    return keras.Model(*ends, name=model.name)
+
+
+def calls(model: keras.Model) -> Iterator:
+    """The calls of layers (Keras nodes), each after those that it needs."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        yield from (node for node in model._nodes_by_depth[depth] if node.input_tensors)
+
+
+def inputs(model: keras.Model) -> dict[int, keras.KerasTensor]:
+    """Id of an input -> a new one of the same shape, type and name."""
+    found = {}
     for tensor in model.inputs:
         old = tensor._keras_history.operation
-        new = keras.Input(batch_shape=old.batch_shape, dtype=old.dtype, name=old.name)
-        tensors[id(tensor)] = new
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer = node.operation
-            if not node.input_tensors:
-                continue
-            if id(layer) not in made:
-                made[id(layer)] = change(layer, copy(layer))
-            new = made[id(layer)]
-            if new is None:
-                outputs = [tensors[id(node.input_tensors[0])]]
-            else:
-                args, kwargs = keras.tree.map_structure(
-                    lambda x: tensors.get(id(x), x), (node.arguments.args, node.arguments.kwargs)
-                )
-                outputs = keras.tree.flatten(new(*args, **kwargs))
-            for before, after in zip(node.output_tensors, outputs, strict=True):
-                tensors[id(before)] = after
-    inputs, outputs = keras.tree.map_structure(
-        lambda tensor: tensors[id(tensor)], (model.input, model.output)
+        found[id(tensor)] = keras.Input(batch_shape=old.batch_shape, dtype=old.dtype, name=old.name)
+    return found
+
+
+def called(layer: Callable, node, now: dict[int, Any]) -> list:
+    """The outputs of a layer on what stands for the inputs of a call."""
+    args, kwargs = keras.tree.map_structure(
+        lambda value: now.get(id(value), value), (node.arguments.args, node.arguments.kwargs)
     )
-    return keras.Model(inputs, outputs, name=model.name)
+    return keras.tree.flatten(layer(*args, **kwargs))
 
 
 def copy(layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from compress import graph
-from compress.bundles import Bundle, bundles, is_dense, nodes
+from compress.bundles import Bundle, bundles, is_dense
 from compress.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
 from compress.nested import levels_of
@@ -133,7 +133,7 @@ class InstructionPruning(Method):
 def masks(model: keras.Model, inputs) -> np.ndarray:
     """The masks (batch, feed-forward layers, blocks) that a finished network predicts."""
     predictor = _predictor(model)
-    node = next(node for node in nodes(model) if node.operation is predictor)
+    node = next(node for node in graph.calls(model) if node.operation is predictor)
     return ops.convert_to_numpy(keras.Model(model.input, node.output_tensors[0])(inputs))
 
 
@@ -199,7 +199,7 @@ def _feed_forwards(model: keras.Model) -> list[_FeedForward]:
     """Pairs of Dense layers with hidden units between them, no layer in two of them."""
     found, taken = [], set()
     layers = {layer.name: inner(layer) for layer in model.layers}
-    read = {node.operation.name: node.input_tensors[0] for node in nodes(model)}
+    read = {node.operation.name: node.input_tensors[0] for node in graph.calls(model)}
     for bundle in bundles(model):
         names = {*bundle.producers, *bundle.consumers}
         dense = all(is_dense(layers[name]) for name in names) and len(bundle.consumers) == 1
@@ -225,7 +225,7 @@ def _feed_forwards(model: keras.Model) -> list[_FeedForward]:
 def _instruction(model: keras.Model, touched: set[str]):
     """What the predictor sees: the first layer with weights; and how many tokens, 0: all."""
     tensor = next(t for t in model.inputs if "int" not in t.dtype or len(t.shape) > 1)
-    for node in nodes(model):
+    for node in graph.calls(model):
         if node.operation.name in touched:
             tensor = node.input_tensors[0]
             break
@@ -283,13 +283,13 @@ def _switched(model: keras.Model, record: Record) -> keras.Model:
     """The finished network: `MaskedFeedForward` in place of the layers around masks."""
     marks = {layer.pair.project: layer for layer in model.layers if isinstance(layer, MaskUnits)}
     layers = {layer.name: layer for layer in model.layers}
-    read = {node.operation.name: node.input_tensors[0] for node in nodes(model)}
+    read = {node.operation.name: node.input_tensors[0] for node in graph.calls(model)}
     inside = {
         name
         for mark in marks.values()
         for name in (*mark.pair.bundle.producers, *mark.pair.bundle.carriers, mark.name)
     }
-    predictor = next(node for node in nodes(model) if node.operation.name == PREDICTOR)
+    predictor = next(node for node in graph.calls(model) if node.operation.name == PREDICTOR)
 
     def place(node, now):
         name = node.operation.name
@@ -329,27 +329,18 @@ def _walked(model: keras.Model, place) -> keras.Model:
     `now`: id of a tensor -> what stands for it.
     """
     graph.flat(model)
-    now, copies = {}, {}
-    for tensor in model.inputs:
-        old = tensor._keras_history.operation
-        now[id(tensor)] = keras.Input(batch_shape=old.batch_shape, dtype=old.dtype, name=old.name)
-    for node in nodes(model):
+    copies = {}
+
+    def placed(node, now):
         results = place(node, now)
-        if results is None:
-            layer = node.operation
-            if id(layer) not in copies:
-                copies[id(layer)] = graph.copy(layer)
-            args, kwargs = keras.tree.map_structure(
-                lambda value: now.get(id(value), value),
-                (node.arguments.args, node.arguments.kwargs),
-            )
-            results = keras.tree.flatten(copies[id(layer)](*args, **kwargs))
-        for before, after in zip(node.output_tensors, results, strict=True):
-            now[id(before)] = after
-    inputs, outputs = keras.tree.map_structure(
-        lambda tensor: now[id(tensor)], (model.input, model.output)
-    )
-    return keras.Model(inputs, outputs, name=model.name)
+        if results is not None:
+            return results
+        layer = node.operation
+        if id(layer) not in copies:
+            copies[id(layer)] = graph.copy(layer)
+        return graph.called(copies[id(layer)], node, now)
+
+    return graph.walked(model, placed)
 
 
 def _predictor(model: keras.Model) -> MaskPredictor | None:

@@ -6,7 +6,6 @@ training: Zhang et al., "LQER", arXiv 2402.02446.
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from typing import ClassVar
 
 import keras
@@ -274,7 +273,7 @@ def _lost(layer: keras.layers.Layer) -> np.ndarray:
 def _input_sizes(model: keras.Model, names: list[str], data: Data) -> dict[str, np.ndarray]:
     """Root mean square of every channel that layers read, at least a hundredth of the mean."""
     read = {}
-    for node in _nodes(model):
+    for node in graph.calls(model):
         if node.operation.name in names:
             read[node.operation.name] = node.input_tensors[0]
     probe = keras.Model(model.input, read)
@@ -289,11 +288,6 @@ def _input_sizes(model: keras.Model, names: list[str], data: Data) -> dict[str, 
             break
     sizes = {name: np.sqrt(total / count) for name, total in totals.items()}
     return {name: np.maximum(size, 1e-2 * size.mean() + 1e-9) for name, size in sizes.items()}
-
-
-def _nodes(model: keras.Model) -> Iterator:
-    for nodes in model._nodes_by_depth.values():
-        yield from (node for node in nodes if node.input_tensors)
 
 
 def _merge(layer, down, up, activation) -> None:

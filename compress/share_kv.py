@@ -103,8 +103,7 @@ def _attentions(model: keras.Model) -> list:
     """The calls of causal `Attention` in a flat model, in order."""
     return [
         node
-        for depth in sorted(model._nodes_by_depth, reverse=True)
-        for node in model._nodes_by_depth[depth]
+        for node in graph.calls(model)
         if isinstance(node.operation, Attention) and node.operation.causal
     ]
 

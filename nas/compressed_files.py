@@ -134,9 +134,10 @@ def _quality(path: pathlib.Path, model: Any, config: Any, task: Any) -> float | 
     """Quality of a .tflite file, on at most JUDGED examples; None of a form that streams."""
     import numpy as np
 
+    from compress.data import taken
     from latency import litert
     from nas import train
-    from nas.step import count, taken
+    from nas.step import count
 
     if _handed(model, config) is not model:
         return None

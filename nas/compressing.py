@@ -16,8 +16,6 @@ EPOCHS = 10  # where a method trains, and neither the flags nor the task say how
 # Of the task's learning rate, for networks that are trained already.
 FINE = 0.25
 EXAMPLES = 512  # that methods look at
-FLAGS = ("batch_size", "learning_rate", "schedule", "warm_up", "optimizer", "weight_decay")
-FLAGS += ("clip", "ema")
 
 
 def compress(arguments: argparse.Namespace) -> int:
@@ -71,7 +69,7 @@ def _task(arguments: argparse.Namespace) -> Any:
 
 def _recipe(arguments, task: Any, methods: list) -> tuple[Any, int]:
     """How the network is trained and for how many epochs; 0 where no method needs it."""
-    from nas.recipe import Recipe, recipe_of
+    from nas.recipe import Recipe, asked, recipe_of
 
     epochs = arguments.epochs
     if epochs is None:
@@ -80,13 +78,9 @@ def _recipe(arguments, task: Any, methods: list) -> tuple[Any, int]:
             epochs = task.training.get("epochs", EPOCHS)
     if epochs and task is None:
         raise ValueError(f"--epochs {epochs} without examples; name a --task, or --data FILE.npz")
-    given = {name: getattr(arguments, name) for name in FLAGS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("weight_decay") and "optimizer" not in given:
-        given["optimizer"] = "adamw"
     recipe = recipe_of(task) if task is not None else Recipe()
     fine = {"learning_rate": FINE * recipe.learning_rate, "patience": None}
-    return dataclasses.replace(recipe, **(fine | given)), epochs
+    return dataclasses.replace(recipe, **(fine | asked(arguments))), epochs
 
 
 def _digest(model: Any) -> str:
@@ -187,8 +181,8 @@ def examples(task: Any, model: Any, count: int, seed: int) -> Any:
     if task is None:
         return None
     from compress.calibration import choose
-    from compress.data import Data
-    from nas.step import labels, prepared, taken
+    from compress.data import Data, taken
+    from nas.step import labels, prepared
 
     inputs, targets = task.train
     chosen = choose(inputs, targets, count, seed)

@@ -23,12 +23,8 @@ def flattened(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
         return model, opaque(model)
     made: dict[int, Any] = {}
     taken: set[str] = set()
-    inputs = {}
-    for tensor in whole.inputs:
-        old = tensor._keras_history.operation
-        new = keras.Input(batch_shape=old.batch_shape, dtype=old.dtype, name=old.name)
-        inputs[id(tensor)] = new
-        taken.add(old.name)
+    inputs = graph.inputs(whole)
+    taken |= {tensor._keras_history.operation.name for tensor in whole.inputs}
     tensors = _run(whole, dict(inputs), made, taken, "", None)
     flat = keras.Model(
         keras.tree.map_structure(lambda tensor: inputs[id(tensor)], whole.input),
@@ -88,31 +84,28 @@ def _wrapped(model: keras.Model) -> keras.Model:
 
 def _run(model, tensors: dict, made: dict, taken: set[str], prefix: str, training) -> dict:
     """Calls the layers of a Functional model on `tensors`, by id of its own ones; adds to them."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer = node.operation
-            if not node.input_tensors:
-                continue
-            args, kwargs = keras.tree.map_structure(
-                lambda x: tensors.get(id(x), x), (node.arguments.args, node.arguments.kwargs)
-            )
-            inner = _functional(layer)
-            if inner is None:
-                if id(layer) not in made:
-                    made[id(layer)] = _copied(layer, taken, prefix)
-                new = made[id(layer)]
-                if training is not None and getattr(new, "_call_has_training_arg", False):
-                    kwargs.setdefault("training", training)
-                outputs = new(*args, **kwargs)
-            else:  # one with training=False keeps it: frozen statistics
-                given = keras.tree.flatten((args, kwargs.get("inputs", ())))
-                begun = {id(old): x for old, x in zip(inner.inputs, given, strict=True)}
-                said = kwargs.get("training")
-                said = training if said is None else said
-                done = _run(inner, begun, made, taken, f"{prefix}{layer.name}_", said)
-                outputs = [done[id(tensor)] for tensor in inner.outputs]
-            for before, after in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
-                tensors[id(before)] = after
+    for node in graph.calls(model):
+        layer = node.operation
+        args, kwargs = keras.tree.map_structure(
+            lambda x: tensors.get(id(x), x), (node.arguments.args, node.arguments.kwargs)
+        )
+        inner = _functional(layer)
+        if inner is None:
+            if id(layer) not in made:
+                made[id(layer)] = _copied(layer, taken, prefix)
+            new = made[id(layer)]
+            if training is not None and getattr(new, "_call_has_training_arg", False):
+                kwargs.setdefault("training", training)
+            outputs = new(*args, **kwargs)
+        else:  # one with training=False keeps it: frozen statistics
+            given = keras.tree.flatten((args, kwargs.get("inputs", ())))
+            begun = {id(old): x for old, x in zip(inner.inputs, given, strict=True)}
+            said = kwargs.get("training")
+            said = training if said is None else said
+            done = _run(inner, begun, made, taken, f"{prefix}{layer.name}_", said)
+            outputs = [done[id(tensor)] for tensor in inner.outputs]
+        for before, after in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
+            tensors[id(before)] = after
     return tensors
 
 

@@ -1,7 +1,9 @@
 """How a network is trained: batch, optimizer, learning rates; a task may bring its own."""
 
+import argparse
 import dataclasses
 import math
+from typing import Any
 
 from nas.tasks.task import Task
 
@@ -75,6 +77,16 @@ class Recipe:
 def recipe_of(task: Task) -> Recipe:
     """The recipe that suits a task: that of a search, but for what the task says."""
     return Recipe(**{name: value for name, value in task.training.items() if name != "epochs"})
+
+
+def asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a Recipe that flags of the command line give."""
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name != "momentum"]
+    given = {name: getattr(arguments, name, None) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("weight_decay") and "optimizer" not in given:
+        given["optimizer"] = "adamw"  # plain adam has none
+    return given
 
 
 def identity(task: Task) -> str:

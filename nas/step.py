@@ -45,13 +45,6 @@ def count(part: tuple[Tree, Tree]) -> int:
     return len(next(iter(tree.values())) if isinstance(tree, dict) else tree)
 
 
-def taken(tree: Tree, chosen: np.ndarray | slice) -> Tree:
-    """Some of the examples of a tree."""
-    if isinstance(tree, dict):
-        return {name: array[chosen] for name, array in tree.items()}
-    return tree[chosen]
-
-
 def prepared(model) -> Callable[[Tree], Tree]:
     """A function that makes a task's inputs those of `model`: `pixels`, or its integers."""
     kinds = each(struct(model.input), lambda tensor: tensor.dtype)

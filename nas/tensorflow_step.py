@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from compress.data import taken
 from nas import step
 from nas.recipe import Recipe
 from nas.step import ADAM
@@ -120,7 +121,7 @@ class Engine:
             variable.assign(average)
 
     def _specs(self, part: tuple[Tree, Tree], batch_size: int) -> list[tf.TensorSpec]:
-        arrays = [step.taken(tree, slice(0, 1)) for tree in part]
+        arrays = [taken(tree, slice(0, 1)) for tree in part]
         flat = self._arrays(*arrays)
         self._inputs = step.prepared(self._model)(arrays[0])
         self._targets = step.labels(arrays[1])

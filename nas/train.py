@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.data import taken
 from nas.recipe import Recipe, identity, recipe_of
 from nas.step import (
     arrays_of,
@@ -22,7 +23,6 @@ from nas.step import (
     labels,
     prepared,
     struct,
-    taken,
     valid_batch,
 )
 from nas.tasks.task import Task, Tree, classification

@@ -13,7 +13,6 @@ from nas import backend, evaluate, spec
 from nas.recipe import Recipe
 
 EPOCHS = 10  # where neither the flags nor the task say
-FLAGS = [field.name for field in dataclasses.fields(Recipe) if field.name != "momentum"]
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -53,13 +52,9 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace, task: Any) -> tuple[Recipe, int | None]:
-    from nas.recipe import recipe_of
+    from nas.recipe import asked, recipe_of
 
-    given = {name: getattr(arguments, name) for name in FLAGS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("weight_decay") and "optimizer" not in given:
-        given["optimizer"] = "adamw"  # plain adam has none
-    recipe = dataclasses.replace(recipe_of(task), **given)
+    recipe = dataclasses.replace(recipe_of(task), **asked(arguments))
     epochs = arguments.epochs
     if epochs is None and arguments.minutes is None:
         epochs = task.training.get("epochs", EPOCHS)

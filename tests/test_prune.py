@@ -1,9 +1,6 @@
 """Magnitude pruning: tfmot's schedule, the exact sparsity, patterns where files want them."""
 
 import importlib
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -319,13 +316,6 @@ def test_other_runs_of_prune_have_their_own_masks():
 
 
 @pytest.mark.slow
-def test_jax():
+def test_jax(passes_on_jax):
     """What trains, on the other backend."""
-    tests = "step_by_step or may_come_back or other_runs"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests],
-        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-3000:]
+    passes_on_jax(__file__, "step_by_step or may_come_back or other_runs")

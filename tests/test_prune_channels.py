@@ -1,9 +1,6 @@
 """Structured pruning: leaving channels out is the same as zeros for them, in any graph."""
 
 import importlib
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -349,12 +346,5 @@ def test_groups_are_those_of_the_papers_figure():
 
 
 @pytest.mark.slow
-def test_jax():
-    tests = "taylor or scored_too or activation_is"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests],
-        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-3000:]
+def test_jax(passes_on_jax):
+    passes_on_jax(__file__, "taylor or scored_too or activation_is")

@@ -77,8 +77,9 @@ def main() -> None:
 
 def steps(keras, arguments) -> None:
     """Milliseconds (wall, cpu) of a step: ours, ours in mixed precision, stock `fit`."""
+    from compress.data import taken
     from nas import evaluate, spec
-    from nas.step import engine, labels, prepared, taken
+    from nas.step import engine, labels, prepared
 
     task = spec.task(arguments.task)
     family, config = spec.network(arguments.network)
