@@ -49,13 +49,15 @@ def compress(arguments: argparse.Namespace) -> int:
 
 
 def method_of(text: str) -> Any:
-    """The method a flag names; a teacher in a file is read."""
+    """The method a flag names; a teacher in a file is read, and known by its weights from then on."""
     method = spec.method(text)
     teacher = getattr(method, "teacher", None)
     if isinstance(teacher, str):
         from nas import models
 
-        method = dataclasses.replace(method, teacher=models.read(teacher).model, named=teacher)
+        model = models.read(teacher).model
+        named = f"{teacher} {_digest(model)}"
+        method = dataclasses.replace(method, teacher=model, named=named)
     return method
 
 

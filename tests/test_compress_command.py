@@ -102,6 +102,20 @@ def test_errors_are_one_line_and_exit_2(folder, monkeypatch, capfd, arguments, t
     assert not (folder / "b.keras").exists()
 
 
+def test_a_teacher_is_known_by_its_weights(folder, monkeypatch):
+    from nas import compressing
+
+    monkeypatch.chdir(folder)
+    model = compressing.method_of("distill:teacher=a.keras").teacher
+    names = set()
+    for change in (0.0, 0.0, 1e-3):
+        weight = model.weights[0]
+        weight.assign(weight + change)
+        model.save(folder / "teacher.keras")
+        names.add(repr(compressing.method_of("distill:teacher=teacher.keras")))
+    assert len(names) == 2
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(folder):
     generator = random.Random(os.environ.get("KILL_SEED", 0))
