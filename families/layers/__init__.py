@@ -9,6 +9,7 @@ from families.layers.frames import LastFrames, ValidContext, ValidFrames
 from families.layers.head_norm import HeadNormalization
 from families.layers.instruction_mask import MaskedFeedForward, MaskPredictor
 from families.layers.label_context import LabelContext
+from families.layers.layouts import BatchToDepth, DepthToBatch, DepthToSpace, SpaceToDepth
 from families.layers.log_mel import LogMel
 from families.layers.lstm import LSTM
 from families.layers.relative_attention import FrameAttention, RelativeAttention
@@ -21,8 +22,11 @@ from families.layers.weights import copy_weights
 __all__ = [
     "LSTM",
     "Attention",
+    "BatchToDepth",
     "CacheBias",
     "ClassToken",
+    "DepthToBatch",
+    "DepthToSpace",
     "Experts",
     "FrameAttention",
     "HeadNormalization",
@@ -36,6 +40,7 @@ __all__ = [
     "RelativeAttention",
     "Rotary",
     "RotaryAngles",
+    "SpaceToDepth",
     "TiedEmbedding",
     "ValidContext",
     "ValidFrames",

@@ -1,0 +1,111 @@
+"""Where a feature map keeps its pixels: in space, in channels or in the batch; reshapes only.
+
+Li et al., "Searching for Fast Model Families on Datacenter Accelerators", CVPR 2021
+(arXiv 2102.05610): the same pixels in another layout fill the matrix units of an accelerator
+better. All four leaves transpose at most four axes, which every exporter can.
+"""
+
+import keras
+from keras import ops
+
+
+class _Layout(keras.layers.Layer):
+    """A leaf without weights that moves values and computes nothing."""
+
+    # The batch of the output over that of the input: what an open batch in a graph does not tell.
+    batch_factor = 1.0
+
+    def macs(self, *_) -> int:
+        return 0
+
+
+@keras.saving.register_keras_serializable("nas")
+class SpaceToDepth(_Layout):
+    """(batch, h, w, c) -> (batch, ceil(h / 2), ceil(w / 2), 4 c); odd sizes get a row of zeros.
+
+    Channels are ordered by row, column and channel of their 2 x 2 pixels, as in `tf.nn`.
+    """
+
+    def call(self, inputs):
+        height, width, channels = inputs.shape[1:]
+        if height % 2 or width % 2:
+            inputs = ops.pad(inputs, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
+        rows, columns = -(-height // 2), -(-width // 2)
+        # The batch and the rows are one axis: two pixel rows, then pairs of pixels.
+        x = ops.reshape(inputs, (-1, 2, columns, 2 * channels))
+        x = ops.transpose(x, (0, 2, 1, 3))
+        return ops.reshape(x, (-1, rows, columns, 4 * channels))
+
+    def compute_output_shape(self, shape):
+        batch, height, width, channels = shape
+        return batch, -(-height // 2), -(-width // 2), 4 * channels
+
+
+@keras.saving.register_keras_serializable("nas")
+class DepthToSpace(_Layout):
+    """The inverse of `SpaceToDepth`: (batch, h, w, 4 c) -> (batch, *size, c).
+
+    size: height and width, at most 2 h and 2 w; what was added to odd sizes is cut off.
+    """
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = tuple(int(side) for side in size)
+
+    def call(self, inputs):
+        rows, columns, channels = inputs.shape[1:]
+        x = ops.reshape(inputs, (-1, columns, 2, channels // 2))
+        x = ops.transpose(x, (0, 2, 1, 3))
+        x = ops.reshape(x, (-1, 2 * rows, 2 * columns, channels // 4))
+        height, width = self.size
+        return x if self.size == (2 * rows, 2 * columns) else x[:, :height, :width, :]
+
+    def compute_output_shape(self, shape):
+        batch, rows, columns, channels = shape
+        if channels % 4 or self.size[0] > 2 * rows or self.size[1] > 2 * columns:
+            raise ValueError(
+                f"{self.name}: {shape[1:]} holds no image of size {self.size} four channels deep"
+            )
+        return batch, *self.size, channels // 4
+
+    def get_config(self):
+        return super().get_config() | {"size": self.size}
+
+
+@keras.saving.register_keras_serializable("nas")
+class DepthToBatch(_Layout):
+    """(batch, h, w, 4 c) -> (4 batch, h, w, c): four images of each, in its channels' order.
+
+    After `SpaceToDepth` it is space-to-batch: the four grids of every second pixel.
+    """
+
+    batch_factor = 4.0
+
+    def call(self, inputs):
+        rows, columns, channels = inputs.shape[1:]
+        x = ops.reshape(inputs, (-1, rows * columns, 4, channels // 4))
+        x = ops.transpose(x, (0, 2, 1, 3))
+        return ops.reshape(x, (-1, rows, columns, channels // 4))
+
+    def compute_output_shape(self, shape):
+        batch, rows, columns, channels = shape
+        if channels % 4:
+            raise ValueError(f"{self.name}: {channels} channels are not four times as many")
+        return None if batch is None else 4 * batch, rows, columns, channels // 4
+
+
+@keras.saving.register_keras_serializable("nas")
+class BatchToDepth(_Layout):
+    """The inverse of `DepthToBatch`: (4 batch, h, w, c) -> (batch, h, w, 4 c)."""
+
+    batch_factor = 0.25
+
+    def call(self, inputs):
+        rows, columns, channels = inputs.shape[1:]
+        x = ops.reshape(inputs, (-1, 4, rows * columns, channels))
+        x = ops.transpose(x, (0, 2, 1, 3))
+        return ops.reshape(x, (-1, rows, columns, 4 * channels))
+
+    def compute_output_shape(self, shape):
+        batch, rows, columns, channels = shape
+        return None if batch is None else batch // 4, rows, columns, 4 * channels
