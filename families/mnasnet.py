@@ -6,6 +6,7 @@ tensorflow/tpu models/official/mnasnet.
 """
 
 import dataclasses
+import math
 
 import keras
 
@@ -127,6 +128,42 @@ def _scaled(config: Config, multiplier: float) -> Config:
     )
     stem_filters = round_filters(config.stem_filters * multiplier)
     return dataclasses.replace(config, stem_filters=stem_filters, blocks=blocks)
+
+
+def scaled(
+    config: Config, *, depth: float = 1.0, width: float = 1.0, resolution: int | None = None
+) -> Config:
+    """The network deeper, wider and for images of `resolution` pixels: compound scaling.
+
+    Repeats are rounded up; channels of stem and blocks to what all of the network's own are
+    multiples of, at most 8; the head keeps its width, as in the released networks (arXiv
+    1905.11946, section 4, for the rule).
+
+    >>> scaled(VARIANTS["a1"], width=1.4) == VARIANTS["a1_x1.4"]
+    True
+    """
+    for name, factor in (("depth", depth), ("width", width)):
+        _check(0 < factor < math.inf, f"{name} factor", factor, "above 0")
+    divisor = math.gcd(8, config.stem_filters, *(block.filters for block in config.blocks))
+    blocks, inputs = [], config.stem_filters
+    for block in config.blocks:
+        # Alone it could not have a shortcut, and so says "none"; layers after it can.
+        alone = block.repeats == 1 and (block.stride > 1 or block.filters != inputs)
+        inputs = block.filters
+        changed = dataclasses.replace(
+            block,
+            filters=round_filters(block.filters * width, divisor),
+            repeats=math.ceil(block.repeats * depth),
+            skip="identity" if alone and block.skip == "none" else block.skip,
+        )
+        blocks.append(changed)
+    shape = config.input_shape
+    return dataclasses.replace(
+        config,
+        input_shape=shape if resolution is None else (resolution, resolution, shape[2]),
+        stem_filters=round_filters(config.stem_filters * width, divisor),
+        blocks=tuple(blocks),
+    )
 
 
 _A1 = Config(

@@ -1,0 +1,121 @@
+"""Compound scaling: what published families did with depth, width and resolution, and two laws.
+
+Tan and Le, "EfficientNet", ICML 2019 (arXiv 1905.11946); Li et al., "Searching for Fast Model
+Families on Datacenter Accelerators", CVPR 2021 (arXiv 2102.05610): latency-aware compound scaling
+(LACS). The rows are those of the released code, tensorflow/tpu models/official/efficientnet.
+"""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+BASE_PIXELS = 224  # the side of B0's images, of which resolutions are multiples
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """How much deeper, wider and finer than its base a network is; the base has 1, 1, 1."""
+
+    depth: float = 1.0
+    width: float = 1.0
+    resolution: float = 1.0
+
+    @property
+    def phi(self) -> float:
+        """The base-2 logarithm of the multiply-adds, relative to the base: depth width^2 res^2."""
+        return math.log2(self.depth * self.width**2 * self.resolution**2)
+
+    def of(self, config: Any) -> Any:
+        """The base network `config` with these factors, by `scaled` of its family."""
+        pixels = max(1, round(config.input_shape[0] * self.resolution))
+        return scaling_of(config)(config, depth=self.depth, width=self.width, resolution=pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """One number for a whole family: depth = alpha^phi, width = beta^phi, resolution = gamma^phi.
+
+    >>> PowerLaw(1.2, 1.1, 1.15)(1).depth
+    1.2
+    """
+
+    alpha: float
+    beta: float
+    gamma: float
+
+    def __call__(self, phi: float) -> Factors:
+        return Factors(self.alpha**phi, self.beta**phi, self.gamma**phi)
+
+
+# Found for EfficientNet-B1 with accuracy as the only objective (arXiv 1905.11946, section 4).
+SINGLE_OBJECTIVE = PowerLaw(1.2, 1.1, 1.15)
+# The laws of LACS' networks: with EfficientNet's phi of each level, all GPU rows of PUBLISHED and b1
+# to b4 of the TPU's follow them within .05 and 2 pixels. The larger TPU networks leave the law:
+# wider, shallower, of smaller images.
+LACS_GPU = PowerLaw(1.298, 1.159, 1.071)
+LACS_TPU = PowerLaw(1.292, 1.142, 1.089)
+
+
+def _rows(*rows: tuple[float, float, int]) -> dict[str, Factors]:
+    """Rows of (width, depth, pixels), as the released code has them, from b1 on."""
+    return {
+        f"b{level}": Factors(depth, width, pixels / BASE_PIXELS)
+        for level, (width, depth, pixels) in enumerate(rows, 1)
+    }
+
+
+PUBLISHED: dict[str, dict[str, Factors]] = {
+    "efficientnet": _rows(
+        (1.0, 1.1, 240),
+        (1.1, 1.2, 260),
+        (1.2, 1.4, 300),
+        (1.4, 1.8, 380),
+        (1.6, 2.2, 456),
+        (1.8, 2.6, 528),
+        (2.0, 3.1, 600),
+    ),
+    "tpu": _rows(
+        (1.05, 1.09, 229),
+        (1.13, 1.29, 244),
+        (1.27, 1.62, 263),
+        (1.54, 2.38, 299),
+        (1.96, 2.76, 332),
+        (2.75, 3.01, 328),
+        (3.26, 3.44, 350),
+    ),
+    "gpu": _rows(
+        (1.05, 1.09, 229),
+        (1.13, 1.24, 237),
+        (1.31, 1.63, 255),
+        (1.63, 2.40, 282),
+        (1.94, 3.29, 306),
+        (2.25, 4.28, 328),
+        (2.58, 5.46, 350),
+    ),
+}
+
+
+def fitted(rows: Iterable[tuple[float, Factors]]) -> PowerLaw:
+    """The power law nearest to (phi, factors) rows: least squares of the factors' logarithms."""
+    phis, factors = zip(*rows, strict=True)
+    phis = np.asarray(phis)
+    if not (phis**2).sum() > 0:
+        raise ValueError("a power law needs a network larger or smaller than its base")
+    logs = np.log([(one.depth, one.width, one.resolution) for one in factors])
+    slopes = (phis[:, None] * logs).sum(axis=0) / (phis**2).sum()
+    return PowerLaw(*np.exp(slopes).tolist())
+
+
+def scaling_of(config: Any) -> Callable:
+    """`scaled` of the family of a Config; `ValueError` where it has none."""
+    family = importlib.import_module(type(config).__module__)
+    if not hasattr(family, "scaled"):
+        raise ValueError(
+            f"{family.__name__.rpartition('.')[2]} networks cannot be scaled: their family has no"
+            " scaled(config, depth, width, resolution)"
+        )
+    return family.scaled
