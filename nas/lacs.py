@@ -53,7 +53,7 @@ class PowerLaw:
 
 # Found for EfficientNet-B1 with accuracy as the only objective (arXiv 1905.11946, section 4).
 SINGLE_OBJECTIVE = PowerLaw(1.2, 1.1, 1.15)
-# The laws of LACS' networks: with EfficientNet's phi of each level, all GPU rows of PUBLISHED and b1
+# The laws of LACS: with EfficientNet's phi of each level, all GPU rows of PUBLISHED and b1
 # to b4 of the TPU's follow them within .05 and 2 pixels. The larger TPU networks leave the law:
 # wider, shallower, of smaller images.
 LACS_GPU = PowerLaw(1.298, 1.159, 1.071)
