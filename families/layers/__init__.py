@@ -3,9 +3,11 @@
 from families.layers.activations import gelu
 from families.layers.attention import Attention
 from families.layers.cached import CacheBias, KeepLast
+from families.layers.detections import Anchors, Detections
 from families.layers.embedding import TiedEmbedding
 from families.layers.experts import Experts
 from families.layers.frames import LastFrames, ValidContext, ValidFrames
+from families.layers.fusion import Fusion
 from families.layers.head_norm import HeadNormalization
 from families.layers.instruction_mask import MaskedFeedForward, MaskPredictor
 from families.layers.label_context import LabelContext
@@ -21,14 +23,17 @@ from families.layers.weights import copy_weights
 
 __all__ = [
     "LSTM",
+    "Anchors",
     "Attention",
     "BatchToDepth",
     "CacheBias",
     "ClassToken",
     "DepthToBatch",
     "DepthToSpace",
+    "Detections",
     "Experts",
     "FrameAttention",
+    "Fusion",
     "HeadNormalization",
     "KeepLast",
     "LabelContext",

@@ -1,0 +1,108 @@
+"""The ends of a detector: anchors beside what it gives while it is trained, objects in the end."""
+
+import keras
+from keras import ops
+
+from families.objectives import boxes
+
+
+@keras.saving.register_keras_serializable("nas")
+class Anchors(keras.layers.Layer):
+    """(batch, A, ...) -> the anchors (batch, A, 4) of an image, the same for every image.
+
+    A network that gives them out with its codes can be trained and read without being known. See
+    `families.objectives.boxes.anchors`.
+    """
+
+    def __init__(self, input_shape_of_image, levels, scale, **kwargs):
+        super().__init__(**kwargs)
+        self.input_shape_of_image = tuple(input_shape_of_image)
+        self.levels = tuple(levels)
+        self.scale = scale
+
+    def call(self, inputs):
+        around = boxes.anchors(self.input_shape_of_image, self.levels, self.scale)
+        return ops.broadcast_to(
+            ops.convert_to_tensor(around), (ops.shape(inputs)[0], *around.shape)
+        )
+
+    def compute_output_spec(self, inputs):
+        places = boxes.sizes(self.input_shape_of_image, self.levels)
+        count = boxes.PER_PLACE * sum(rows * columns for rows, columns in places)
+        return keras.KerasTensor((inputs.shape[0], count, 4), "float32")
+
+    def macs(self, *_) -> int:
+        return 0
+
+    def get_config(self):
+        return super().get_config() | {
+            "input_shape_of_image": self.input_shape_of_image,
+            "levels": self.levels,
+            "scale": self.scale,
+        }
+
+
+@keras.saving.register_keras_serializable("nas")
+class Detections(keras.layers.Layer):
+    """[logits (batch, A, classes), codes (batch, A, 4)] -> objects (`boxes.found`), as three.
+
+    That is boxes (batch, most, 4), scores and classes (batch, most). By convention it has no MACs:
+    overlaps are no multiplications of weights.
+    """
+
+    def __init__(
+        self,
+        input_shape_of_image,
+        levels,
+        scale,
+        candidates=boxes.CANDIDATES,
+        most=boxes.MOST,
+        overlap=boxes.OVERLAP,
+        least_score=boxes.LEAST_SCORE,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.input_shape_of_image = tuple(input_shape_of_image)
+        self.levels = tuple(levels)
+        self.scale = scale
+        self.candidates = candidates
+        self.most = most
+        self.overlap = overlap
+        self.least_score = least_score
+
+    def call(self, inputs):
+        logits, codes = inputs
+        around = boxes.anchors(self.input_shape_of_image, self.levels, self.scale)
+        objects = boxes.found(
+            logits,
+            codes,
+            around,
+            self.input_shape_of_image,
+            candidates=self.candidates,
+            most=self.most,
+            overlap=self.overlap,
+            least_score=self.least_score,
+        )
+        return objects["boxes"], objects["scores"], objects["classes"]
+
+    def compute_output_spec(self, inputs):
+        batch = inputs[0].shape[0]
+        return (
+            keras.KerasTensor((batch, self.most, 4), "float32"),
+            keras.KerasTensor((batch, self.most), "float32"),
+            keras.KerasTensor((batch, self.most), "int32"),
+        )
+
+    def macs(self, *_) -> int:
+        return 0
+
+    def get_config(self):
+        return super().get_config() | {
+            "input_shape_of_image": self.input_shape_of_image,
+            "levels": self.levels,
+            "scale": self.scale,
+            "candidates": self.candidates,
+            "most": self.most,
+            "overlap": self.overlap,
+            "least_score": self.least_score,
+        }
