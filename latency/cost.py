@@ -61,7 +61,9 @@ def count(model: keras.Model) -> Cost:
     6912
     """
     rows, uncounted, seen = [], [], set()
-    for node in calls(model):
+    nodes = calls(model)
+    times = samples(nodes)
+    for node in nodes:
         operation = node.operation
         macs = _macs(node)
         if macs is None:
@@ -74,10 +76,10 @@ def count(model: keras.Model) -> Cost:
                 name=operation.name,
                 type=type(operation).__name__,
                 params=sum(math.prod(weight.shape) for weight in weights),
-                macs=macs or 0,
+                macs=(macs or 0) * times.get(id(node.outputs[0]), 1),
                 weight_bytes=sum(_bytes(weight) for weight in weights),
-                input_bytes=sum(_bytes(tensor) for tensor in node.input_tensors),
-                output_bytes=sum(_bytes(tensor) for tensor in node.outputs),
+                input_bytes=sum(_bytes(t) * times.get(id(t), 1) for t in node.input_tensors),
+                output_bytes=sum(_bytes(t) * times.get(id(t), 1) for t in node.outputs),
             )
         )
     return Cost(
@@ -108,6 +110,20 @@ def calls(model: keras.Model) -> list:
             name = node.operation.name
             raise ValueError(f"count: expected a flat model, but {name!r} is a model")
     return nodes
+
+
+def samples(nodes: list) -> dict[int, int]:
+    """By the id of each tensor of `calls`: how many samples it holds for one of the model.
+
+    1, but where layers with a `batch_factor` move pixels into an open batch, of which shapes do not
+    tell (`families.layers.DepthToBatch`).
+    """
+    found: dict[int, int] = {}
+    for node in nodes:
+        held = max((found.get(id(tensor), 1) for tensor in node.input_tensors), default=1)
+        held = round(held * getattr(node.operation, "batch_factor", 1))
+        found |= {id(t): held for t in node.outputs if held > 1 and t.shape[:1] == (None,)}
+    return found
 
 
 def _macs(node) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from latency import layouts
 from latency.graph import SAME, VALID, Graph
 from latency.signature import names
 
@@ -34,19 +35,23 @@ def assemble(model: Any) -> bytes:
     for tensor in model.inputs:
         if tensor.dtype != "float32":
             raise ValueError(f"input {tensor.name!r}: only float32 is written, got {tensor.dtype}")
+    from latency.cost import samples  # noqa: PLC0415 (it imports Keras)
+
     named = names(model)
     graph = Graph()
     tensors = {id(t): graph.tensor(_batch_one(t.shape, t.name), t.name) for t in model.inputs}
     inputs = list(tensors.values())
-    for depth in sorted(nodes_by_depth, reverse=True):
-        for node in nodes_by_depth[depth]:
-            layer = node.operation
-            if not node.input_tensors:
-                continue  # an InputLayer: its tensor is among model.inputs
-            read = [tensors[id(tensor)] for tensor in node.input_tensors]
-            made = node.output_tensors[0]
-            write = _writer(layer)
-            tensors[id(made)] = write(graph, layer, read, _batch_one(made.shape, layer.name))
+    nodes = [node for depth in sorted(nodes_by_depth)[::-1] for node in nodes_by_depth[depth]]
+    held = samples(nodes)
+    for node in nodes:
+        layer = node.operation
+        if not node.input_tensors:
+            continue  # an InputLayer: its tensor is among model.inputs
+        read = [tensors[id(tensor)] for tensor in node.input_tensors]
+        made = node.output_tensors[0]
+        shape = _batch_one(made.shape, layer.name)
+        shape = (held.get(id(made), 1), *shape[1:])
+        tensors[id(made)] = _writer(layer)(graph, layer, read, shape)
     outputs = graph.fuse(inputs, [tensors[id(tensor)] for tensor in model.outputs])
     return graph.serialize(inputs, outputs, named)
 
@@ -67,6 +72,11 @@ def _unsupported(layer, came: str, supported: str) -> ValueError:
 def _writer(layer):
     """The writer of a stock Keras layer (a subclass may compute something else: not trusted)."""
     kind = type(layer)
+    import keras  # noqa: PLC0415 (`model` is of it; its backend is the caller's choice)
+
+    leaf = layouts.WRITERS.get(keras.saving.get_registered_name(kind))
+    if leaf is not None:
+        return leaf
     if not kind.__module__.startswith("keras.") or kind.__name__ not in _WRITERS:
         raise _unsupported(layer, f"{kind.__module__}.{kind.__name__}", ", ".join(sorted(_WRITERS)))
     if getattr(layer, "data_format", "channels_last") != "channels_last":
