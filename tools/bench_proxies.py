@@ -1,0 +1,192 @@
+"""How well cheap evaluators rank networks as full training does, and how many a minute they judge.
+
+    python tools/bench_proxies.py truth --jsonl proxies.jsonl     # full training, the longest part
+    python tools/bench_proxies.py judge --jsonl proxies.jsonl     # every other evaluator
+    python tools/bench_proxies.py report --jsonl proxies.jsonl
+
+A fixed sample of the mnasnet space (`--networks` distinct ones that a random sampler with seed 0
+proposes around `--base`) on Fashion-MNIST, 28x28. truth: `--epochs` on all training images with the
+task's recipe, judged on the validation images and, if the file has them, on the test images: 8,330
+images instead of 3,330, for networks differ by little. judge: what costs less,
+
+    train:E,N       E epochs on N training images (the search's own evaluator), judged as a search
+    synflow, naswot zero-cost scores (nas/zero_cost.py) of untrained networks
+    flops, params   counts, the baselines
+
+Every row is appended as soon as it is known, and what is there is not done again: the same command
+goes on. Times are those of this process' CPU, building and compiling included: on a busy machine
+the clock says nothing. Prints a Markdown table.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import optuna
+
+from nas import evaluate, spec
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+EVALUATORS = (
+    *("train:1,2000", "train:1,4000", "train:4,4000", "train:1,16000"),
+    *("synflow", "naswot", "flops", "params"),
+)
+RESAMPLES = 2000  # of the networks, for the spread of a correlation
+
+
+def sample(count: int, base: str) -> list:
+    """Distinct networks (Configs) of the mnasnet space, the same ones at every call."""
+    from search_spaces import mnasnet as space
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found = {}
+    while len(found) < count:
+        config = dataclasses.replace(
+            space.sample(study.ask(), base=base), input_shape=(28, 28, 1), classes=10
+        )
+        found.setdefault(evaluate.key(config), config)
+    return list(found.values())
+
+
+def train(config, task, epochs: int) -> dict:
+    """Accuracy and loss after training, weights and order as in a search."""
+    from nas.train import fit
+
+    kept = fit(evaluate.build(config), task, epochs, 0).kept
+    return {"quality": kept.quality, "loss": kept.valid_loss}
+
+
+def truth(config, epochs: int) -> dict:
+    """Full training, judged on everything it did not see."""
+    task = spec.task("fashion_mnist")
+    shared = os.environ.get("NAS_DATA", ROOT.parent / "shared" / "data")
+    for file in sorted(pathlib.Path(shared, "images").glob("fashion_mnist*.npz"))[:1]:
+        with np.load(file) as data:
+            images, labels = data["x_test"][..., None], data["y_test"].astype(np.int32)
+        valid = (np.concatenate([task.valid[0], images]), np.concatenate([task.valid[1], labels]))
+        task = dataclasses.replace(task, valid=valid)
+    return train(config, task, epochs) | {"epochs": epochs, "images": len(task.valid[0])}
+
+
+def judge(config, evaluator: str) -> dict:
+    """What an evaluator thinks of a network: {quality}, higher is better."""
+    if evaluator.startswith("train:"):
+        epochs, images = map(int, evaluator.removeprefix("train:").split(","))
+        task = spec.task("fashion_mnist")
+        inputs, labels = task.train
+        chosen = np.random.default_rng(0).permutation(len(labels))[:images]
+        task = dataclasses.replace(task, train=(inputs[chosen], labels[chosen]))
+        return train(config, task, epochs)
+    from nas import zero_cost
+
+    task = spec.task("fashion_mnist")
+    return {"quality": zero_cost.score(evaluator, evaluate.build(config), task)}
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """The rows so far; the last one may have been cut off."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            print(f"left out, cut off: {line[:60]}", file=sys.stderr)
+    return rows
+
+
+def fill(path: pathlib.Path, configs: list, name: str, work: Callable) -> None:
+    """Append what `work(config)` gives for each network that has no row of this name yet."""
+    import keras
+
+    done = {row["network"] for row in read(path) if row["evaluator"] == name}
+    for number, config in enumerate(configs):
+        if (network := evaluate.key(config)) in done:
+            continue
+        cpu, wall = time.process_time(), time.monotonic()
+        row = {"evaluator": name, "network": network, "number": number} | work(config)
+        row |= {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{name} {number + 1}/{len(configs)}: {row['quality']:.4f},"
+            f" {row['cpu_s']:.1f} s of CPU, {row['wall_s']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        keras.backend.clear_session()
+        gc.collect()
+
+
+def report(rows: list[dict]) -> None:
+    """Rank correlations with the truth, with 90 % intervals over resampled networks."""
+    from scipy import stats
+
+    columns: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        columns.setdefault(row["evaluator"], {})[row["network"]] = row
+    real = columns.get("truth", {})
+    if len(real) < 3:
+        raise SystemExit(f"the truth has {len(real)} networks; run `truth` first")
+    qualities = [row["quality"] for row in real.values()]
+    epochs, images = (next(iter(real.values()))[name] for name in ("epochs", "images"))
+    minutes = sum(row["cpu_s"] for row in real.values()) / 60
+    print(
+        f"truth: {len(real)} networks, {epochs} epochs, judged on {images} images:"
+        f" {min(qualities):.2%} to {max(qualities):.2%}, {minutes:.1f} min of CPU\n"
+    )
+    print("| evaluator | networks | Spearman | 90 % | Kendall | networks a minute of one core |")
+    print("|---|---|---|---|---|---|")
+    generator = np.random.default_rng(0)
+    for name, found in columns.items():
+        both = sorted(real.keys() & found.keys())
+        if len(both) < 3:
+            continue
+        a, b = (np.array([part[key]["quality"] for key in both]) for part in (found, real))
+        draws = [generator.integers(len(both), size=len(both)) for _ in range(RESAMPLES)]
+        spread = [stats.spearmanr(a[d], b[d]).statistic for d in draws if len(set(d)) > 2]
+        low, high = np.nanquantile(spread, (0.05, 0.95))
+        seconds = np.mean([found[key]["cpu_s"] for key in both])
+        print(
+            f"| {name} | {len(both)} | {stats.spearmanr(a, b).statistic:.2f} |"
+            f" {low:.2f} to {high:.2f} | {stats.kendalltau(a, b).statistic:.2f} |"
+            f" {60 / seconds:.1f} |"
+        )
+
+
+def main() -> None:
+    """Run what the flags ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("section", choices=["truth", "judge", "report"])
+    parser.add_argument("--jsonl", type=pathlib.Path, required=True, help="rows are appended to it")
+    parser.add_argument("--networks", type=int, default=18)
+    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--epochs", type=int, default=6, help="of the truth")
+    parser.add_argument("--evaluators", nargs="+", default=list(EVALUATORS))
+    options = parser.parse_args()
+    if options.section == "report":
+        return report(read(options.jsonl))
+    options.jsonl.parent.mkdir(parents=True, exist_ok=True)
+    configs = sample(options.networks, options.base)
+    if options.section == "truth":
+        return fill(options.jsonl, configs, "truth", lambda one: truth(one, options.epochs))
+    for name in options.evaluators:
+        fill(options.jsonl, configs, name, lambda one, name=name: judge(one, name))
+
+
+if __name__ == "__main__":
+    main()
