@@ -18,6 +18,7 @@ from latency.target import (
     DoesNotFit,
     Found,
     Kind,
+    Latency,
     Target,
     TargetUnavailable,
     Timing,
@@ -116,6 +117,25 @@ class GPU(Target):
         if how == "compiled":
             return self._compiled(model, batch_size)
         return roofline.layer_graph(_loaded(model), batch_size, self.dtype)
+
+    def explain(self, model: Any, latency: Latency) -> Any:
+        """The kernels under the chip's roof; their times are estimates though a total be measured.
+
+        Of an attached GPU the kernels are XLA's where its plugin compiles for it, else the layers.
+        """
+        from latency import roof, why
+
+        target, chip = self, self._chip()
+        if latency.kind is Kind.MEASURED:
+            how = "layers" if _lacks_jax() or not _compilable(chip) else "compiled"
+            target = dataclasses.replace(self, chip=chip.name, how=how)
+        kind, how = target._plan()
+        kernels, _ = target.costs(model, latency.batch_size)
+        entry = target._calibration(how)
+        rates = roofline.Rates(**entry["rates"]) if entry else roofline.Rates()
+        ms = roofline.times_ms(kernels, chip, self.dtype, rates).tolist()
+        about = roof.of_gpu(chip, self.dtype, rates.launch_us)
+        return why.explain(kernels, ms, roof=about, latency=latency, kind=kind)
 
     def calibrate(
         self, points: Sequence[tuple[Sequence[roofline.Kernel], float]]

@@ -102,7 +102,7 @@ def layer_graph(
     sizes = _Sizes(batch_size, dtype)
     for node, row in zip(nodes, rows, strict=True):
         inputs = list({id(tensor): tensor for tensor in node.input_tensors}.values())
-        kind = _class_of(node.operation, row)
+        kind = class_of(node.operation, row)
         if kind is None:
             home = next((made_by[id(one)] for one in inputs if id(one) in made_by), None)
             if home is not None:
@@ -186,7 +186,7 @@ def _home(
     return max(homes, default=None)
 
 
-def _class_of(operation: Any, row: Any) -> str | None:
+def class_of(operation: Any, row: Any) -> str | None:
     """The class of one layer's call, None where it computes nothing."""
     name = row.type
     if name in _VIEWS:

@@ -196,6 +196,20 @@ class Target(abc.ABC):
         """
         raise ValueError(f"{self!r} cannot run for long: nothing in it warms up")
 
+    def explain(self, model: Any, latency: Latency) -> Any:
+        """Where `latency`, which this target told of `model`, goes: a `why.Explanation`.
+
+        Raises `ValueError` where it is not known what the device can do at most.
+        """
+        if not self.runs_tflite:
+            raise ValueError(
+                f"{self!r}: what it can do at most is not known (it is of cpu, android, ssh, tpu, "
+                "gpu)"
+            )
+        from latency import why
+
+        return why.of_litert(self, model, latency)
+
     @property
     def stands_for(self) -> str | None:
         """The spec of the real device that a predictor was fitted on, where there is one."""

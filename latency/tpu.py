@@ -11,12 +11,13 @@ import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency import jax_process, tpu_calibration, tpu_chips, tpu_compile
+from latency import jax_process, keras_file, tpu_calibration, tpu_chips, tpu_compile
 from latency.record import utc_now, write_json
 from latency.target import (
     DoesNotFit,
     Found,
     Kind,
+    Latency,
     Target,
     TargetUnavailable,
     Timing,
@@ -193,14 +194,44 @@ class TPU(Target):
             traffic += copying * operation["times"]
             if operation["overlapped"]:
                 continue
-            computing = self._cycles(operation)[0] / chip.clock_ghz / 1e6
-            ms = max(computing, copying) * operation["times"]
+            ms = self._ms(operation)
             total += ms
             name = operation["layer"]
             kind = operation["type"] or "XLA"  # a copy into another layout, and the like
             row = {"name": name, "type": kind, "ms": 0.0, "within": "graph"}
             rows.setdefault(name, row)["ms"] += ms
         return max(total, traffic), list(rows.values())
+
+    def explain(self, model: Any, latency: Latency) -> Any:
+        """The compiled program's operations, whose times are COMPILED though a total be measured.
+
+        An operation that runs beside others has none. FLOPs are the layers', bytes those of HBM.
+        """
+        from latency import roof, tpu_kernels, why
+
+        target = self
+        if self.chip is None:
+            chip = tpu_chips.of_kind(attached()[0][0])
+            if chip is None:
+                raise ValueError(f"{self.device}: what it can do at most is not known")
+            target = dataclasses.replace(self, chip=chip.name)
+        record = target.compile(model, latency.batch_size)
+        loaded = keras_file.load(Path(model)) if isinstance(model, (str, Path)) else model
+        kernels, notes = tpu_kernels.kernels(record, loaded, latency.batch_size)
+        ms = [None if one["overlapped"] else target._ms(one) for one in record["operations"]]
+        if latency.kind is Kind.COMPILED:  # its calibration is in the operations, too
+            times = latency.median_ms / self.estimate(record)[0]
+            ms = [one and one * times for one in ms]
+        ms += [None] * (len(kernels) - len(ms))
+        roof = roof.of_tpu(tpu_chips.named(target.chip))
+        return why.explain(kernels, ms, roof=roof, latency=latency, kind=Kind.COMPILED, notes=notes)
+
+    def _ms(self, operation: dict[str, Any]) -> float:
+        """The longer of an operation's cycles and its traffic, as often as it runs."""
+        chip = tpu_chips.named(self.chip)
+        computing = self._cycles(operation)[0] / chip.clock_ghz / 1e6
+        copying = operation["hbm_bytes"] / chip.bandwidth_gbs / 1e6
+        return max(computing, copying) * operation["times"]
 
     def _cycles(self, operation: dict[str, Any]) -> tuple[int, str]:
         """The cycles of an operation, and where they are from."""

@@ -17,7 +17,7 @@ from latency import jax_worker, tpu_chips, tpu_schedule
 from latency.record import write_json
 from latency.target import TargetUnavailable
 
-FORMAT = 2  # of the record; raised when what is read from the compiler changes
+FORMAT = 3  # of the record; raised when what is read from the compiler changes
 # Beside these the caller adds the folder of the dump; libtpu reads them when it is loaded.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # never waits for, or takes, a TPU that is there
@@ -137,6 +137,7 @@ def _facts(compiled: Any, dump: Path, layers: dict, variables: dict) -> dict[str
         row = dataclasses.asdict(operation)
         row["layer"] = layer = layer_of(row.pop("source"), layers, variables)
         row["type"] = layers.get(layer, "")
+        row["products"] = [layer_of(one, layers, variables) for one in operation.products]
         operations.append(row)
     costs = compiled.cost_analysis() or {}
     return {

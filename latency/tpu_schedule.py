@@ -21,6 +21,7 @@ _FREE = {
     "partition-id",
 }
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_PRODUCTS = {"convolution", "dot"}
 _BITS = {"pred": 8, "token": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|\d+)\s+(?:([A-Z]{2})\s*)?:\s*(>*)\s*\{")
@@ -42,6 +43,7 @@ class Operation:
     hbm_bytes: int  # that it reads and writes
     times: int = 1  # it runs, in a loop
     overlapped: bool = False  # a copy that runs beside others
+    products: tuple[str, ...] = ()  # names, as `source`, of the matrix products within it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,16 @@ def _walk(name: str, computations: dict, cycles: dict[str, int], times: int):
             hbm_bytes=_moved(one.shape) if started else _traffic(one, shapes, computations),
             times=times,
             overlapped=started,
+            products=tuple(_products(one, computations)),
         )
+
+
+def _products(one: Instruction, computations: dict):
+    """JAX's names of the convolutions and matrix products of an operation, fused ones too."""
+    if one.opcode in _PRODUCTS:
+        yield one.attribute(r'op_name="([^"]*)"') or ""
+    for inner in computations.get(one.attribute(r"calls=%([\w.\-]+)") or "", ()):
+        yield from _products(inner, computations)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:

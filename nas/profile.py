@@ -11,7 +11,7 @@ from typing import Any
 
 from latency import keras_file
 from latency.target import Latency, Target, TargetUnavailable
-from nas import backend, profile_store, spec
+from nas import backend, profile_store, spec, why
 from nas.study import Settings
 
 _COPIES = 3  # of the weights, in float32: the Keras model, its file, the runtime's packed ones
@@ -22,10 +22,11 @@ def profile(arguments: argparse.Namespace) -> int:
     batches = _batches(arguments.batch)
     seconds = None if arguments.sustained is None else _seconds(arguments.sustained)
     targets = {text: spec.target(text) for text in arguments.target or Settings.targets}
+    plot = why.plot_file(arguments.plot) if arguments.why else None
     models = {name: _model(name) for name in dict.fromkeys(arguments.model)}
     if seconds is not None:
         return _sustained(arguments, targets, models, batches, seconds)
-    from nas.report import latency_table
+    from nas.report import latency_table, why_plot, why_table
 
     rows: list[dict] = []
     failures: list[str] = []
@@ -40,12 +41,22 @@ def profile(arguments: argparse.Namespace) -> int:
             }
             for name, latency in _timed(target, text, models, options, failures, arguments.debug):
                 rows.append({"model": name, "spec": text, "latency": latency})
+    found = why.explained(rows, targets, models, failures) if plot else []
+    if found:
+        why_plot.draw(plot, found)
     if arguments.json:
-        print(json.dumps([_as_json(row) for row in rows], indent=1, default=repr))
+        told = {id(row["latency"]): row["why"].to_json() for row in found}
+        content = [_as_json(row) for row in rows]
+        for row, record in zip(rows, content, strict=True):
+            record |= {"why": told.get(id(row["latency"])), "plot": str(plot)} if plot else {}
+        print(json.dumps(content, indent=1, default=repr))
     elif rows:
         print(latency_table.table(rows))
         if arguments.ops:
             print(latency_table.operations(rows))
+        if found:
+            print(why_table.table(found))
+            print(f"plot      {plot}")
     for failure in failures:
         print(f"nas: {failure}", file=sys.stderr)
     return 2 if failures else 0
