@@ -40,11 +40,13 @@ class Task:
     float32, integers, or uint8 pixels of which the network sees x / 255 (`pixels`).
     `fields` are what the data decides of a family's Config, e.g. input_shape and classes.
     `loss(outputs, targets)` gives losses (batch,), in `keras.ops`, to be minimized on average.
-    `scorer(model, predict)` gives a function (inputs, targets) -> scores (batch,) from 0 to 1,
-    of which `average` makes the quality; `predict(inputs)` runs the network on a batch, `model` is
-    there for what needs parts of it. `metric` is the score's name.
+    `scorer(model, predict)` gives a function (inputs, targets) -> scores (batch,) from 0 to 1, or
+    rows of numbers (batch, ...), of which `average` makes the quality, from those of all examples;
+    `predict(inputs)` runs the network on a batch, `model` is there for what needs parts of it.
+    `metric` is the score's name.
     `training` are the fields of nas.recipe.Recipe in which this task differs, and "epochs".
-    `augment(inputs, generator)` changes a batch of training inputs, before `pixels`.
+    `augment(inputs, generator)` changes a batch of training inputs, before `pixels`;
+    `augment_both(inputs, targets, generator)` one whose targets change with them, such as boxes.
     `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
     comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).
     """
@@ -60,6 +62,7 @@ class Task:
     metric: str = "accuracy"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: Callable[[Tree, np.random.Generator], Tree] | None = None
+    augment_both: Callable[[Tree, Tree, np.random.Generator], tuple[Tree, Tree]] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     @property
