@@ -20,7 +20,7 @@ LANDED = (0.96, 1.0)
 STEP = 1 / 64  # of the base-2 logarithm of a factor: below what one channel makes of 64
 WIDEST, NARROWEST = 3.0, -4.0  # base-2 logarithms of widths
 PHI = (-12.0, 12.0)
-PIXELS = (0, 1, -1, 2, -2)
+PIXELS = (0, 1, -1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,301 @@
+"""Families of scaled networks: published laws, landing on budgets, the command, resuming."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import optuna
+import pytest
+
+from families import mnasnet
+from families.layers import shapes_only
+from latency.cost import count
+from nas import found_config, handover, scale, storage
+from nas.lacs import (
+    BASE_PIXELS,
+    LACS_GPU,
+    LACS_TPU,
+    PUBLISHED,
+    SINGLE_OBJECTIVE,
+    Factors,
+    fitted,
+    scaling_of,
+)
+from nas.landing import LANDED, Lander, solve
+from nas.main import main
+
+TINY = dataclasses.replace(mnasnet.VARIANTS["tiny"], input_shape=(32, 32, 1))
+LEVELS = [f"b{level}" for level in range(1, 8)]
+
+
+@pytest.fixture(scope="module")
+def macs():
+    """The cost of a network in multiply-adds: a target that is exact, and quick."""
+    known = {}
+
+    def cost(config) -> float:
+        if config not in known:
+            with shapes_only():
+                known[config] = float(count(mnasnet.build(config)).macs)
+        return known[config]
+
+    return cost
+
+
+def test_published_rows_are_all_there():
+    assert {name: sorted(rows) for name, rows in PUBLISHED.items()} == {
+        name: LEVELS for name in ("efficientnet", "tpu", "gpu")
+    }
+
+
+@pytest.mark.parametrize(("name", "law", "levels"), [("gpu", LACS_GPU, 7), ("tpu", LACS_TPU, 4)])
+def test_the_power_law_gives_the_rows_that_follow_it(name, law, levels):
+    for level in LEVELS[:levels]:
+        row, found = PUBLISHED[name][level], law(PUBLISHED["efficientnet"][level].phi)
+        assert abs(found.depth - row.depth) <= 0.05, level
+        assert abs(found.width - row.width) <= 0.05, level
+        pixels = round(BASE_PIXELS * found.resolution) - round(BASE_PIXELS * row.resolution)
+        assert abs(pixels) <= 2, level
+
+
+def test_the_larger_tpu_networks_leave_the_law():
+    for level in LEVELS[4:]:
+        row, found = PUBLISHED["tpu"][level], LACS_TPU(PUBLISHED["efficientnet"][level].phi)
+        assert row.width > found.width + 0.05 and row.depth < found.depth - 0.05
+        assert BASE_PIXELS * row.resolution < BASE_PIXELS * found.resolution - 2
+
+
+@pytest.mark.parametrize(("name", "law", "levels"), [("gpu", LACS_GPU, 7), ("tpu", LACS_TPU, 4)])
+def test_a_law_is_fitted_to_rows(name, law, levels):
+    phis = [PUBLISHED["efficientnet"][level].phi for level in LEVELS[:levels]]
+    found = fitted(zip(phis, PUBLISHED[name].values(), strict=False))
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(law), abs=0.005)
+    exact = fitted((phi, SINGLE_OBJECTIVE(phi)) for phi in phis)
+    assert dataclasses.astuple(exact) == pytest.approx((1.2, 1.1, 1.15))
+    with pytest.raises(ValueError, match="larger or smaller"):
+        fitted([(0.0, Factors())])
+
+
+def test_the_published_networks_have_the_published_factors():
+    from families import efficientnet_x
+
+    for group in ("tpu", "gpu"):
+        for level in LEVELS:
+            config = efficientnet_x.VARIANTS[f"{group}-{level}"]
+            row = PUBLISHED[group][level]
+            assert config.input_shape[0] == round(BASE_PIXELS * row.resolution)
+            grown = efficientnet_x.VARIANTS["b0"].blocks[3].repeats * row.depth
+            assert config.blocks[3].repeats == -int(-grown // 1)
+
+
+def test_mnasnet_scales():
+    for name, config in mnasnet.VARIANTS.items():
+        assert mnasnet.scaled(config) == config, name
+    assert mnasnet.scaled(mnasnet.VARIANTS["a1"], width=1.4) == mnasnet.VARIANTS["a1_x1.4"]
+    larger = mnasnet.scaled(TINY, depth=1.2, width=1.5, resolution=40)
+    assert larger.input_shape == (40, 40, 1) and larger.stem_filters == 24
+    assert [block.repeats for block in larger.blocks] == [2, 3, 3, 3, 2]
+    assert [block.filters for block in larger.blocks] == [24, 40, 48, 72, 96]
+    assert larger.blocks[-1].skip == "identity"  # its second layer can have one
+    with pytest.raises(ValueError, match="width factor"):
+        mnasnet.scaled(TINY, width=0.0)
+
+
+def test_multiples_of_four_stay_possible():
+    blocks = (dataclasses.replace(TINY.blocks[0], filters=12), *TINY.blocks[1:])
+    fine = dataclasses.replace(TINY, blocks=blocks)
+    assert mnasnet.scaled(fine) == fine
+    assert mnasnet.scaled(fine, width=1.4).blocks[0].filters == 16
+
+
+def test_a_family_without_scaling_says_so():
+    from families import vit
+
+    with pytest.raises(ValueError, match="vit networks cannot be scaled"):
+        scaling_of(vit.VARIANTS["tiny"])
+
+
+@pytest.mark.parametrize("times", [0.5, 1.3, 2.0, 5.0])
+def test_widths_land(macs, times):
+    budget = times * macs(TINY)
+    for depth, resolution in ((1.0, 1.0), (2.0, 0.75), (0.5, 1.25)):
+        landing = Lander(TINY, macs).width(depth, resolution, budget)
+        assert landing.cost == macs(landing.config) <= budget
+        assert landing.landed(budget), landing.cost / budget
+        assert landing.config == landing.factors.of(TINY)
+        assert landing.factors.depth == depth
+        assert abs(landing.config.input_shape[0] - 32 * resolution) <= 1
+
+
+@pytest.mark.parametrize("times", [0.7, 1.0, 2.0, 3.0, 8.0])
+def test_single_objective_scaling_lands(macs, times):
+    budget = times * macs(TINY)
+    phi, landing = Lander(TINY, macs).compound(SINGLE_OBJECTIVE, budget)
+    assert landing.landed(budget), landing.cost / budget
+    # The depth of phi, and its resolution to the whole pixels that there are.
+    assert landing.factors.depth == pytest.approx(SINGLE_OBJECTIVE(phi).depth)
+    assert landing.config.input_shape[0] == pytest.approx(
+        32 * SINGLE_OBJECTIVE(phi).resolution, abs=1.5
+    )
+
+
+def test_landing_measures_few_networks(macs):
+    asked = []
+
+    def cost(config):
+        asked.append(config)
+        return macs(config)
+
+    Lander(TINY, cost).width(1.0, 1.0, 2.0 * macs(TINY))
+    assert len(set(asked)) <= 8
+
+
+def test_out_of_reach_is_the_nearest(macs):
+    landing = Lander(TINY, macs).width(1.0, 1.0, 1.0)  # one multiply-add
+    assert landing.cost > 1.0 and not landing.landed(1.0)
+    assert landing.factors.width < 0.1
+
+
+def test_steps_larger_than_the_budget_end_below_it(macs):
+    def line(place: float):
+        return Lander(TINY, macs).at(Factors(depth=2.0 if place > 1 else 1.0))
+
+    budget = 1.2 * macs(TINY)
+    landing = solve(line, budget, 0.0, (-2, 3), slope=1.0)
+    assert landing.config == TINY and landing.cost < LANDED[0] * budget
+
+
+def test_a_found_network_is_read_back_and_not_run(tmp_path):
+    config = dataclasses.replace(TINY, classes=7)
+    (tmp_path / "config.py").write_text(handover.as_python(config))
+    assert found_config.read(tmp_path) == config
+    assert scale.base_of(str(tmp_path)) == config
+    for text in (
+        "import os\nconfig = os.system('touch x')",
+        "from families.mnasnet import Config\n\nconfig = Config.__init__(1)",
+        "from families.mnasnet import Config\n\nconfig = print(1)",
+        "from families.mnasnet import Block\n\nconfig = 3",
+        "from families.mnasnet import Config\n\nconfig = Config(classes=1)",
+        "from os import path\n\nconfig = path()",
+        "config = (",
+    ):
+        (tmp_path / "config.py").write_text(text)
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            found_config.read(tmp_path)
+    with pytest.raises(ValueError, match="has no config.py"):
+        found_config.read(tmp_path.parent)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--budget-ms", "2,x"], "--budget-ms 2,x"),
+        (["--budget-ms", "0"], "--budget-ms 0"),
+        (["--seeds", "a"], "--seeds a"),
+        (["--trials", "0"], "--trials 0"),
+        (["--minutes", "0"], "--minutes 0"),
+        (["--target", "cpo"], "no target 'cpo'"),
+        (["--task", "digit"], "no task 'digit'"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, tmp_path, flags, told):
+    command = ["scale", "mnasnet:tiny", "--budget-ms", "1", "--task", "digits"]
+    assert main([*command, "--out", str(tmp_path / "family"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "family").exists()
+
+
+@pytest.mark.parametrize("base", ["vit:tiny", "mnasnet:huge", "none/config.py"])
+def test_bases_that_cannot_be_scaled_are_one_line(capsys, tmp_path, base):
+    command = ["scale", base, "--budget-ms", "1", "--task", "digits"]
+    assert main([*command, "--out", str(tmp_path / "family")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "family").exists()
+
+
+def command(folder, *flags) -> list[str]:
+    budgets = ("--budget-ms", "0.02,0.04")
+    return ["scale", "mnasnet:tiny", *budgets, "--task", "digits:size=16", "--out", str(folder),
+            "--trials", "2", "--epochs", "1", *flags]  # fmt: skip
+
+
+def finished(folder) -> dict[int, dict]:
+    """Networks that a rung trained: number of the trial -> its parameters and quality."""
+    if not (folder / storage.JOURNAL).exists():
+        return {}
+    try:
+        study = optuna.load_study(study_name=folder.name, storage=storage.open_storage(folder))
+    except KeyError:
+        return {}
+    return {
+        trial.number: {"params": trial.params, **trial.user_attrs["evaluation"]}
+        for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    }
+
+
+@pytest.mark.slow
+def test_a_family_from_the_command_line(tmp_path, capsys):
+    family = tmp_path / "family"
+    assert main(command(family, "--json", "--seeds", "0,1")) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content == json.loads((family / "result.json").read_text())
+    assert [rung["budget_ms"] for rung in content["rungs"]] == [0.02, 0.04]
+    assert content["kind"] == "measured"
+    from latency import litert
+
+    for rung in content["rungs"]:
+        assert len(finished(family / f"{rung['budget_ms']:g}ms")) >= 1
+        for kind, stem in (("lacs", ""), ("single", "_single")):
+            one, files = rung[kind], family / f"{rung['budget_ms']:g}ms{stem}"
+            assert one["kind"] == "measured" and len(one["qualities"]) == 2
+            config = found_config.read(files.with_name(files.name + ".py"))
+            assert repr(config) == one["config"]
+            assert config == Factors(one["depth"], one["width"], one["resolution"]).of(
+                dataclasses.replace(mnasnet.VARIANTS["tiny"], input_shape=(16, 16, 1))
+            )
+            model = keras.models.load_model(f"{files}.keras", compile=False)
+            assert model.input_shape[1:] == config.input_shape
+            assert count(model).trainable_params == one["params"]
+            session = litert.load(f"{files}.tflite")
+            assert tuple(session.get_input_details()[0]["shape"][1:]) == config.input_shape
+        assert rung["lacs"]["quality"] >= rung["single"]["quality"]
+    assert (family / "ladder.png").stat().st_size > 10_000
+    names = {}
+    exec((family / "family.py").read_text(), names)
+    assert list(names["VARIANTS"]) == ["0.02ms", "0.04ms"]
+    assert repr(names["VARIANTS"]["0.04ms"]) == content["rungs"][1]["lacs"]["config"]
+    # The same again does nothing anew, and prints the table.
+    before = {path: path.stat().st_mtime_ns for path in family.rglob("finals/*")}
+    assert main(command(family, "--seeds", "0,1")) == 0
+    assert {path: path.stat().st_mtime_ns for path in family.rglob("finals/*")} == before
+    told = capsys.readouterr().out
+    assert "single-objective" in told and "LACS" in told
+    # Another base under the same name is refused.
+    assert main([*command(family), "--input", "20"]) == 2
+    assert "holds another study" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on(tmp_path):
+    family = tmp_path / "family"
+    arguments = [sys.executable, "-m", "nas", *command(family)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, **quiet, env=dict(os.environ))
+    while not finished(family / "0.02ms"):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = finished(family / "0.02ms")
+    again = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ))
+    assert again.returncode == 0, again.stderr[-2000:]
+    after = finished(family / "0.02ms")
+    assert before.items() <= after.items()
+    rungs = json.loads((family / "result.json").read_text())["rungs"]
+    assert [rung["budget_ms"] for rung in rungs] == [0.02, 0.04]
