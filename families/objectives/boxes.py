@@ -172,3 +172,30 @@ def suppressed(boxes, logits, classes, *, most: int, overlap: float, least: floa
 
     start = (ops.convert_to_tensor(0, dtype="int32"), live, found)
     return ops.transpose(ops.while_loop(goes_on, turn, start)[2], (0, 2, 1))
+
+
+def apart(ours: dict, theirs: dict) -> float:
+    """The most by which a corner of an object or its score differs; inf where one has no partner.
+
+    Both as `found` gives them, as arrays. Objects of one class are paired, whatever their order:
+    where two scores are all but equal, rounding decides which comes first.
+    """
+    worst = 0.0
+    for image in range(len(ours["classes"])):
+        (a, mine), (b, his) = (
+            (
+                np.asarray(objects["classes"][image]),
+                np.column_stack([objects["boxes"][image], objects["scores"][image]]),
+            )
+            for objects in (ours, theirs)
+        )
+        if sorted(a) != sorted(b):
+            return math.inf
+        for label in set(a) - {NO_OBJECT}:
+            left = mine[a == label].astype(np.float64)
+            for row in his[b == label]:
+                distances = np.abs(left - row).max(axis=1)
+                nearest = int(np.argmin(distances))
+                worst = max(worst, float(distances[nearest]))
+                left = np.delete(left, nearest, axis=0)
+    return worst
