@@ -32,6 +32,8 @@ from families.layers import round_filters
 class Config:
     """A whole network in canonical form: two Configs are equal exactly when their networks are.
 
+    (But for `survival` where no layer has a shortcut.)
+
     survival: the last layer that has a shortcut is left out with probability 1 - survival in
     training, the ones before it in proportion to their place (stochastic depth, arXiv 1603.09382).
     activation: of stem and head.
@@ -112,8 +114,6 @@ def _canonical(config: Config) -> dict:
         block = canonical(block, place, before, f"block{number}")
         place = entry_of(block, place).after(block)
         blocks.append(block)
-    # The first layer of all is never left out.
-    drops = any(block.skip and (block.repeats > 1 or block is not blocks[0]) for block in blocks)
     return {
         "input_shape": shape,
         "classes": int(config.classes),
@@ -121,7 +121,7 @@ def _canonical(config: Config) -> dict:
         "blocks": tuple(blocks),
         "head_filters": int(config.head_filters),
         "dropout": float(config.dropout),
-        "survival": float(config.survival) if drops else 1.0,
+        "survival": float(config.survival),
         "activation": str(config.activation),
         "stem_stride": int(config.stem_stride),
         "norm_momentum": float(config.norm_momentum),

@@ -287,6 +287,16 @@ def test_features_of_b0_are_what_efficientdet_reads():
     assert read == {3: (64, 64, 40), 4: (32, 32, 112), 5: (16, 16, 320)}
 
 
+def test_a_block_that_gets_deeper_gets_its_shortcuts():
+    b1 = efficientnet.VARIANTS["b1"]
+    with shapes_only():
+        names = {layer.name for layer in efficientnet.build(b1).layers}
+    # 23 layers in 7 blocks, of which all but the first of a block add their input.
+    assert sum(block.repeats for block in b1.blocks) == 23
+    assert sum(name.endswith("_add") for name in names) == 16
+    assert {"block1_2_add", "block7_2_add"} <= names
+
+
 def test_scaling_by_one_is_the_identity_and_rounds_as_published():
     tiny = efficientnet.VARIANTS["tiny"]
     assert efficientnet.scaled(tiny) == tiny

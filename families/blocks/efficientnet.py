@@ -88,7 +88,7 @@ def canonical(block: Block, place: "Place", before: str, path: str) -> Block:
         expand=1 if block.op == "conv" else int(block.expand),
         se_ratio=float(block.se_ratio),
         activation=str(block.activation),
-        skip=bool(block.skip) and adds,
+        skip=bool(block.skip) or not adds,  # one more layer, and it adds
         layout=layout,
     )
 
