@@ -118,6 +118,10 @@ class CompressedNetworks(Networks):
             None if deployed == config.network else deployed,
         )
 
+    def score(self, name: str, config: Any) -> float:
+        """Of the network before compression."""
+        return super().score(name, config.network if isinstance(config, Candidate) else config)
+
     def measure_again(self, network: Any, name: str) -> list[dict]:
         if isinstance(network, Candidate):
             network = self.form(network).handed

@@ -265,6 +265,13 @@ class Networks:
             records.append(timed(target) | unchecked)
         return records
 
+    def score(self, name: str, config: Any) -> float:
+        """A zero-cost score (nas/zero_cost.py) of a network with new weights, as it is trained."""
+        from nas import zero_cost
+
+        small = self.as_trained(config, self.task)
+        return zero_cost.score(name, self._built.get(self.key(small)) or build(small), self.task)
+
     def train(
         self,
         config: Any,

@@ -1,7 +1,8 @@
 """The search loop: ask, profile, choose, train, tell - over any Optuna study and any controller.
 
 A round asks up to `profiles` trials, measures each (cheap), trains the one worth most (dear) and
-tells the rest PRUNED. The study is the only state: a killed loop goes on where it was.
+tells the rest PRUNED; a score of untrained networks may filter them first. The study is the only
+state: a killed loop goes on where it was.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from latency.target import TargetUnavailable
+from nas import pareto
 from nas.reward import Reward
 from nas.storage import Worker, end_unchosen, give_back, locked
 
@@ -103,6 +105,7 @@ def explore(
     trials: int,
     worker: Worker,
     profiles: int = 1,
+    score: Callable[[Any], float] | None = None,
     deadline: float = math.inf,
     on_event: Callable[[Event], None] = lambda event: None,
     keep: Callable[[Any, dict, dict], None] | None = None,
@@ -110,11 +113,13 @@ def explore(
     """Search until `trials` networks are trained; say why it stopped.
 
     `deadline` is a `time.monotonic()`: no round starts that would probably end after it.
+    `score(config)` of a network that need not be trained for it, higher is better, decides which of
+    a round are left to the controller; where that has no opinion, which one is trained.
     `keep(model, profile, evaluation)` sees each network just trained, before the study hears of it.
     Returns "trials", "deadline" or "converged". KeyboardInterrupt and every error other than a lost
     device or memory leave the round to be given back (`nas.storage.give_back`) by the next worker.
     """
-    loop = _Loop(study, evaluator, objective, worker, profiles, on_event, keep)
+    loop = _Loop(study, evaluator, objective, worker, profiles, on_event, keep, score)
     longest = 0.0
     while True:
         for trial in give_back(study, worker):
@@ -146,6 +151,7 @@ class _Loop:
     profiles: int
     on_event: Callable[[Event], None]
     keep: Callable[[Any, dict, dict], None] | None
+    score: Callable[[Any], float] | None
     trained: int = 0
     rounds: int = 0
     nothing_new: int = 0
@@ -205,6 +211,8 @@ class _Loop:
             record = earlier.user_attrs["profile"] | {"duplicate_of": earlier.number}
         else:
             record = self._retry(trial, lambda: self.evaluator.profile(config))
+            if self.score is not None and not self.objective.hopeless(record):
+                record = record | {"score": self.score(config)}
         trial.set_user_attr("profile", {"config": repr(config)} | record)
 
     def _retry(self, trial: Trial, work: Callable[[], dict]) -> dict:
@@ -219,20 +227,34 @@ class _Loop:
 
     def _choose(self, candidates: list[Trial]) -> int:
         """Index of the candidate to train: one within budget if any, the controller's choice."""
-        if len(candidates) == 1:
-            return 0
+        left, scored = list(range(len(candidates))), self.score is not None
         if self.objective.reward is not None:
-            fitting = [i for i, trial in enumerate(candidates) if self._fits(trial)]
-            if 0 < len(fitting) < len(candidates):
-                return fitting[self._choose([candidates[i] for i in fitting])]
+            fitting = [i for i in left if self._fits(candidates[i])]
+            left, scored = fitting or left, scored and bool(fitting)
+        if scored:
+            left = [left[i] for i in self._filtered([candidates[i] for i in left])]
+        if len(left) == 1:
+            return left[0]
         select = getattr(self.study.sampler, "select", None)
         if select is not None:
-            return select(self.study, [_frozen(self.study, trial) for trial in candidates])
-        if self.objective.reward is None:
-            return 0
+            return left[select(self.study, [_frozen(self.study, candidates[i]) for i in left])]
+        if self.objective.reward is None or scored:
+            return left[0]
         # All else unknown and so equal, the one whose cost the reward likes most.
-        costs = np.array([trial.user_attrs["profile"]["costs"] for trial in candidates])
-        return int(np.argmax(self.objective.reward(np.full(len(costs), 0.5), costs)))
+        costs = np.array([candidates[i].user_attrs["profile"]["costs"] for i in left])
+        return left[int(np.argmax(self.objective.reward(np.full(len(costs), 0.5), costs)))]
+
+    def _filtered(self, candidates: list[Trial]) -> list[int]:
+        """Indices of candidates within the budget that the score leaves.
+
+        Of a scalar reward the better half, the best first; else those that no other one exceeds in
+        score at no higher cost, in the order they were asked in.
+        """
+        records = [trial.user_attrs["profile"] for trial in candidates]
+        losses = np.array([[-record["score"], *record["costs"]] for record in records])
+        if self.objective.reward is None:
+            return [int(i) for i in np.flatnonzero(pareto.front(losses))]
+        return [int(i) for i in np.argsort(losses[:, 0], kind="stable")[: (len(losses) + 1) // 2]]
 
     def _fits(self, trial: Trial) -> bool:
         costs = trial.user_attrs["profile"]["costs"]
