@@ -56,12 +56,17 @@ class Config:
 
 
 def scaled(
-    config: Config, *, depth: float = 1.0, width: float = 1.0, resolution: int | None = None
+    config: Config,
+    *,
+    depth: float = 1.0,
+    width: float = 1.0,
+    resolution: int | None = None,
+    divisor: int = 8,
 ) -> Config:
     """The network deeper, wider and for larger images: compound scaling with given factors.
 
-    Repeats are rounded up, channels of stem, blocks and head by `round_filters`; a factor of 1 and
-    no `resolution` leave things as they are.
+    Repeats are rounded up, channels of stem, blocks and head by `round_filters` to multiples of
+    `divisor`; a factor of 1 and no `resolution` leave things as they are.
 
     >>> scaled(VARIANTS["b0"], depth=1.1, width=1.0, resolution=240) == VARIANTS["b1"]
     True
@@ -73,7 +78,7 @@ def scaled(
         shape = (resolution, resolution, shape[2])
 
     def filters(count: int) -> int:
-        return count if width == 1 else round_filters(count * width)
+        return count if width == 1 else round_filters(count * width, divisor)
 
     blocks = tuple(
         dataclasses.replace(

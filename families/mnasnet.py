@@ -131,20 +131,25 @@ def _scaled(config: Config, multiplier: float) -> Config:
 
 
 def scaled(
-    config: Config, *, depth: float = 1.0, width: float = 1.0, resolution: int | None = None
+    config: Config,
+    *,
+    depth: float = 1.0,
+    width: float = 1.0,
+    resolution: int | None = None,
+    divisor: int = 8,
 ) -> Config:
     """The network deeper, wider and for images of `resolution` pixels: compound scaling.
 
-    Repeats are rounded up; channels of stem and blocks to what all of the network's own are
-    multiples of, at most 8; the head keeps its width, as in the released networks (arXiv
-    1905.11946, section 4, for the rule).
+    Repeats are rounded up, channels of stem and blocks to multiples of `divisor`, or of what all of
+    the network's own are multiples of; the head keeps its width, as in the released networks
+    (arXiv 1905.11946, section 4, for the rule).
 
     >>> scaled(VARIANTS["a1"], width=1.4) == VARIANTS["a1_x1.4"]
     True
     """
     for name, factor in (("depth", depth), ("width", width)):
         _check(0 < factor < math.inf, f"{name} factor", factor, "above 0")
-    divisor = math.gcd(8, config.stem_filters, *(block.filters for block in config.blocks))
+    divisor = math.gcd(divisor, config.stem_filters, *(block.filters for block in config.blocks))
     blocks, inputs = [], config.stem_filters
     for block in config.blocks:
         # Alone it could not have a shortcut, and so says "none"; layers after it can.

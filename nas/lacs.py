@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+# Below so many channels in all blocks, steps of 8 are too coarse to land on a latency.
+NARROW = 128
 BASE_PIXELS = 224  # the side of B0's images, of which resolutions are multiples
 
 
@@ -32,7 +34,14 @@ class Factors:
     def of(self, config: Any) -> Any:
         """The base network `config` with these factors, by `scaled` of its family."""
         pixels = max(1, round(config.input_shape[0] * self.resolution))
-        return scaling_of(config)(config, depth=self.depth, width=self.width, resolution=pixels)
+        narrow = max(block.filters for block in config.blocks) < NARROW
+        return scaling_of(config)(
+            config,
+            depth=self.depth,
+            width=self.width,
+            resolution=pixels,
+            divisor=4 if narrow else 8,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +62,9 @@ class PowerLaw:
 
 # Found for EfficientNet-B1 with accuracy as the only objective (arXiv 1905.11946, section 4).
 SINGLE_OBJECTIVE = PowerLaw(1.2, 1.1, 1.15)
-# The laws of LACS: with EfficientNet's phi of each level, all GPU rows of PUBLISHED and b1
-# to b4 of the TPU's follow them within .05 and 2 pixels. The larger TPU networks leave the law:
-# wider, shallower, of smaller images.
+# The laws of LACS: with EfficientNet's phi of each level, all GPU rows of PUBLISHED and b1 to b4 of
+# the TPU's follow them within .05 and 2 pixels. The larger TPU networks leave the law: wider and
+# shallower, b6 and b7 of smaller images too.
 LACS_GPU = PowerLaw(1.298, 1.159, 1.071)
 LACS_TPU = PowerLaw(1.292, 1.142, 1.089)
 

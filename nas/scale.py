@@ -157,10 +157,9 @@ def result(
 ) -> dict:
     """What is known of a family: the content of its result.json."""
     latency = beginning["latency"][0]
-    landed = [one["lacs"] for one in found if abs(one["lacs"]["phi"]) > 0.1]
-    law = None
-    if landed:
-        law = fitted((one["phi"], rungs.factors_of(one)) for one in landed)
+    rows = [(one["lacs"]["phi"], rungs.factors_of(one["lacs"])) for one in found]
+    # Of networks as large as the base, what rounding makes of them would be all of the law.
+    law = fitted(rows) if max(abs(phi) for phi, _ in rows) >= 1 else None
     return {
         "base": base,
         "config": repr(networks.base),
