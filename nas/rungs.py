@@ -55,13 +55,13 @@ class Rung:
         winner is tried here too.
         """
         started = time.monotonic()
+        say_all = self.networks.say
         study = studies.create(self.folder, self.settings, None)
         worker = storage.Worker(self.folder)
         prefix = f"{self.budget:g} ms  "
-        progress_say = self.networks.say
 
         def say(text: str) -> None:
-            progress_say(prefix + text)
+            say_all(prefix + text)
 
         try:
             single = self._begin(study, earlier, say)
@@ -120,10 +120,10 @@ class Rung:
         return study.user_attrs["single"]
 
     def _finish(self, study, objective, finalists: int, seeds: list[int], end, say) -> dict:
-        """Train the best and single-objective scaling's network for longer; the rung's record.
+        """Train single-objective scaling's network and the best others for longer; the record.
 
-        The latter is one of those that the search could choose, and the winner where none is better
-        over the seeds.
+        The former is one of those that the search could choose, and the winner where no other is
+        better over the seeds.
         """
         base, single = self.networks.base, _factors(study.user_attrs["single"]["factors"])
         ranking = handover.ranked(study, objective)
@@ -134,10 +134,13 @@ class Rung:
             )
         entries = {single.of(base): (single, {"depth": 0, "resolution": 0})}
         qualities = {single.of(base): self._finals(single.of(base), seeds, say, "single-objective")}
-        for trial in ranking[:finalists]:
+        for trial in ranking:
             factors = _factors(trial.user_attrs["factors"])
             config = factors.of(base)
-            if config not in qualities and (len(qualities) == 1 or time.monotonic() < end):
+            enough = len(qualities) > finalists
+            if enough or (len(qualities) > 1 and time.monotonic() > end):
+                break
+            if config not in qualities:
                 entries[config] = (factors, trial.params)
                 qualities[config] = self._finals(config, seeds, say, f"trial {trial.number}")
         identity = {"seeds": seeds, "networks": [self.networks.key(one) for one in entries]}

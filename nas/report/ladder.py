@@ -87,12 +87,12 @@ def png(path: Path, content: Mapping) -> Path:
         figure.text(0.085, 0.899, f"{about}, {content['device']}", fontsize=9.5, color=MUTED)
         ends = [rung[kind]["ms"] for rung in rungs for kind in NAMES]
         ends += [rung["budget_ms"] for rung in rungs]
-        left, right = min(ends) / 1.15, max(ends) * 1.3
+        left, right = min(ends) / 1.4, max(ends) * 1.35
         panel.set_xscale("log")
         panel.set_xlim(left, right)
         for rung in rungs:
             panel.axvline(rung["budget_ms"], color=BUDGET, linewidth=0.8, alpha=0.5)
-        for kind, color, up in (("single", RANDOM, -1), ("lacs", FRONT, 1)):
+        for kind, color, side in (("single", RANDOM, 1), ("lacs", FRONT, -1)):
             ms = [rung[kind]["ms"] for rung in rungs]
             quality = [100 * rung[kind]["quality"] for rung in rungs]
             spread = [100 * np.std(rung[kind]["qualities"]) for rung in rungs]
@@ -104,19 +104,20 @@ def png(path: Path, content: Mapping) -> Path:
                 one = rung[kind]
                 text = f"d {one['depth']:.2f}  w {one['width']:.2f}  {one['pixels']} px"
                 panel.annotate(
-                    text, (x, y), xytext=(7, 9 * up), textcoords="offset points", fontsize=8,
-                    color=color, va="center", zorder=5,
+                    text, (x, y), xytext=(7 * side, -10 * side), textcoords="offset points",
+                    fontsize=8, color=color, va="center", ha="left" if side > 0 else "right",
+                    zorder=5,
                 )  # fmt: skip
             panel.plot([], [], color=color, marker="o", label=NAMES[kind])
         panel.margins(y=0.12)
         panel.legend(frameon=False, fontsize=9.5, loc="lower right")
-        panel.set_xticks(axes.ticks(left, right, log=True))
+        panel.set_xticks([rung["budget_ms"] for rung in rungs])
         panel.set_xticks([], minor=True)
         panel.xaxis.set_major_formatter(lambda value, _: axes.tick_text(value))
         panel.grid(axis="y", color=HAIR, linewidth=0.6)
         panel.set_axisbelow(True)
         panel.tick_params(length=3, labelsize=9)
-        panel.set_xlabel(f"latency, ms, {content['target']} (lines: budgets)", fontsize=9.5)
+        panel.set_xlabel(f"latency, ms, {content['target']}; red lines: budgets", fontsize=9.5)
         panel.set_ylabel("quality, %", fontsize=9.5)
         figure.savefig(path)
     return path
