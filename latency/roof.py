@@ -18,7 +18,8 @@ from latency.record import utc_now, write_json
 from latency.target import Kind, Target, cache_directory
 
 FORMAT = 2  # of what is kept; raised when the probes change
-BOUNDS = ("compute", "memory", "launch")
+LIMITS = ("compute", "memory", "launch")
+BOUNDS = (*LIMITS, "none")  # none: of what computes no product and moves nothing that counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Roof:
         """
         peak = self.peaks.get(op_class, self.peaks[""])
         memory = moved / self.gbs(moved) / 1e6 if moved else 0.0
-        return dict(zip(BOUNDS, (flops / peak / 1e9, memory, self.launch_us / 1e3), strict=True))
+        return dict(zip(LIMITS, (flops / peak / 1e9, memory, self.launch_us / 1e3), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; the ridge and the largest bandwidth spelled out."""

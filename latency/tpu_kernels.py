@@ -17,6 +17,7 @@ def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[K
     """A kernel for each operation of `TPU.compile`'s record, and what is to be said of them.
 
     Bytes are those that an operation itself moves to and from HBM, as padded as they lie there.
+    One that does the products of several layers has a class of theirs, "depthwise+matmul".
     Multiply-adds that no operation tells of come last, as kernels that move nothing.
     """
     share = batch_size / record["devices"]
@@ -27,7 +28,7 @@ def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[K
         classes[row.name] = roofline.class_of(node.operation, row) or "copy"
     operations = record["operations"]
     placed = [0.0] * len(operations)
-    within = [""] * len(operations)  # the layer whose products an operation does
+    within: list[list[str]] = [[] for _ in operations]  # the layers whose products it does
     missing = {}
     for layer, count in macs.items():
         if not count:
@@ -35,11 +36,12 @@ def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[K
         places = _places(operations, layer)
         for place in places:
             placed[place] += count / len(places)
-            within[place] = layer
+            within[place].append(layer)
         if not places:
             missing[layer] = count
     found = []
-    for operation, count, layer in zip(operations, placed, within, strict=True):
+    for operation, count, layers in zip(operations, placed, within, strict=True):
+        layer = operation["layer"] if operation["layer"] in layers else next(iter(layers), "")
         name = layer or operation["layer"]
         moves = operation["overlapped"] or _COPIES.match(operation["name"])
         op_class = classes.get(name, "copy")
@@ -47,13 +49,20 @@ def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[K
             op_class = "copy"
         elif not layer and op_class in ("conv", "depthwise", "matmul"):
             op_class = "elementwise"  # beside the product itself
+        elif len(layers) > 1:  # products of several layers in one
+            op_class = "+".join(dict.fromkeys(sorted(classes[one] for one in layers)))
         kind = operation["type"] if layer else re.sub(r"[._\d]+$", "", operation["name"])
         moved = float(operation["hbm_bytes"] * operation["times"])
         found.append(Kernel(name, kind or "XLA", op_class, count, moved))
     found += [
         Kernel(layer, "not found", classes[layer], count, 0.0) for layer, count in missing.items()
     ]
-    notes = []
+    notes = ["bytes are of HBM, as padded as arrays lie there; what stays on the chip moves none"]
+    if record["unknown_loops"]:
+        notes.append(
+            f"{record['unknown_loops']} loops of the schedule tell no count and are reckoned once: "
+            "theirs may take longer"
+        )
     if missing:
         lost = sum(missing.values()) / sum(macs.values())
         notes.append(f"{lost:.1%} of the FLOPs are in no operation by name: {', '.join(missing)}")

@@ -24,7 +24,7 @@ _STAGE = re.compile(r"(?:stem|head|block\d+|layer\d+|stage\d+)(?=_|$)")
 class Operation:
     """One operation of a run. `ms` is None where its time is not its own: beside or within others.
 
-    `limits_ms` has the least milliseconds that each of `roof.BOUNDS` allows.
+    `limits_ms` has the least milliseconds that each of `roof.LIMITS` allows.
     """
 
     name: str
@@ -52,13 +52,18 @@ class Operation:
 
     @property
     def bound(self) -> str:
-        """Which limit it meets first: compute, memory or launch."""
+        """Which limit it meets first, one of `roof.BOUNDS`."""
+        if not self.attainable_ms:
+            return "none"
         return max(self.limits_ms, key=self.limits_ms.__getitem__)
 
     @property
     def efficiency(self) -> float | None:
-        """Attainable over taken time: above 1 where caches hold what counts as moved."""
-        return self.attainable_ms / self.ms if self.ms else None
+        """Attainable over taken time: above 1 where caches hold what counts as moved.
+
+        None where there is no time, or nothing that it could be held against.
+        """
+        return self.attainable_ms / self.ms if self.ms and self.attainable_ms else None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, with all that follows spelled out."""

@@ -22,6 +22,7 @@ COLORS = {
 }
 MOST = 12  # panels
 _LABELS = 4  # operations with their names
+_FAR_RIGHT = 8  # times the ridge: what lies beyond is drawn at the edge
 _DECADES = 4  # of speed below the peak that are shown at most
 
 
@@ -48,7 +49,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         outer = figure_.add_gridspec(
             lines,
             columns,
-            left=0.085 if columns == 1 else 0.055,
+            left=0.085 if columns == 1 else 0.06,
             right=0.98,
             top=1 - 0.75 / height,
             bottom=0.35 / height,
@@ -78,7 +79,7 @@ def _panel(panel, row: Mapping[str, Any], same: Sequence[Explanation]) -> None:
     intensities = [one.intensity for w in same for one in w.operations if one.flops and one.ms]
     known = [one for one in intensities if one]
     left = 0.5 * min([*known, roof.ridge / 10])
-    right = 2.5 * max([*known, roof.ridge])
+    right = 2.5 * min(max([*known, roof.ridge]), _FAR_RIGHT * roof.ridge)
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_xlim(left, right)
@@ -152,35 +153,37 @@ def _points(panel, why: Explanation) -> None:
     from nas.report.png import INK
 
     total = why.total.ms or 1.0
-    timed = [one for one in why.operations if one.flops and one.ms and one.intensity]
-    timed.sort(key=lambda one: -one.ms)
-    bottom = panel.get_ylim()[0]
+    bottom, edge = panel.get_ylim()[0], panel.get_xlim()[1] / 1.15
+    timed = sorted((one for one in why.operations if one.flops and one.ms), key=lambda one: -one.ms)
+    places = []
     for one in timed:
         speed = max(one.flops / one.ms / 1e6, bottom * 1.1)
-        area = 14 + 2600 * one.ms / total
-        color = COLORS.get(one.op_class, INK)
+        inside = one.intensity is not None and one.intensity < edge
+        places.append((one.intensity if inside else edge, speed))
         panel.scatter(
-            [one.intensity],
-            [speed],
-            s=area,
-            color=color,
+            *([value] for value in places[-1]),
+            s=14 + 2600 * one.ms / total,
+            color=color_of(one.op_class),
+            marker="o" if inside else ">",
             alpha=0.55,
             edgecolor="white",
             linewidth=0.7,
         )
+    if any(x == edge for x, _ in places):
+        panel.text(edge, bottom * 1.25, "on chip", ha="right", fontsize=8.5, color=INK)
     to_pixels = panel.transData.transform
-    dots = np.array([to_pixels((one.intensity, one.flops / one.ms / 1e6)) for one in timed])
+    dots = np.array([to_pixels(place) for place in places]).reshape(-1, 2)
     box = panel.get_window_extent()
     bounds = (box.x0, box.y0, box.x1, box.y1)
     peak = to_pixels((panel.get_xlim()[1], why.roof.peak_tflops * 1e3))
     taken = [(peak[0] - 260, peak[1], peak[0], peak[1] + 40)]  # the words on the peak
-    for one, at in list(zip(timed, dots, strict=True))[:_LABELS]:
+    for one, here, at in list(zip(timed, places, dots, strict=True))[:_LABELS]:
         text = f"{one.name.removesuffix(f'/{one.type.lower()}')[-30:]} {percent(one.ms / total)}"
         size = (len(text) * 8.6, 17.0)
         x, y = panel.transData.inverted().transform(axes.place(at, size, bounds, taken, dots))
         panel.annotate(
             text,
-            (one.intensity, max(one.flops / one.ms / 1e6, bottom * 1.1)),
+            here,
             xytext=(x, y),
             textcoords="data",
             fontsize=8,
@@ -189,18 +192,27 @@ def _points(panel, why: Explanation) -> None:
         )
 
 
+def color_of(op_class: str) -> str:
+    """The color of a class; of several in one operation, the one that is worst under a roof."""
+    named = op_class.split("+")
+    return COLORS["depthwise"] if "depthwise" in named else COLORS.get(named[0], "#1c2430")
+
+
 def _bars(panel, why: Explanation) -> None:
     """Two bars: which classes the FLOPs go to, and which the time."""
     from nas.report.png import INK, MUTED
 
     total = why.total
-    order = [name for name in COLORS if any(one.name == name for one in why.classes)]
+    order = sorted(
+        (one.name for one in why.classes),
+        key=lambda name: (list(COLORS).index(name) if name in COLORS else 2.5, name),
+    )
     parts = {one.name: one for one in why.classes}
     for y, field in ((1, "flops"), (0, "ms")):
         start, whole = 0.0, getattr(total, field) or 1.0
         for name in order:
             share = getattr(parts[name], field) / whole
-            panel.barh(y, share, left=start, color=COLORS[name], height=0.72, alpha=0.85)
+            panel.barh(y, share, left=start, color=color_of(name), height=0.72, alpha=0.85)
             if share > 0.06:
                 told = percent(share)
                 panel.text(
@@ -215,7 +227,7 @@ def _bars(panel, why: Explanation) -> None:
         side.set_visible(False)
     x = 0.0
     for name in order:
-        panel.text(x, 1.72, "●", color=COLORS[name], fontsize=9, va="center")
+        panel.text(x, 1.72, "●", color=color_of(name), fontsize=9, va="center")
         panel.text(x + 0.018, 1.72, name, color=MUTED, fontsize=8.5, va="center")
-        x += 0.045 + 0.0125 * len(name)
+        x += 0.042 + 0.0108 * len(name)
     panel.set_ylim(-0.45, 1.95)

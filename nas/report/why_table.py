@@ -13,9 +13,11 @@ from nas.report.latency_table import NAME, WIDTH, align
 TOP = 15  # operations that are listed; --json has all
 _FAR = 1.5  # times between two figures from which on they are worth a sentence
 _IDLE = 0.5  # of what is attainable: below it something else holds an operation
+_ON_CHIP = 30  # times the ridge: so few bytes are as good as none
 _HEAVY = 0.1  # of the time, from which on a class of operations is worth a sentence
 
 
+_WORDS = {"launch": "launches", "none": "none of them (copies on the chip)"}
 _ESTIMATED = {
     Kind.COMPILED: "times of operations are of the compiler's schedule, and efficiency is that of "
     "the schedule: no operation was measured",
@@ -64,7 +66,7 @@ def explanation(model: str, spec: str, why: Explanation) -> list[str]:
                 one.type[:28],
                 number(one.flops / 1e6),
                 number(one.bytes / 1e6),
-                number(one.intensity),
+                intensity(one),
                 one.bound,
                 number(one.ms),
                 number(one.attainable_ms),
@@ -115,7 +117,11 @@ def findings(why: Explanation) -> list[str]:
     for one in why.classes:
         if not one.flops and one.ms >= _HEAVY * total.ms:
             told.append(f"{one.name}: {percent(one.ms / total.ms)} of the time without a product")
-    shares = [f"{percent(one.ms / total.ms)} by {one.name}" for one in why.bounds if one.ms]
+    shares = [
+        f"{percent(one.ms / total.ms)} by {_WORDS.get(one.name, one.name)}"
+        for one in why.bounds
+        if one.ms >= 0.0005 * total.ms
+    ]
     told.append(
         f"the time is bound {', '.join(shares)}; if all operations took what they can attain, they "
         f"would take {number(total.attainable_ms)} ms, {percent(total.efficiency)} of it"
@@ -137,10 +143,12 @@ def findings(why: Explanation) -> list[str]:
 
 def _place(one: Part, roof: Roof) -> str:
     """Where a class of operations lies below the roof."""
-    where = f"{number(one.intensity)} FLOPs a byte"
+    if one.intensity is None or one.intensity > _ON_CHIP * roof.ridge:
+        return "its tensors stay on the chip"
+    where = f"{intensity(one)} FLOPs a byte"
     if one.bound == "launch":
         return f"{where}, and too small for it to matter: bound by launches"
-    if (one.intensity or 0.0) >= roof.ridge:
+    if one.intensity >= roof.ridge:
         return f"{where} are above the ridge"
     if one.bound == "memory":
         return f"{where} are below the ridge: bound by memory"
@@ -159,7 +167,7 @@ def parts(title: str, found: Sequence[Part], total: Part) -> list[str]:
                 number(one.flops / 1e9),
                 percent(one.flops / total.flops) if total.flops else "",
                 number(one.bytes / 1e6),
-                number(one.intensity),
+                intensity(one),
                 number(one.tflops and one.tflops * 1e3),
                 percent(one.efficiency),
                 number(one.ms),
@@ -192,7 +200,8 @@ def side_by_side(spec: str, batch: int, found: Mapping[str, Explanation]) -> lis
             line = [name]
             for label, value in _COMPARED:
                 values = [None if one is None else value(one) for one in mine]
-                line += [number(one) for one in values]
+                tell = intensity if label == "FLOPs/B" else number
+                line += ["" if one is None else tell(one) for one in values]
                 if label in _RATIOS:
                     line += [
                         f"x{one / values[0]:.2f}" if one and values[0] else "" for one in values[1:]
@@ -207,7 +216,7 @@ def side_by_side(spec: str, batch: int, found: Mapping[str, Explanation]) -> lis
 
 _COMPARED = (
     ("GFLOPs", lambda one: one.flops / 1e9),
-    ("FLOPs/B", lambda one: one.intensity),
+    ("FLOPs/B", lambda one: one),
     ("GFLOP/s", lambda one: one.tflops and one.tflops * 1e3),
     ("ms", lambda one: one.ms),
 )
@@ -225,7 +234,7 @@ def verdict(name: str, one: Explanation, other_name: str, other: Explanation) ->
     )
     told += (
         f"{number(b.tflops * 1e3)} GFLOP/s against {number(a.tflops * 1e3)}, "
-        f"{number(b.intensity)} FLOPs a byte against {number(a.intensity)}, "
+        f"{intensity(b)} FLOPs a byte against {intensity(a)}, "
         f"{number(b.bytes / 1e6)} MB moved against {number(a.bytes / 1e6)}"
     )
     change: dict[str, float] = {}
@@ -249,6 +258,13 @@ def figure(kind: Kind) -> str:
 def number(value: float | None) -> str:
     """Three digits; nothing where there is no figure."""
     return "" if value is None else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def intensity(one: Operation | Part) -> str:
+    """FLOPs a byte; in words where products move nothing that counts."""
+    if one.intensity is None:
+        return "on chip" if one.flops else ""
+    return number(one.intensity) if one.intensity < 1e5 else f"{one.intensity:.1e}"
 
 
 def percent(share: float | None) -> str:

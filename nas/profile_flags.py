@@ -1,0 +1,42 @@
+"""The flags of `nas profile`."""
+
+import argparse
+
+EPILOG = """examples:
+  nas profile mnasnet:a1 --target android --runs 50
+  nas profile a.keras b.keras --target cpu:threads=1 --target tpu:v5e --ops
+  nas profile model.tflite --target ssh:pi@raspberrypi --sustained 10m
+  nas profile efficientnet:b0 efficientnet_x:b0 --target tpu:v3 --why --plot why.svg
+`nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
+
+
+def add(commands, common) -> None:
+    """The command `profile`, among the others."""
+    profile = commands.add_parser(
+        "profile",
+        parents=[common],
+        help="time networks on devices",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    profile.add_argument("model", nargs="+", help=".tflite or .keras file, or family:variant")
+    profile.add_argument(
+        "--target", action="append", help="device; repeat for several (cpu:threads=1)"
+    )
+    profile.add_argument("--batch", default="1", help="batch sizes, as 1,32,128 (%(default)s)")
+    profile.add_argument("--runs", type=int, default=50, help="timed runs (%(default)s)")
+    profile.add_argument("--warmup", type=int, default=10, help="runs before them (%(default)s)")
+    profile.add_argument("--ops", action="store_true", help="the time of each operation")
+    profile.add_argument(
+        "--why",
+        action="store_true",
+        help="what bounds each operation (compute, memory, launch), how near it gets, and a"
+        " roofline plot; several models stage by stage",
+    )
+    profile.add_argument(
+        "--plot", default="why.png", help=".png or .svg file of --why (%(default)s)"
+    )
+    profile.add_argument(
+        "--sustained", metavar="TIME", help="run without pause, as 10m, and plot cold to warm"
+    )
+    profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
