@@ -6,6 +6,8 @@ import json
 import os
 import sys
 
+from nas import profile_flags
+
 SEARCH_EPILOG = """examples:
   nas search
   nas search --space mnasnet:a1 --task fashion_mnist --target cpu:threads=1 --budget-ms 4.5 \\
@@ -13,13 +15,6 @@ SEARCH_EPILOG = """examples:
   nas search --target cpu:threads=1 --budget-ms 2 --target cpu:threads=2 --budget-ms 1.2
   nas search --method "ptq:8|ptq:4|none" --method "prune_channels:0.25|none" --max-bytes 150e3
 The same command again resumes the study; more --trials extend it."""
-
-PROFILE_EPILOG = """examples:
-  nas profile mnasnet:a1 --target android --runs 50
-  nas profile a.keras b.keras --target cpu:threads=1 --target tpu:v5e --ops
-  nas profile model.tflite --target ssh:pi@raspberrypi --sustained 10m
-  nas profile efficientnet:b0 efficientnet_x:b0 --target tpu:v3 --why --plot why.svg
-`nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
 
 COUNT_EPILOG = """examples:
   nas count mnasnet                              all its variants
@@ -155,35 +150,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--epochs", type=int, help="epochs to train (as a finalist); 0: untrained")
     export.add_argument("--out", help="folder to write to (RUN/trial_N)")
 
-    profile = commands.add_parser(
-        "profile",
-        parents=[common],
-        help="time networks on devices",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=PROFILE_EPILOG,
-    )
-    profile.add_argument("model", nargs="+", help=".tflite or .keras file, or family:variant")
-    profile.add_argument(
-        "--target", action="append", help="device; repeat for several (cpu:threads=1)"
-    )
-    profile.add_argument("--batch", default="1", help="batch sizes, as 1,32,128 (%(default)s)")
-    profile.add_argument("--runs", type=int, default=50, help="timed runs (%(default)s)")
-    profile.add_argument("--warmup", type=int, default=10, help="runs before them (%(default)s)")
-    profile.add_argument("--ops", action="store_true", help="the time of each operation")
-    profile.add_argument(
-        "--why",
-        action="store_true",
-        help="what bounds each operation (compute, memory, launch), how near it gets, and a"
-        " roofline plot; several models stage by stage",
-    )
-    profile.add_argument(
-        "--plot", default="why.png", help=".png or .svg file of --why (%(default)s)"
-    )
-    profile.add_argument(
-        "--sustained", metavar="TIME", help="run without pause, as 10m, and plot cold to warm"
-    )
-    profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
-
+    profile_flags.add(commands, common)
     _add_train(commands, common)
     _add_compress(commands, common)
 
