@@ -76,7 +76,8 @@ def synflow(model: keras.Model) -> float:
         found = by(ones[0] if len(ones) == 1 else ones, np.zeros(1))
         parts = zip(kernels, found, strict=True)
         total = sum(
-            np.abs(np.asarray(kernel) * np.asarray(change)).sum() for kernel, change in parts
+            np.abs(ops.convert_to_numpy(kernel) * ops.convert_to_numpy(change)).sum()
+            for kernel, change in parts
         )
     with np.errstate(divide="ignore"):
         return float(np.log(total))
@@ -94,7 +95,7 @@ def naswot(model: keras.Model, images: np.ndarray) -> float:
     layers = _compiled(lambda batch: _agreements(model, batch))(ops.convert_to_tensor(images))
     if not layers:
         raise ValueError(f"naswot: {model.name} has no rectifier, such as ReLU")
-    kernel = sum(np.asarray(layer, np.float64) for layer in layers)
+    kernel = sum(ops.convert_to_numpy(layer).astype(np.float64) for layer in layers)
     sign, logarithm = np.linalg.slogdet(kernel)
     return float(logarithm) if sign > 0 else -np.inf
 
@@ -147,7 +148,7 @@ def _flow(model: keras.Model) -> keras.Model:
     flow = graph.walked(model, place)
     for layer in model.layers:
         if (new := made.get(id(layer))) is not None and layer.weights:
-            new.set_weights([np.abs(np.asarray(weight)) for weight in layer.weights])
+            new.set_weights([np.abs(ops.convert_to_numpy(weight)) for weight in layer.weights])
     return flow
 
 

@@ -308,6 +308,7 @@ def test_the_filter_resumes_with_its_scores(tmp_path):
     assert sum(again, []) == sum(whole, [])
 
 
+@pytest.mark.slow
 def test_search_with_a_filter(tmp_path, capsys):
     search = ["search", "--out", str(tmp_path), "--study", "s", "--task", "digits"]
     search += ["--target", "cpu:threads=1", "--budget-ms", "5", "--epochs", "1"]
