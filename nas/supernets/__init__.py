@@ -1,0 +1,1 @@
+"""Networks whose weights a whole search space shares: how each family's are laid out."""

@@ -1,0 +1,65 @@
+"""A choice as slices of shared weights, their sizes tensors: what is not chosen costs nothing.
+
+For TensorFlow, whose kernels take the shapes they meet: one graph computes every network of a space
+at the cost of that network. Compilers that fix shapes need nas/supernets/masks.py.
+"""
+
+import tensorflow as tf
+
+
+def narrow(kernel, window=None, inputs=None, outputs=None):
+    """The chosen part of a kernel (rows, columns, inputs, outputs): its centre, its first channels.
+
+    `window` is the size of the kernel, the others are numbers of channels; None: all there is.
+    """
+    rows, columns, *channels = kernel.shape
+    most = zip((inputs, outputs), channels, strict=True)
+    channels = [all_ if count is None else count for count, all_ in most]
+    if window is None:
+        return tf.slice(kernel, [0, 0, 0, 0], [rows, columns, *channels])
+    edge = (rows - window) // 2
+    return tf.slice(kernel, [edge, edge, 0, 0], [window, window, *channels])
+
+
+def first(vector, count):
+    """The first `count` numbers of a vector; None: all."""
+    return vector if count is None else vector[:count]
+
+
+def convolved(inputs, kernel, stride: int = 1):
+    return _shaped(tf.nn.conv2d(inputs, kernel, stride, "SAME"), inputs, stride)
+
+
+def depthwise(inputs, kernel, stride: int = 1):
+    """Each channel with the one kernel of its own: (rows, columns, channels, 1)."""
+    outputs = tf.raw_ops.DepthwiseConv2dNative(
+        input=inputs, filter=kernel, strides=[1, stride, stride, 1], padding="SAME"
+    )
+    return _shaped(outputs, inputs, stride)
+
+
+def _shaped(outputs, inputs, stride: int):
+    """What is known of the shape is told: all but the channels."""
+    batch, height, width, _ = inputs.shape
+    outputs.set_shape((batch, -(-height // stride), -(-width // stride), None))
+    return outputs
+
+
+def normalized(inputs, gamma, beta, epsilon: float):
+    """Normalize channels by the statistics of this batch (Ioffe and Szegedy, arXiv 1502.03167)."""
+    return tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+    ).y
+
+
+def widened(inputs, channels: int):
+    """`inputs` as if they had `channels`, the most there can be: they keep those chosen."""
+    return inputs
+
+
+def nothing(inputs, stride: int, chosen, channels: int):
+    """The output of a layer of which nothing is on: zeros."""
+    batch, height, width, _ = inputs.shape
+    batch = tf.shape(inputs)[0] if batch is None else batch
+    chosen = channels if chosen is None else chosen
+    return tf.zeros([batch, -(-height // stride), -(-width // stride), chosen])
