@@ -23,14 +23,28 @@ CALIBRATION_NETWORKS = 8
 # Networks timed for each one trained, where the controller can choose among them.
 PROFILES_WITH_CHOICE = 4
 DEFAULT_EPOCHS = 4
+# A finalist is trained for so many times the epochs of the search; with inherited weights, for one.
+FINALIST_EPOCHS = 3
+EVALUATORS = ("train", "supernet")
 
 
-def evaluator_of(settings: Settings) -> tuple[Any, Any]:
-    """What evaluates networks for these settings, and the base network's Config (or None)."""
+def evaluator_of(settings: Settings, folder: pathlib.Path = pathlib.Path()) -> tuple[Any, Any]:
+    """What evaluates networks of a study in `folder`, and the base network's Config (or None)."""
+    named = spec.parse(settings.evaluator)
+    if named.name not in EVALUATORS or (named.name == "train" and named != spec.Spec("train")):
+        raise ValueError(
+            f"--evaluator {settings.evaluator}: expected train, or supernet[:EPOCHS][,examples=N]"
+        )
     if spec.parse(settings.task).name == "table":  # its own space and device
-        if settings.methods:
-            raise ValueError("--task table has figures only: there is no network for --method")
+        if settings.methods or one_shot(settings):
+            flag = "--method" if settings.methods else "--evaluator supernet"
+            raise ValueError(f"--task table has figures only: there is no network for {flag}")
         return spec.task(settings.task), None
+    if settings.methods and one_shot(settings):
+        raise ValueError(
+            "--evaluator supernet judges networks before compression; leave out --method, and"
+            " compress what is found with nas compress"
+        )
     named = spec.parse(settings.space)
     spec.known("space", named.name)
     spec.known("task", spec.parse(settings.task).name)
@@ -53,6 +67,10 @@ def evaluator_of(settings: Settings) -> tuple[Any, Any]:
         networks = functools.partial(
             CompressedNetworks, alternatives=alternatives, task_spec=settings.task
         )
+    if one_shot(settings):
+        from nas.supernet_search import SupernetNetworks
+
+        networks = functools.partial(SupernetNetworks, evaluator=settings.evaluator, folder=folder)
     evaluator = networks(
         sample=functools.partial(space.sample, **options),
         task=task,
@@ -90,8 +108,29 @@ def alternatives_of(settings: Settings, targets: list) -> tuple[tuple[str, ...],
     return tuple(found)
 
 
+def one_shot(settings: Settings) -> bool:
+    """Whether candidates are judged in a supernet."""
+    return spec.parse(settings.evaluator).name == "supernet"
+
+
 def epochs_of(settings: Settings) -> int:
     return settings.epochs or DEFAULT_EPOCHS
+
+
+def final_epochs_of(settings: Settings) -> int:
+    """How long finalists, and the base network beside them, are trained."""
+    return epochs_of(settings) * (1 if one_shot(settings) else FINALIST_EPOCHS)
+
+
+def filter_of(settings: Settings, evaluator: Any) -> Callable[[Any], float] | None:
+    """The zero-cost score of --filter, or None without; `ValueError` where there is no network."""
+    if settings.filter is None:
+        return None
+    if not hasattr(evaluator, "score"):
+        raise ValueError(f"--task {settings.task} has figures only: no network for --filter")
+    if one_shot(settings):
+        raise ValueError("--filter saves trainings; --evaluator supernet has none: leave it out")
+    return functools.partial(evaluator.score, settings.filter)
 
 
 def controller_of(
@@ -108,7 +147,10 @@ def controller_of(
 def profiles_of(settings: Settings, sampler: optuna.samplers.BaseSampler) -> int:
     if settings.profiles:
         return settings.profiles
-    return PROFILES_WITH_CHOICE if hasattr(sampler, "select") else 1
+    if one_shot(settings):  # to judge a network is cheaper than to time it
+        return 1
+    chooses = settings.filter is not None or hasattr(sampler, "select")
+    return PROFILES_WITH_CHOICE if chooses else 1
 
 
 def begin(

@@ -15,7 +15,15 @@ import optuna
 
 from nas import backend, cache, handover, spec, storage
 from nas import study as studies
-from nas.begin import begin, controller_of, epochs_of, evaluator_of, profiles_of
+from nas.begin import (
+    begin,
+    controller_of,
+    evaluator_of,
+    filter_of,
+    final_epochs_of,
+    one_shot,
+    profiles_of,
+)
 from nas.progress import Progress
 from nas.result import summarize
 from nas.search import Objective, explore, trained
@@ -25,9 +33,8 @@ from nas.study import Settings
 DEFAULT_MINUTES = 4.0
 # The share of --minutes after which no further candidate is tried: the rest is the finalists'.
 SEARCH_SHARE = 0.75
-# A finalist is trained for so many times the epochs of the search.
-FINALIST_EPOCHS = 3
 DEFAULT_TRIALS = 16
+DEFAULT_ONE_SHOT_TRIALS = 400  # in a supernet a network is judged in less than a second
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -35,7 +42,9 @@ def search(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     if arguments.trials is None and arguments.minutes is None:
         arguments.minutes = DEFAULT_MINUTES
-    trials = DEFAULT_TRIALS if arguments.trials is None else arguments.trials
+    trials = arguments.trials
+    if trials is None:
+        trials = DEFAULT_ONE_SHOT_TRIALS if one_shot(settings) else DEFAULT_TRIALS
     if min(trials, arguments.workers) < 1 or arguments.finalists < 0:
         raise ValueError("--trials and --workers must be at least 1, --finalists at least 0")
     started = time.monotonic()
@@ -49,7 +58,10 @@ def search(arguments: argparse.Namespace) -> int:
     say = functools.partial(print, file=sys.stderr, flush=True)
     interrupted, children, summary = False, [], {}
     try:
-        evaluator, baseline = evaluator_of(settings)
+        evaluator, baseline = evaluator_of(settings, folder)
+        score = filter_of(settings, evaluator)
+        if one_shot(settings):
+            evaluator.prepare(minutes, say)
         objective = begin(study, settings, folder, evaluator, baseline, say)
         if not arguments.child:
             _announce(folder, study, settings, objective, say)
@@ -66,6 +78,7 @@ def search(arguments: argparse.Namespace) -> int:
             trials=trials,
             worker=worker,
             profiles=profiles_of(settings, study.sampler),
+            score=score,
             deadline=deadline,
             on_event=progress,
             keep=handover.BestSoFar(
@@ -92,14 +105,14 @@ def search(arguments: argparse.Namespace) -> int:
                 evaluator,
                 objective,
                 most=arguments.finalists,
-                epochs=FINALIST_EPOCHS * epochs_of(settings),
+                epochs=final_epochs_of(settings),
                 end=end,
                 say=say,
             )
             if baseline is not None and time.monotonic() < end:
                 say("retraining the base network, for comparison")
                 summary["baseline_quality"] = handover.retrain_baseline(
-                    folder, evaluator, baseline, FINALIST_EPOCHS * epochs_of(settings)
+                    folder, evaluator, baseline, final_epochs_of(settings)
                 )
         else:
             summary |= handover.hand_over_as_trained(folder, study, evaluator, objective)
@@ -257,7 +270,7 @@ def export(arguments: argparse.Namespace) -> None:
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False) if trial.params}
     if number not in trials:
         raise ValueError(f"{folder} has no trial {number}; it has {len(trials)}, from 0")
-    evaluator, _ = evaluator_of(settings)
+    evaluator, _ = evaluator_of(settings, folder)
     if not hasattr(evaluator, "targets"):
         raise ValueError(f"--task {settings.task} is a table: it has no networks to export")
     config = evaluator.config(trials[number])
@@ -266,7 +279,7 @@ def export(arguments: argparse.Namespace) -> None:
     stem = out / f"trial_{number}"
     epochs = arguments.epochs
     if epochs is None:
-        epochs = FINALIST_EPOCHS * epochs_of(settings)
+        epochs = final_epochs_of(settings)
     if epochs == 0:
         evaluator.write(evaluator.untrained(config), config, stem)
         quality = None

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from nas import profile_flags
+from nas import profile_flags, scale_flags
 
 SEARCH_EPILOG = """examples:
   nas search
@@ -98,6 +98,13 @@ def parser() -> argparse.ArgumentParser:
     how = search.add_argument_group("how to search")
     how.add_argument("--controller", default="surrogate", help="see `nas list` (%(default)s)")
     how.add_argument(
+        "--evaluator",
+        default="train",
+        metavar="train|supernet[:EPOCHS]",
+        help="train each network by itself, or judge all with the weights of one that holds the"
+        " whole space, trained once (%(default)s)",
+    )
+    how.add_argument(
         "--reward",
         default="absolute",
         choices=["absolute", "soft", "hard", "relu", "pareto"],
@@ -121,6 +128,11 @@ def parser() -> argparse.ArgumentParser:
         help="networks to time for each one trained (4 if the"
         " controller can choose among them, else 1)",
     )
+    how.add_argument(
+        "--filter",
+        metavar="synflow|naswot|flops|params",
+        help="train only what this score of untrained networks favours among those timed (none)",
+    )
     how.add_argument("--epochs", type=int, help="epochs on the proxy task (the task's)")
     how.add_argument(
         "--finalists",
@@ -139,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
 
+    scale_flags.add(commands, common)
     show = commands.add_parser("show", parents=[common], help="print a study's result again")
     show.add_argument("run", help="folder of the study, e.g. runs/mnas1")
 
@@ -383,6 +396,7 @@ def _journey(arguments) -> int | None:
 COMMANDS = {"list": _list}
 JOURNEYS = {  # what is not in nas/commands.py under its own name
     "profile": "nas.profile:profile",
+    "scale": "nas.scale:scale",
     "train": "nas.training:train",
     "compress": "nas.compressing:compress",
     "matrix": "nas.matrix:matrix",

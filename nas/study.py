@@ -12,6 +12,7 @@ from nas import cache, spec, storage
 from nas.reward import Reward
 from nas.search import Objective
 
+FILTERS = ("synflow", "naswot", "flops", "params")  # of nas/zero_cost.py
 MINIMIZE = "min"  # the budget of a target that is to be as fast as possible
 
 
@@ -34,6 +35,8 @@ class Settings:
     epochs: int | None = None
     seed: int = 0
     methods: tuple[str, ...] = ()  # of compression, as "ptq:8|ptq:4|none": one choice each
+    evaluator: str = "train"  # or "supernet[:EPOCHS]"
+    filter: str | None = None  # zero-cost score that says which of the timed networks to train
 
     def __post_init__(self):
         for name in ("targets", "budgets_ms", "methods"):  # JSON knows no tuples
@@ -48,6 +51,8 @@ class Settings:
         for budget in budgets or ():
             if budget != MINIMIZE and not budget > 0:
                 raise ValueError(f"--budget-ms must be above 0, or {MINIMIZE}, not {budget}")
+        if self.filter not in (None, *FILTERS):
+            raise ValueError(f"--filter {self.filter}: expected one of {', '.join(FILTERS)}")
         if self.beta is not None and self.reward == "pareto":
             raise ValueError("--beta weighs latency in a scalar reward; --reward pareto has none")
 
@@ -55,8 +60,10 @@ class Settings:
         """A readable study name, the same for the same flags."""
         words = [spec.parse(text).name for text in (self.space, self.task, *self.targets)]
         settings = dataclasses.asdict(self)
-        if not self.methods:  # studies of before there were any keep their names
-            settings.pop("methods")
+        # Studies of before there were any keep their names.
+        for name in ("methods", "evaluator", "filter"):
+            if getattr(self, name) == getattr(Settings, name):
+                settings.pop(name)
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         return "_".join([*words, digest[:6]])
 
