@@ -178,12 +178,13 @@ def test_families_have_scores_and_train_as_without(family):
 
 
 @pytest.mark.slow
-def test_backends_agree(tmp_path):
-    """The same weights, from a file, in a process of each backend."""
+def test_backends_agree():
+    """The same weights in a process of each backend."""
     code = (
-        "import json, sys, numpy as np\n"
+        "import dataclasses, json, numpy as np\n"
         "from nas import spec, zero_cost\n"
         "family, config = spec.network('mnasnet:tiny')\n"
+        "config = dataclasses.replace(config, blocks=config.blocks[:3])\n"
         "model = family.build(config)\n"
         "generator = np.random.default_rng(0)\n"
         "model.set_weights([\n"

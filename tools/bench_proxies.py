@@ -10,12 +10,13 @@ task's recipe, judged on the validation images and, if the file has them, on the
 images instead of 3,330, for networks differ by little. judge: what costs less,
 
     train:E,N       E epochs on N training images (the search's own evaluator), judged as a search
+    supernet:E      shared weights of the whole space, trained for E epochs once (nas/supernet.py)
     synflow, naswot zero-cost scores (nas/zero_cost.py) of untrained networks
     flops, params   counts, the baselines
 
 Every row is appended as soon as it is known, and what is there is not done again: the same command
 goes on. Times are those of this process' CPU, building and compiling included: on a busy machine
-the clock says nothing. Prints a Markdown table.
+the clock says nothing. What is done once for all networks is listed apart. Prints a Markdown table.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from nas import evaluate, spec
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EVALUATORS = (
     *("train:1,2000", "train:1,4000", "train:4,4000", "train:1,16000"),
-    *("synflow", "naswot", "flops", "params"),
+    *("synflow", "naswot", "flops", "params", "supernet:24"),
 )
 RESAMPLES = 2000  # of the networks, for the spread of a correlation
 
@@ -96,6 +97,47 @@ def judge(config, evaluator: str) -> dict:
     return {"quality": zero_cost.score(evaluator, evaluate.build(config), task)}
 
 
+def supernet(path: pathlib.Path, name: str, base: str):
+    """The supernet `name` ("supernet:EPOCHS"), of the space around `base`: trained once, then read.
+
+    Each epoch has a row with its time; killed, it goes on from its checkpoint.
+    """
+    import functools
+
+    from nas import supernet as shared
+    from nas.resume import Checkpoint
+    from search_spaces import mnasnet as space
+
+    epochs = int(name.removeprefix("supernet:"))
+    task, sample = spec.task("fashion_mnist"), functools.partial(space.sample, base=base)
+    weights = path.with_name(f"supernet_{base}_{epochs}.weights.h5")
+    if weights.exists():
+        found = shared.Supernet(sample, task)
+        found.load(weights)
+        return found
+    since = time.process_time()
+
+    def watch(now) -> None:
+        nonlocal since
+        if now.judged is None:
+            return
+        spent, since = time.process_time() - since, time.process_time()
+        append(path, {"evaluator": name, "epoch": now.epoch, "cpu_s": spent})
+        quality = now.judged.quality
+        print(f"{name}, epoch {now.epoch}: {quality:.4f}, {spent:.0f} s", file=sys.stderr)
+
+    checkpoint = Checkpoint(weights.with_suffix(".checkpoint.npz"), {"base": base, "name": name})
+    found = shared.train(sample, task, epochs=epochs, checkpoint=checkpoint, watch=watch)
+    found.save(weights)
+    checkpoint.delete()
+    return found
+
+
+def append(path: pathlib.Path, row: dict) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def read(path: pathlib.Path) -> list[dict]:
     """The rows so far; the last one may have been cut off."""
     rows = []
@@ -111,22 +153,23 @@ def fill(path: pathlib.Path, configs: list, name: str, work: Callable) -> None:
     """Append what `work(config)` gives for each network that has no row of this name yet."""
     import keras
 
-    done = {row["network"] for row in read(path) if row["evaluator"] == name}
+    rows = [row for row in read(path) if row["evaluator"] == name]
+    done = {row["network"] for row in rows if "network" in row}
     for number, config in enumerate(configs):
         if (network := evaluate.key(config)) in done:
             continue
         cpu, wall = time.process_time(), time.monotonic()
         row = {"evaluator": name, "network": network, "number": number} | work(config)
         row |= {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
-        with open(path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(path, row)
         print(
             f"{name} {number + 1}/{len(configs)}: {row['quality']:.4f},"
             f" {row['cpu_s']:.1f} s of CPU, {row['wall_s']:.0f} s",
             file=sys.stderr,
             flush=True,
         )
-        keras.backend.clear_session()
+        if not name.startswith("supernet"):
+            keras.backend.clear_session()
         gc.collect()
 
 
@@ -135,8 +178,12 @@ def report(rows: list[dict]) -> None:
     from scipy import stats
 
     columns: dict[str, dict[str, dict]] = {}
+    once: dict[str, dict[int, float]] = {}
     for row in rows:
-        columns.setdefault(row["evaluator"], {})[row["network"]] = row
+        if "epoch" in row:
+            once.setdefault(row["evaluator"], {})[row["epoch"]] = row["cpu_s"]
+        else:
+            columns.setdefault(row["evaluator"], {})[row["network"]] = row
     real = columns.get("truth", {})
     if len(real) < 3:
         raise SystemExit(f"the truth has {len(real)} networks; run `truth` first")
@@ -147,8 +194,8 @@ def report(rows: list[dict]) -> None:
         f"truth: {len(real)} networks, {epochs} epochs, judged on {images} images:"
         f" {min(qualities):.2%} to {max(qualities):.2%}, {minutes:.1f} min of CPU\n"
     )
-    print("| evaluator | networks | Spearman | 90 % | Kendall | networks a minute of one core |")
-    print("|---|---|---|---|---|---|")
+    print("| evaluator | networks | Spearman | 90 % | Kendall | a minute of one core | once, min |")
+    print("|---|---|---|---|---|---|---|")
     generator = np.random.default_rng(0)
     for name, found in columns.items():
         both = sorted(real.keys() & found.keys())
@@ -162,7 +209,7 @@ def report(rows: list[dict]) -> None:
         print(
             f"| {name} | {len(both)} | {stats.spearmanr(a, b).statistic:.2f} |"
             f" {low:.2f} to {high:.2f} | {stats.kendalltau(a, b).statistic:.2f} |"
-            f" {60 / seconds:.1f} |"
+            f" {60 / seconds:.1f} | {sum(once.get(name, {}).values()) / 60:.1f} |"
         )
 
 
@@ -185,6 +232,10 @@ def main() -> None:
     if options.section == "truth":
         return fill(options.jsonl, configs, "truth", lambda one: truth(one, options.epochs))
     for name in options.evaluators:
+        if name.startswith("supernet:"):
+            found = supernet(options.jsonl, name, options.base)
+            fill(options.jsonl, configs, name, lambda one, f=found: {"quality": f.quality(one)})
+            continue
         fill(options.jsonl, configs, name, lambda one, name=name: judge(one, name))
 
 
