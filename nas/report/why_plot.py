@@ -22,7 +22,7 @@ COLORS = {
 }
 MOST = 12  # panels
 _LABELS = 4  # operations with their names
-_FAR_RIGHT = 8  # times the ridge: what lies beyond is drawn at the edge
+_FAR_RIGHT = 100  # times the ridge: what lies beyond is drawn at the edge
 _DECADES = 4  # of speed below the peak that are shown at most
 
 

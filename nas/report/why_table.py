@@ -13,7 +13,7 @@ from nas.report.latency_table import NAME, WIDTH, align
 TOP = 15  # operations that are listed; --json has all
 _FAR = 1.5  # times between two figures from which on they are worth a sentence
 _IDLE = 0.5  # of what is attainable: below it something else holds an operation
-_ON_CHIP = 30  # times the ridge: so few bytes are as good as none
+_ON_CHIP = 100  # times the ridge: so few bytes are as good as none
 _HEAVY = 0.1  # of the time, from which on a class of operations is worth a sentence
 
 
@@ -136,7 +136,7 @@ def findings(why: Explanation) -> list[str]:
         told.append(
             f"{percent(slow_ms / total.ms)} of it is in operations below {_IDLE:.0%} of what they "
             f"can attain, {percent(ms / slow_ms)} of that in {most}: neither the peak nor memory "
-            "holds them, the device's units are not filled"
+            "holds them, but units that are not filled, or that wait"
         )
     return told
 
