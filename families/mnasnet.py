@@ -10,6 +10,7 @@ import math
 
 import keras
 
+from families.blocks.convolution import convolution, depthwise, norm, squeeze_excite
 from families.layers import round_filters
 
 OPS = ("conv", "depthwise", "mbconv")
@@ -257,15 +258,15 @@ def build(config: Config) -> keras.Model:
     3920526
     """
     inputs = keras.Input(config.input_shape, name="image")
-    x = _conv(inputs, config.stem_filters, 3, stride=config.stem_stride, name="stem_conv")
-    x = _norm(x, config, "stem_norm")
+    x = convolution(inputs, config.stem_filters, 3, stride=config.stem_stride, name="stem_conv")
+    x = norm(x, momentum=config.norm_momentum, name="stem_norm")
     x = keras.layers.ReLU(name="stem_relu")(x)
     for number, block in enumerate(config.blocks, 1):
         for repeat in range(1, block.repeats + 1):
             stride = block.stride if repeat == 1 else 1
             x = _layer(x, config, block, stride=stride, path=f"block{number}_{repeat}")
-    x = _conv(x, config.head_filters, 1, name="head_conv")
-    x = _norm(x, config, "head_norm")
+    x = convolution(x, config.head_filters, 1, name="head_conv")
+    x = norm(x, momentum=config.norm_momentum, name="head_norm")
     x = keras.layers.ReLU(name="head_relu")(x)
     x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
     if config.dropout:
@@ -279,72 +280,30 @@ def _layer(inputs, config: Config, block: Block, *, stride: int, path: str):
     channels = inputs.shape[-1]
     squeezed = max(1, int(channels * block.se_ratio)) if block.se_ratio else 0
     if block.op == "conv":
-        x = _conv(inputs, block.filters, block.kernel, stride=stride, name=f"{path}_conv")
-        x = _norm(x, config, f"{path}_conv_norm")
+        x = convolution(inputs, block.filters, block.kernel, stride=stride, name=f"{path}_conv")
+        x = norm(x, momentum=config.norm_momentum, name=f"{path}_conv_norm")
         x = keras.layers.ReLU(name=f"{path}_conv_relu")(x)
-        x = _squeeze_excite(x, squeezed, path) if squeezed else x
+        x = squeeze_excite(x, squeezed, path) if squeezed else x
     else:
         x = inputs
         if block.expand > 1:
-            x = _conv(x, channels * block.expand, 1, name=f"{path}_expand")
-            x = _norm(x, config, f"{path}_expand_norm")
+            x = convolution(x, channels * block.expand, 1, name=f"{path}_expand")
+            x = norm(x, momentum=config.norm_momentum, name=f"{path}_expand_norm")
             x = keras.layers.ReLU(name=f"{path}_expand_relu")(x)
-        x = keras.layers.DepthwiseConv2D(
-            block.kernel,
-            strides=stride,
-            padding="same",
-            use_bias=False,
-            depthwise_initializer=_initializer(),
-            name=f"{path}_depthwise",
-        )(x)
-        x = _norm(x, config, f"{path}_depthwise_norm")
+        x = depthwise(x, block.kernel, stride=stride, name=f"{path}_depthwise")
+        x = norm(x, momentum=config.norm_momentum, name=f"{path}_depthwise_norm")
         x = keras.layers.ReLU(name=f"{path}_depthwise_relu")(x)
-        x = _squeeze_excite(x, squeezed, path) if squeezed else x
-        x = _conv(x, block.filters, 1, name=f"{path}_project")
-        x = _norm(x, config, f"{path}_project_norm")
+        x = squeeze_excite(x, squeezed, path) if squeezed else x
+        x = convolution(x, block.filters, 1, name=f"{path}_project")
+        x = norm(x, momentum=config.norm_momentum, name=f"{path}_project_norm")
     if block.skip == "pool":
         shortcut = keras.layers.AveragePooling2D(
             3, strides=stride, padding="same", name=f"{path}_pool"
         )(inputs)
         if channels != block.filters:
-            shortcut = _conv(shortcut, block.filters, 1, name=f"{path}_shortcut")
-            shortcut = _norm(shortcut, config, f"{path}_shortcut_norm")
+            shortcut = convolution(shortcut, block.filters, 1, name=f"{path}_shortcut")
+            shortcut = norm(shortcut, momentum=config.norm_momentum, name=f"{path}_shortcut_norm")
         x = keras.layers.Add(name=f"{path}_add")([x, shortcut])
     elif block.skip == "identity" and stride == 1 and channels == block.filters:
         x = keras.layers.Add(name=f"{path}_add")([x, inputs])
     return x
-
-
-def _squeeze_excite(inputs, units: int, path: str):
-    """Scale each channel by a gate computed from all of them (arXiv 1709.01507)."""
-    x = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{path}_squeeze")(inputs)
-    x = keras.layers.Conv2D(units, 1, activation="relu", name=f"{path}_squeeze_reduce")(x)
-    x = keras.layers.Conv2D(
-        inputs.shape[-1], 1, activation="sigmoid", name=f"{path}_squeeze_expand"
-    )(x)
-    return keras.layers.Multiply(name=f"{path}_excite")([inputs, x])
-
-
-def _conv(inputs, filters: int, kernel: int, *, name: str, stride: int = 1):
-    return keras.layers.Conv2D(
-        filters,
-        kernel,
-        strides=stride,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=_initializer(),
-        name=name,
-    )(inputs)
-
-
-def _norm(inputs, config: Config, name: str):
-    return keras.layers.BatchNormalization(momentum=config.norm_momentum, epsilon=1e-3, name=name)(
-        inputs
-    )
-
-
-def _initializer():
-    """Normal, variance 2 / fan_out (released code); new for each layer, for each has its seed."""
-    return keras.initializers.VarianceScaling(
-        2.0, mode="fan_out", distribution="untruncated_normal"
-    )

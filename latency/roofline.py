@@ -99,7 +99,7 @@ def layer_graph(
         users[id(tensor)] = users.get(id(tensor), 0) + 1
     drafts: list[_Draft] = []
     made_by: dict[int, int] = {}  # of a tensor, the kernel that writes it
-    sizes = _Sizes(batch_size, dtype)
+    sizes = _Sizes(batch_size, dtype, cost.samples(nodes))
     for node, row in zip(nodes, rows, strict=True):
         inputs = list({id(tensor): tensor for tensor in node.input_tensors}.values())
         kind = class_of(node.operation, row)
@@ -147,10 +147,14 @@ class _Draft:
 
 
 class _Sizes:
-    """Bytes of tensors for a batch size, when float32 tensors are kept in `dtype`."""
+    """Bytes of tensors for a batch size, when float32 tensors are kept in `dtype`.
 
-    def __init__(self, batch_size: int, dtype: str):
+    held: `cost.samples`.
+    """
+
+    def __init__(self, batch_size: int, dtype: str, held: dict[int, int]):
         self._batch_size = batch_size
+        self._held = held
         self._width = BYTES[dtype]
 
     def scale(self, tensor: Any) -> int:
@@ -163,7 +167,7 @@ class _Sizes:
         kind = str(tensor.dtype)
         digits = "".join(filter(str.isdigit, kind.split("_")[0])) or "8"
         width = self._width if kind == "float32" else int(digits) / 8
-        return size * self.scale(tensor) * width
+        return size * self.scale(tensor) * self._held.get(id(tensor), 1) * width
 
     def weights(self, row: Any) -> float:
         """Weights of a layer; those of an embedding are looked up and not read whole."""

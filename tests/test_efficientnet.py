@@ -16,7 +16,7 @@ from families.layers import (
     copy_weights,
     shapes_only,
 )
-from latency import cost, litert
+from latency import cost, litert, roofline
 from latency.graph import operations
 
 LAYOUTS = ("none", "depth_learned", "depth_reshape", "batch_learned", "batch_reshape")
@@ -208,6 +208,10 @@ def test_counts_in_batch_are_those_of_the_file():
     assert batch.macs == plain.macs and batch.trainable_params == plain.trainable_params
     sizes = {row.name: row.output_bytes for row in batch.layers}
     assert sizes["block1_enter_batch"] == sizes["stem_swish"] == 12 * 12 * 8 * 4
+    model = efficientnet.build(dataclasses.replace(config, blocks=(moved,)))
+    kernels, _ = roofline.layer_graph(model, batch_size=2, dtype="float32", fusion="none")
+    moving = next(kernel for kernel in kernels if kernel.name == "block1_enter_batch")
+    assert moving.bytes == 2 * 2 * sizes["stem_swish"]  # read and written, of two images
 
 
 def test_space_to_batch_is_a_dilated_convolution():
