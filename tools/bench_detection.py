@@ -4,9 +4,10 @@ python tools/bench_detection.py                     D0 at 160 pixels, 60 epochs
 python tools/bench_detection.py --network efficientdet:tiny,anchor_scale=2.0 --size 96 --epochs 30
 
 Trains on the 205 training images by `nas train`; the 87 validation images choose the epoch whose
-averaged weights are kept, by their loss; the 72 test images are looked at once, at the end. Prints COCO's mean average precision (overlaps .5 to .95, and .5 alone) on both and of each
-class, writes the deployed form (boxes after suppression) as one .tflite, runs that on all test
-images, and prints its precision and by how much its boxes and scores differ from those of Keras.
+averaged weights are kept, by their loss; the 72 test images are looked at once, at the end. Prints
+COCO's mean average precision (overlaps .5 to .95, and .5 alone) on both and of each class, writes
+the deployed form (boxes after suppression) as one .tflite, runs that on all test images, and prints
+its precision and by how much its boxes and scores differ from those of Keras.
 
 Interrupted or killed, the same command goes on; what is done is in --out. A row of figures is
 appended to detection.jsonl there.
@@ -49,16 +50,23 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "-", f"{arguments.network} {arguments.size} {arguments.epochs}")
     file = folder / f"{name}-seed{arguments.seed}.keras"
+    known = folder / "detection.jsonl"
+    settings = ("network", "size", "epochs", "seed")
+    for line in known.read_text().splitlines() if known.exists() else ():
+        row = json.loads(line)
+        if all(row[setting] == getattr(arguments, setting) for setting in settings):
+            print(json.dumps(row, indent=1))
+            return 0
     options = {"task": f"detection:bccd,size={arguments.size}", "epochs": arguments.epochs}
     options |= {"seed": arguments.seed, "out": file, "patience": arguments.epochs}
     flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     if code := command.main(["train", arguments.network, *flags]):
         return code
-    row = {"network": arguments.network, "size": arguments.size, "epochs": arguments.epochs}
-    row |= {"seed": arguments.seed, "threads": arguments.threads, "load": os.getloadavg()[0]}
+    row = {setting: getattr(arguments, setting) for setting in settings}
+    row |= {"threads": arguments.threads, "load": os.getloadavg()[0]}
     row |= judged(file, arguments)
     row["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with open(folder / "detection.jsonl", "a") as rows:
+    with open(known, "a") as rows:
         rows.write(json.dumps(row) + "\n")
     print(json.dumps(row, indent=1))
     return 0
