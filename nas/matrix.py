@@ -10,8 +10,9 @@ from typing import Any
 
 from nas import backend, spec
 
-# What each kind of network is trained on: the first task that decides fields its Config has.
-TASKS = ("digits", "text:{text},length=64,stride=256", "fsdd")
+# What each kind of network is trained on: the first task that decides fields its Config has, and
+# whose outputs it gives.
+TASKS = ("digits", "text:{text},length=64,stride=256", "fsdd", "detection:bccd,size=64")
 TRAINING, TUNING = 3, 1  # epochs of a network, and of each compression of it
 EXAMPLES = 128
 
@@ -61,7 +62,8 @@ def column(family: str, methods: list[str], folder: pathlib.Path, target: str | 
 
 def task_for(config: Any, folder: pathlib.Path) -> Any:
     """The task that a family's Config can take, on data that is installed, or in NAS_DATA."""
-    from nas import evaluate
+    from families.layers import shapes_only
+    from nas import evaluate, train
 
     text = folder / "text.txt"
     if not text.exists():
@@ -70,7 +72,9 @@ def task_for(config: Any, folder: pathlib.Path) -> Any:
     for name in TASKS:
         task = spec.task(name.format(text=text))
         try:
-            evaluate.suited(config, task.fields, task.name)
+            suited = evaluate.suited(config, task.fields, task.name)
+            with shapes_only():
+                train.check(sys.modules[type(config).__module__].build(suited), task)
             return task
         except ValueError as error:
             unsuited = error
