@@ -119,13 +119,12 @@ def tables(options, path: pathlib.Path) -> None:
     """Searches of NAS-Bench-Macro, with and without its factorized view."""
     folder = pathlib.Path(os.environ.get("NAS_DATA", ROOT.parent / "shared" / "data"))
     jobs = itertools.product(
-        ("regret", "hypervolume"), ("factorized", "flat"), CONTROLLERS, range(options.seeds)
+        range(options.seeds), ("regret", "hypervolume"), ("factorized", "flat"), CONTROLLERS
     )
     done = {(r["figure"], r["space"], r["controller"], r["seed"]) for r in read(path)}
     known = {}
-    for job in jobs:
-        figure, space, controller, seed = job
-        if job in done:
+    for seed, figure, space, controller in jobs:
+        if (figure, space, controller, seed) in done:
             continue
         table = load(folder / "nas" / "nasbench_macro.npz", cost="flops", seed=seed)
         evaluator = Stagewise(table) if space == "factorized" else table
@@ -160,8 +159,8 @@ def tables(options, path: pathlib.Path) -> None:
             else:
                 share = pareto.hypervolume(losses[found], losses.max(axis=0))
                 values[count] = 100 * share / known["whole"]
-        keys = ("figure", "space", "controller", "seed")
-        append(path, dict(zip(keys, job, strict=True)) | {"values": values, "trained": len(rows)})
+        job = {"figure": figure, "space": space, "controller": controller, "seed": seed}
+        append(path, job | {"values": values, "trained": len(rows)})
 
 
 def fashion(options, path: pathlib.Path) -> None:
