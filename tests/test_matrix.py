@@ -14,11 +14,12 @@ from nas import compressing, matrix, spec, train
 
 METHODS = list(spec.listing("method"))
 FAMILIES = list(spec.listing("family"))
+CONVOLUTIONAL = {"mnasnet", "mobilenet_v2", "efficientnet", "efficientnet_x", "efficientdet"}
 # What cannot be, with a word of the reason; all else must do something.
 NOT = {
-    "drop_experts": ({"mnasnet", "mobilenet_v2", "vit", "conformer", "decoder"}, "expert"),
-    "share_kv": ({"mnasnet", "mobilenet_v2", "vit", "mobile_vmoe", "conformer"}, "keys and values"),
-    "instruction_pruning": ({"mnasnet", "mobilenet_v2"}, "feed-forward"),
+    "drop_experts": (CONVOLUTIONAL | {"vit", "conformer", "decoder"}, "expert"),
+    "share_kv": (CONVOLUTIONAL | {"vit", "mobile_vmoe", "conformer"}, "keys and values"),
+    "instruction_pruning": (CONVOLUTIONAL, "feed-forward"),
 }
 
 
