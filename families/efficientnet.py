@@ -63,22 +63,24 @@ def scaled(
     resolution: int | None = None,
     divisor: int = 8,
 ) -> Config:
-    """The network deeper, wider and for larger images: compound scaling with given factors.
+    """The network deeper, wider and for images of `resolution` pixels: compound scaling.
 
-    Repeats are rounded up, channels of stem, blocks and head by `round_filters` to multiples of
-    `divisor`; a factor of 1 and no `resolution` leave things as they are.
+    Repeats are rounded up; channels of stem, blocks and head to multiples of `divisor`, or of what
+    all of the network's own are multiples of.
 
-    >>> scaled(VARIANTS["b0"], depth=1.1, width=1.0, resolution=240) == VARIANTS["b1"]
+    >>> scaled(VARIANTS["b0"], depth=1.1, resolution=240) == VARIANTS["b1"]
     True
     """
     for name, factor in (("depth", depth), ("width", width)):
-        check(factor > 0, name, factor, "a positive factor")
+        check(0 < factor < math.inf, f"{name} factor", factor, "above 0")
     shape = config.input_shape
     if resolution is not None:
         shape = (resolution, resolution, shape[2])
+    own = [config.stem_filters, config.head_filters, *(block.filters for block in config.blocks)]
+    divisor = math.gcd(divisor, *own)
 
     def filters(count: int) -> int:
-        return count if width == 1 else round_filters(count * width, divisor)
+        return round_filters(count * width, divisor)
 
     blocks = tuple(
         dataclasses.replace(

@@ -139,7 +139,7 @@ def test_layouts_in_a_row_have_one_spelling(miniature):
 def test_configs_are_equal_exactly_when_networks_are(miniature):
     generator = random.Random(0)
     configs = []
-    for _ in range(60):
+    for _ in range(30):
         params = {name: generator.choice(options) for name, options in miniature.items()}
         for changed in (None, *generator.sample(list(miniature), 3)):
             near = {} if changed is None else {changed: generator.choice(miniature[changed])}
