@@ -128,11 +128,13 @@ def tables(options, path: pathlib.Path) -> None:
             continue
         table = load(folder / "nas" / "nasbench_macro.npz", cost="flops", seed=seed)
         evaluator = Stagewise(table) if space == "factorized" else table
-        reward = Reward("absolute", (math.inf,)) if figure == "regret" else None
+        # All are within this budget: with none the reward would also be for few FLOPs.
+        budgets = (2 * table.known_costs.max(),)
+        reward = Reward("relu", budgets) if figure == "regret" else None
         rows: list[int] = []
         explore(
             evaluator,
-            Objective((math.inf,), reward),
+            Objective(budgets, reward),
             controller,
             seed,
             max(options.samples),
