@@ -13,7 +13,7 @@ import numpy as np
 from latency.target import TargetUnavailable
 from nas import cache, handover, profile_store, spec, storage
 from nas import study as studies
-from nas.begin import controller_of, epochs_of
+from nas.begin import controller_of, final_epochs_of
 from nas.lacs import SINGLE_OBJECTIVE, Factors
 from nas.progress import Progress
 from nas.scaled_networks import ScaledNetworks, told
@@ -22,9 +22,7 @@ from nas.study import Settings
 
 # The share of a rung's time after which nothing more is tried: the rest is for what is kept.
 SEARCH_SHARE = 0.5
-# What is kept is trained for so many times the epochs of the search, as `nas search` does.
-FINAL_EPOCHS = 3
-FINAL_RUNS = 4  # and timed with so many times the runs
+FINAL_RUNS = 4  # what is kept is timed with so many times the runs
 MOST_OFF = 0.05  # of the budget, timed again, where another network is nearer to it
 
 
@@ -205,7 +203,7 @@ class Rung:
             def keep(network, evaluation):
                 seeded.write(network, config, stem)
 
-            epochs = FINAL_EPOCHS * epochs_of(self.settings)
+            epochs = final_epochs_of(self.settings)
             record = seeded.train(config, epochs=epochs, keep=keep, final=True)
             cache.write_json(path, record)
             say(f"{name}, trained {epochs} epochs, seed {seed}: {record['quality']:.2%}")
