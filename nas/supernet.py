@@ -91,7 +91,7 @@ class Supernet:
             weight for weight in self.model.weights if weight.path == "choice/choice"
         )
         self.traces = 0  # how often a graph was made to judge a network
-        self.largest = self.layout.widest(self.model, self.layout.choice(configs[0]))
+        self.largest = self.layout.largest(self.model)
 
     def choose(self, rows: np.ndarray) -> None:
         """Make `model` the network that the rows of its layout say."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 import keras
 import numpy as np
 
-from families import mnasnet
 from families.mnasnet import Config
 from nas.supernets.layers import (
     COLUMNS,
@@ -99,6 +98,19 @@ def choice(config: Config) -> np.ndarray:
     return rows
 
 
+def largest(supernet: keras.Model) -> np.ndarray:
+    """A choice of the most there is, of the last of the operations."""
+    layers = [layer for layer in supernet.layers if isinstance(layer, SharedLayer)]
+    rows = np.zeros((layers[-1].block + 1, COLUMNS), np.int32)
+    for layer in layers:
+        row = rows[layer.block]
+        row[OPERATIONS.index(layer.operations[-1])] = 1
+        row[KERNEL], row[EXPAND], row[FILTERS] = layer.kernel, layer.expand, layer.filters
+        row[REPEATS], row[SQUEEZE] = layer.repeat + 1, layer.squeeze
+        row[SKIP] = SKIPS.index(min(layer.skips, key=("identity", "pool", "none").index))
+    return rows
+
+
 def widest(supernet: keras.Model, rows: np.ndarray) -> np.ndarray:
     """A choice with all the filters and expansion there are, as in the warm-up of filters."""
     rows = rows.copy()
@@ -150,6 +162,3 @@ def _part_of(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         array = array[edge : edge + shape[0], edge : edge + shape[1]]
         return array[..., : shape[2], : shape[3]]
     return array[tuple(slice(0, size) for size in shape)]
-
-
-__all__ = ["build", "choice", "inherit", "mnasnet", "together", "widest"]

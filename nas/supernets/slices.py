@@ -12,18 +12,18 @@ def narrow(kernel, window=None, inputs=None, outputs=None):
 
     `window` is the size of the kernel, the others are numbers of channels; None: all there is.
     """
-    rows, columns, *channels = kernel.shape
-    most = zip((inputs, outputs), channels, strict=True)
-    channels = [all_ if count is None else count for count, all_ in most]
-    if window is None:
-        return tf.slice(kernel, [0, 0, 0, 0], [rows, columns, *channels])
-    edge = (rows - window) // 2
-    return tf.slice(kernel, [edge, edge, 0, 0], [window, window, *channels])
+    kernel = tf.convert_to_tensor(kernel)
+    rows = slice(None)
+    if window is not None:
+        edge = (kernel.shape[0] - window) // 2
+        rows = slice(edge, edge + window)
+    # One operation, and one for its gradient: tf.slice has eight for that.
+    return kernel[rows, rows, :inputs, :outputs]
 
 
 def first(vector, count):
     """The first `count` numbers of a vector; None: all."""
-    return vector if count is None else vector[:count]
+    return tf.convert_to_tensor(vector)[:count]
 
 
 def convolved(inputs, kernel, stride: int = 1):
