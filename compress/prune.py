@@ -17,10 +17,10 @@ from compress.parametrized import Parametrization, functions, parametrize
 from compress.record import Record, Weight
 from compress.weights import Kernel, kernels, tell_untouched
 
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "lamp")
 SPARSITY = 0.8  # unless the pattern says it
 # Of each weight, whatever the others are like: a layer without any passes nothing on (Tanaka et
-# al., arXiv 2006.05467, name that layer collapse); our choice, only for scope="global".
+# al., arXiv 2006.05467, name that layer collapse); our choice, not for scope="layer".
 LEAST_KEPT = 0.01
 NOT_BY_ITSELF = {
     "depthwise": "depthwise: few weights, each alone for its channel and place",
@@ -31,8 +31,11 @@ _NEVER, _FROZEN = -1, -2  # of Mask.updated
 
 @dataclasses.dataclass(frozen=True)
 class Prune(Method):
-    """Zeros in place of the smallest weights: `sparsity` of each, or of all (scope "global").
+    """Zeros in place of the smallest weights: `sparsity` of each, or of all.
 
+    scope: "layer": every weight is as sparse as the others; "global": the smallest of all;
+        "lamp": of all, by what share of the squares of its own weight a value makes up among those
+        no smaller (Lee et al., arXiv 2010.07611), which a layer's scale does not touch.
     pattern: "unstructured"; "2:4" (any N:M), at most N of every M consecutive inputs of an output
         stay, which is a sparsity of its own; "1x4" (any 1xB), whole blocks of B consecutive inputs,
         by their sum of magnitudes. Inputs of a convolution are in the order row, column, channel.
@@ -80,8 +83,10 @@ class Prune(Method):
         for name, (holds, expected) in checks.items():
             if not holds:
                 raise ValueError(f"prune {name}={getattr(self, name)!r}; expected {expected}")
-        if keep and self.scope == "global":
-            raise ValueError(f"prune scope='global': every group of {self.pattern} is as sparse")
+        if keep and self.scope != "layer":
+            raise ValueError(
+                f"prune scope={self.scope!r}: every group of {self.pattern} is as sparse"
+            )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         left = {}
@@ -257,15 +262,27 @@ def largest(
             np.put_along_axis(mask, places[:, :stay], True, axis=1)
     else:
         scores = [score.sum(1) for score in scores]
-        if scope == "global":
+        if scope == "lamp":
+            scores = [_of_what_is_left(score) for score in scores]
+        if scope != "layer":
             for score in scores:
                 score[_top(score, max(1, round(LEAST_KEPT * len(score))))] = np.inf
             scores, ends = [np.concatenate(scores)], np.cumsum([len(score) for score in scores])
         kept = [_top(score, max(1, round(len(score) * (1 - sparsity)))) for score in scores]
-        if scope == "global":
+        if scope != "layer":
             kept = np.split(kept[0], ends[:-1])
         kept = [np.repeat(mask, group) for mask in kept]
     return [mask.reshape(row.shape) for mask, row in zip(kept, rows, strict=True)]
+
+
+def _of_what_is_left(sizes: np.ndarray) -> np.ndarray:
+    """Equation 2 of Lee et al.: a square over the sum of those that are no smaller, itself too."""
+    order = np.argsort(sizes, kind="stable")
+    squares = np.square(sizes[order], dtype=np.float64)
+    left = np.cumsum(squares[::-1])[::-1]
+    scores = np.empty(len(sizes))
+    scores[order] = squares / np.maximum(left, np.finfo(np.float64).tiny)
+    return scores
 
 
 def _top(scores: np.ndarray, count: int) -> np.ndarray:

@@ -191,6 +191,21 @@ def test_global_takes_from_all_and_leaves_no_layer_empty():
     assert original[~mask].max() <= original[mask].min()
 
 
+def test_lamp_does_not_see_the_scale_of_a_layer():
+    generator = np.random.default_rng(0)
+    rows = [generator.normal(size=(6, 8)), generator.normal(size=(4, 6)) ** 3]
+    masks = largest(rows, 0.75, scope="lamp")
+    scores = []  # equation 2 of arXiv 2010.07611, value by value
+    for row in rows:
+        squares = row.ravel() ** 2
+        scores += [square / squares[squares >= square].sum() for square in squares]
+    found = np.concatenate([mask.ravel() for mask in masks])
+    assert found.sum() == 18 and min(np.array(scores)[found]) > max(np.array(scores)[~found])
+    scaled = largest([1e-3 * rows[0], rows[1]], 0.75, scope="lamp")
+    assert all(np.array_equal(one, two) for one, two in zip(masks, scaled, strict=True))
+    assert not np.array_equal(found[:48], largest(rows, 0.75, scope="global")[0].ravel())
+
+
 def _layers():
     """One of each kind, with the axis in which inputs of an output follow each other."""
     keras.utils.set_random_seed(0)
@@ -277,6 +292,7 @@ def test_what_is_left_is_said():
         {"sparsity": 0.6, "pattern": "2:4"},
         {"scope": "row"},
         {"scope": "global", "pattern": "2:4"},
+        {"scope": "lamp", "pattern": "2:4"},
         {"pattern": "4:4"},
         {"pattern": "2x4"},
         {"every": 0},

@@ -59,6 +59,7 @@ def methods(arguments) -> dict[str, list | None]:
         "ptq4, embedding 8": [PTQ(4, activations=None, embeddings=8)],
         "ptq4+recover": [PTQ(4, **four), Recover(arguments.rank)],
         "qat4+distill": [QAT(4), distill],
+        "qat4+distill, embedding 8": [QAT(4, embeddings=8), distill],
         "qat4+recover+distill": [QAT(4, embeddings=8), recover, distill],
         "naive2": None,
         "minmax2": [PTQ(2, clip="maxabs", **four)],
