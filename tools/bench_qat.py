@@ -248,7 +248,7 @@ def table(found, options) -> None:
             print(f"\n{name} {network}: mean of seeds {options.seeds}, points from float")
             rows = {
                 row: [
-                    found.get((name, network, seed, row, options.scale)) for seed in options.seeds
+                    found.get(key_of(name, network, seed, row, options)) for seed in options.seeds
                 ]
                 for row in options.rows
             }
