@@ -1,8 +1,8 @@
-"""Compound scaling: what published families did with depth, width and resolution, and two laws.
+"""Compound scaling: factors of depth, width and resolution, and laws that families follow.
 
 Tan and Le, "EfficientNet", ICML 2019 (arXiv 1905.11946); Li et al., "Searching for Fast Model
 Families on Datacenter Accelerators", CVPR 2021 (arXiv 2102.05610): latency-aware compound scaling
-(LACS). The rows are those of the released code, tensorflow/tpu models/official/efficientnet.
+(LACS). The published rows are in the families: `efficientnet.SCALES`, `efficientnet_x.LACS`.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import numpy as np
 
 # Below so many channels in all blocks, steps of 8 are too coarse to land on a latency.
 NARROW = 128
-BASE_PIXELS = 224  # the side of B0's images, of which resolutions are multiples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,50 +61,11 @@ class PowerLaw:
 
 # Found for EfficientNet-B1 with accuracy as the only objective (arXiv 1905.11946, section 4).
 SINGLE_OBJECTIVE = PowerLaw(1.2, 1.1, 1.15)
-# The laws of LACS: with EfficientNet's phi of each level, all GPU rows of PUBLISHED and b1 to b4 of
-# the TPU's follow them within .05 and 2 pixels. The larger TPU networks leave the law: wider and
+# The laws of LACS: with EfficientNet's phi of each level, all its GPU rows and b1 to b4 of the
+# TPU's follow them within .05 and 2 pixels. The larger TPU networks leave the law: wider and
 # shallower, b6 and b7 of smaller images too.
 LACS_GPU = PowerLaw(1.298, 1.159, 1.071)
 LACS_TPU = PowerLaw(1.292, 1.142, 1.089)
-
-
-def _rows(*rows: tuple[float, float, int]) -> dict[str, Factors]:
-    """Rows of (width, depth, pixels), as the released code has them, from b1 on."""
-    return {
-        f"b{level}": Factors(depth, width, pixels / BASE_PIXELS)
-        for level, (width, depth, pixels) in enumerate(rows, 1)
-    }
-
-
-PUBLISHED: dict[str, dict[str, Factors]] = {
-    "efficientnet": _rows(
-        (1.0, 1.1, 240),
-        (1.1, 1.2, 260),
-        (1.2, 1.4, 300),
-        (1.4, 1.8, 380),
-        (1.6, 2.2, 456),
-        (1.8, 2.6, 528),
-        (2.0, 3.1, 600),
-    ),
-    "tpu": _rows(
-        (1.05, 1.09, 229),
-        (1.13, 1.29, 244),
-        (1.27, 1.62, 263),
-        (1.54, 2.38, 299),
-        (1.96, 2.76, 332),
-        (2.75, 3.01, 328),
-        (3.26, 3.44, 350),
-    ),
-    "gpu": _rows(
-        (1.05, 1.09, 229),
-        (1.13, 1.24, 237),
-        (1.31, 1.63, 255),
-        (1.63, 2.40, 282),
-        (1.94, 3.29, 306),
-        (2.25, 4.28, 328),
-        (2.58, 5.46, 350),
-    ),
-}
 
 
 def fitted(rows: Iterable[tuple[float, Factors]]) -> PowerLaw:
