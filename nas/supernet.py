@@ -9,6 +9,7 @@ import functools
 import importlib
 import pathlib
 import pkgutil
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -183,7 +184,9 @@ class Supernet:
     def load(self, path: pathlib.Path) -> None:
         """Take the weights that `save` wrote, of the same space; ValueError of another."""
         try:
-            self.model.load_weights(path)
+            with warnings.catch_warnings():  # of each part that does not fit
+                warnings.simplefilter("ignore")
+                self.model.load_weights(path)
         except Exception as error:  # h5py and Keras raise what they like
             raise ValueError(
                 f"{path} holds no weights of this supernet ({error}); delete it to train them anew"

@@ -190,13 +190,14 @@ def test_one_graph_trains_all_networks(task, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def learned(task):
-    return supernet.train(sample, task, epochs=12, seed=0, learning_rate=1e-2)
+    return supernet.train(one_block, task, epochs=12, seed=0, learning_rate=1e-2)
 
 
 def test_it_learns_and_what_is_inherited_is_as_good(learned, task):
     for number in range(3):
         config = supernet.drawn(learned.sample, 21, number)
         quality = learned.quality(config)
+        print(quality)
         model = learned.inherited(config)
         learned.calibrate(model)
         assert quality > 0.4  # chance: 0.1
@@ -205,18 +206,18 @@ def test_it_learns_and_what_is_inherited_is_as_good(learned, task):
 
 def test_weights_are_kept(learned, task, tmp_path):
     learned.save(tmp_path / "s.weights.h5")
-    other = supernet.Supernet(sample, task, seed=5)
+    other = supernet.Supernet(one_block, task, seed=5)
     config = supernet.drawn(learned.sample, 22, 0)
     other.load(tmp_path / "s.weights.h5")
     assert other.quality(config, 200) == learned.quality(config, 200)
-    narrower = supernet.Supernet(functools.partial(space.sample, base="tiny"), task)
+    wider = supernet.Supernet(sample, task)
     with pytest.raises(ValueError, match="s.weights.h5 holds no weights of this supernet"):
-        narrower.load(tmp_path / "s.weights.h5")
+        wider.load(tmp_path / "s.weights.h5")
 
 
-def networks(task, folder, evaluator="supernet:1", **options):
+def networks(task, folder, evaluator="supernet:1"):
     return SupernetNetworks(
-        sample, task, [], task.fields, 1, lambda: task, evaluator=evaluator, folder=folder
+        one_block, task, [], task.fields, 1, lambda: task, evaluator=evaluator, folder=folder
     )
 
 
