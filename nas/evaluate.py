@@ -172,10 +172,14 @@ class Networks:
         """Name of a network: equal networks, equal keys."""
         return key(config)
 
+    def new(self, config: Any) -> Any:
+        """A network to be counted and timed."""
+        return build(config)
+
     def form(self, config: Any) -> Form:
         """What of a network is counted and timed."""
         form = deploy(config)
-        model = build(form)
+        model = self.new(form)
         if form == config:
             self._built[self.key(config)] = model
         return Form(model, model, key(form), name_of(form), None if form == config else form)

@@ -154,8 +154,12 @@ class Supernet:
         Its norms have no averages yet: train it, or `calibrate` it.
         """
         model = evaluate.build(config)
-        self.layout.inherit(self.model, config, model)
+        self.inherit(config, model)
         return model
+
+    def inherit(self, config: Any, model: Any) -> None:
+        """Give `model`, built of `config`, its part of the weights."""
+        self.layout.inherit(self.model, config, model)
 
     def calibrate(self, model: Any) -> None:
         """Give the norms of an inherited network their averages, over training data of the task."""

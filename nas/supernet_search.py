@@ -10,11 +10,12 @@ import functools
 import gc
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from nas import evaluate, spec, storage
+from nas import spec, storage
 from nas.evaluate import Fitted, Networks
 from nas.step import count
 from nas.supernet import EXAMPLES, Supernet, layout, recipe_of_supernet
@@ -132,6 +133,13 @@ class SupernetNetworks(Networks):
         found.load(self._path)
         return found
 
+    def new(self, config: Any) -> Any:
+        """A network of any weights: to seed them, TensorFlow forgets every graph it has prepared.
+
+        To prepare the supernet's again would take longer than to judge ten networks.
+        """
+        return sys.modules[type(config).__module__].build(config)
+
     def train(
         self,
         config: Any,
@@ -169,11 +177,12 @@ class SupernetNetworks(Networks):
         from families.layers import copy_weights
 
         small = self.as_trained(config, self.task)
-        model = self.supernet.inherited(small)
+        model = self.new(small)
+        self.supernet.inherit(small, model)
         self.supernet.calibrate(model)
         if small == config:
             return model
-        resized = evaluate.build(config)
+        resized = self.new(config)
         copy_weights(model, resized)
         return resized
 
