@@ -282,4 +282,4 @@ def test_a_search_from_end_to_end(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(keras.config.backend() == "jax", reason="it starts this")
 def test_on_jax(passes_on_jax):
-    passes_on_jax(__file__, "inherited_network or warm_up or one_graph_judges")
+    passes_on_jax(__file__, "warm_up_has or (inherited_network and 11)")
