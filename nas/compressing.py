@@ -49,7 +49,7 @@ def compress(arguments: argparse.Namespace) -> int:
 
 
 def method_of(text: str) -> Any:
-    """The method a flag names; a teacher in a file is read, and known by its weights from then on."""
+    """The method a flag names; a teacher in a file is read, and known by its weights."""
     method = spec.method(text)
     teacher = getattr(method, "teacher", None)
     if isinstance(teacher, str):
