@@ -72,6 +72,8 @@ def parse(text: str) -> Spec:
 
 
 def _literal(text: str) -> Any:
+    if text in ("true", "false"):  # as many write them; as texts both would count as true
+        return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -14,6 +14,7 @@ from nas import spec
         ("mnasnet:a1", "mnasnet", "a1", ()),
         ("cpu:threads=4", "cpu", None, (("threads", 4),)),
         ("android:SERIAL,threads=4", "android", "SERIAL", (("threads", 4),)),
+        ("tpu:v3,schedule=false", "tpu", "v3", (("schedule", False),)),
         ("ppo:learning_rate=3e-4", "ppo", None, (("learning_rate", 3e-4),)),
         ("image_folder:/a b/c,size=64", "image_folder", "/a b/c", (("size", 64),)),
     ],
