@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from compress.method import compress
+from compress.ptq import PTQ
+from compress.qat import QAT
 from compress.record import Record, Weight
 from families import decoder, mobilenet_v2, vit
 from families.layers.experts import Experts
@@ -503,3 +506,21 @@ def test_groups_of_levels_become_scales():
     form = integers.forms(weight)[0]
     assert form.bits == 2
     assert np.allclose(form.dense(), weight.dense())
+
+
+@pytest.mark.parametrize("method", [QAT(4), PTQ(8, activations=None)], ids=["qat4", "ptq8"])
+def test_a_layer_before_several_norms_is_there_several_times(tmp_path, method):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 16))
+    shared, outputs = keras.layers.Conv2D(16, 1, name="shared"), []
+    for level, image in enumerate((inputs, keras.layers.AveragePooling2D(2)(inputs))):
+        norm = keras.layers.BatchNormalization(name=f"norm{level}")
+        outputs.append(keras.layers.GlobalAveragePooling2D()(norm(shared(image))))
+        if level:
+            norm.gamma.assign(np.linspace(0.5, 1.5, 16))
+    model = keras.Model(inputs, keras.layers.Add(name="sum")(outputs))
+    done = compress(model, [method])
+    path = tmp_path / "shared.tflite"
+    write(path, done.model, done.record)
+    names = [name for name in read_codes(path) if name.startswith("shared/kernel")]
+    assert sorted(names) == ["shared/kernel", "shared/kernel/2"]

@@ -127,7 +127,7 @@ class Kernels:
         """Whether a convolution is one product at every pixel: FULLY_CONNECTED does the same."""
         options = operator.builtinOptions
         graph = self.file.graphs[place.graph]
-        dims = shape(graph.tensors[operator.inputs[1]])
+        dims = place.shape  # the constant's own may be a product's by now, for another reader
         inputs = shape(graph.tensors[operator.inputs[0]])
         return (
             dims[1:3] == (1, 1)

@@ -94,12 +94,15 @@ def places(file: File, weights: dict[str, np.ndarray]) -> list[Place]:
         taken.add(path)
         found.append(Place(path, graph, index, axes, dims, channel, ratio, gain, path))
     plain = {(place.graph, place.path) for place in found if place.gain is None}
-    return [  # a table of words that makes the logits, too, is there twice
-        place
-        if place.gain is None or (place.graph, place.path) not in plain
-        else dataclasses.replace(place, name=f"{place.path}/normed")
-        for place in found
-    ]
+    named, times = [], {}
+    for place in found:
+        name = place.path
+        if place.gain is not None and (place.graph, name) in plain:
+            name = f"{name}/normed"  # a table of words that makes the logits, too
+        # A layer called several times, each time before another norm, is there several times.
+        times[place.graph, name] = count = times.get((place.graph, name), 0) + 1
+        named.append(dataclasses.replace(place, name=name if count == 1 else f"{name}/{count}"))
+    return named
 
 
 def _matched(constant: np.ndarray, weight: np.ndarray, channel: int):
