@@ -121,16 +121,6 @@ def _check(holds: bool, name: str, value, expected: str):
         raise ValueError(f"MnasNet {name}: got {value!r}, expected {expected}")
 
 
-def _scaled(config: Config, multiplier: float) -> Config:
-    """Multiply stem and block widths (the released code's "depth multiplier"), not the head's."""
-    blocks = tuple(
-        dataclasses.replace(block, filters=round_filters(block.filters * multiplier))
-        for block in config.blocks
-    )
-    stem_filters = round_filters(config.stem_filters * multiplier)
-    return dataclasses.replace(config, stem_filters=stem_filters, blocks=blocks)
-
-
 def scaled(
     config: Config,
     *,
@@ -243,10 +233,10 @@ VARIANTS: dict[str, Config] = {
     "a1": _A1,
     "b1": _B1,
     "small": _SMALL,
-    "a1_x1.4": _scaled(_A1, 1.4),
-    "a1_x0.75": _scaled(_A1, 0.75),
-    "a1_x0.5": _scaled(_A1, 0.5),
-    "a1_x0.35": _scaled(_A1, 0.35),
+    "a1_x1.4": scaled(_A1, width=1.4),
+    "a1_x0.75": scaled(_A1, width=0.75),
+    "a1_x0.5": scaled(_A1, width=0.5),
+    "a1_x0.35": scaled(_A1, width=0.35),
     "tiny": _TINY,
 }
 

@@ -12,7 +12,7 @@ import optuna
 
 from families import efficientnet, efficientnet_x
 from families.efficientnet import Block, Config
-from families.layers import round_filters
+from search_spaces.mnasnet import widened
 
 OPS = ("mbconv", "fused", "conv")
 KERNELS = (3, 5, 7)
@@ -52,10 +52,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
                 op=op,
                 kernel=kernel,
                 stride=block.stride,
-                # 4, not 8: with 8 the three widths of 16 and of 24 channels would be two.
-                filters=block.filters
-                if width == 1
-                else round_filters(block.filters * width, divisor=4),
+                filters=widened(block.filters, width),
                 repeats=max(1, block.repeats + layers),
                 expand=expand,
                 se_ratio=se_ratio,

@@ -8,10 +8,9 @@ import dataclasses
 
 import optuna
 
-from families.layers import round_filters
 from families.mnasnet import Block, Config
 from search_spaces import mnasnet
-from search_spaces.mnasnet import FILTERS, KERNELS, LAYERS, OPS, SE_RATIOS, SKIPS
+from search_spaces.mnasnet import FILTERS, KERNELS, LAYERS, OPS, SE_RATIOS, SKIPS, widened
 
 
 def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
@@ -54,7 +53,7 @@ def _layer(trial: optuna.trial.BaseTrial, block: Block, path: str) -> Block:
         op=op,
         kernel=kernel,
         stride=1,
-        filters=block.filters if width == 1 else round_filters(block.filters * width, divisor=4),
+        filters=widened(block.filters, width),
         repeats=1,
         expand=expand,
         se_ratio=se_ratio,

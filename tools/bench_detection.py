@@ -24,6 +24,7 @@ import sys
 import time
 
 import numpy as np
+from rows import append, read
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
@@ -52,8 +53,7 @@ def main() -> int:
     file = folder / f"{name}-seed{arguments.seed}.keras"
     known = folder / "detection.jsonl"
     settings = ("network", "size", "epochs", "seed")
-    for line in known.read_text().splitlines() if known.exists() else ():
-        row = json.loads(line)
+    for row in read(known):
         if all(row[setting] == getattr(arguments, setting) for setting in settings):
             print(json.dumps(row, indent=1))
             return 0
@@ -66,8 +66,7 @@ def main() -> int:
     row |= {"threads": arguments.threads, "load": os.getloadavg()[0]}
     row |= judged(file, arguments)
     row["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with open(known, "a") as rows:
-        rows.write(json.dumps(row) + "\n")
+    append(known, row)
     print(json.dumps(row, indent=1))
     return 0
 

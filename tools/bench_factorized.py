@@ -42,6 +42,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import optuna
+from rows import append, read
 
 from nas import evaluate, pareto, search, spec
 from nas.reward import Reward
@@ -162,7 +163,7 @@ def tables(options, path: pathlib.Path) -> None:
                 share = pareto.hypervolume(losses[found], losses.max(axis=0))
                 values[count] = 100 * share / known["whole"]
         job = {"figure": figure, "space": space, "controller": controller, "seed": seed}
-        append(path, job | {"values": values, "trained": len(rows)})
+        tell(path, job | {"values": values, "trained": len(rows)})
 
 
 def fashion(options, path: pathlib.Path) -> None:
@@ -221,7 +222,7 @@ def fashion(options, path: pathlib.Path) -> None:
             key = trial.user_attrs["profile"]["key"]
             number = next(place)
             if number > have:
-                append(path, job | {"network": key, "place": number} | known[key])
+                tell(path, job | {"network": key, "place": number} | known[key])
 
         # Trained before an interruption: the same search again, its networks recalled.
         if have < max(options.samples):
@@ -229,21 +230,9 @@ def fashion(options, path: pathlib.Path) -> None:
             explore(evaluator, Objective((math.inf,)), controller, seed, max(options.samples), note)
 
 
-def append(path: pathlib.Path, row: dict) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
+def tell(path: pathlib.Path, row: dict) -> None:
+    append(path, row)
     print(json.dumps(row)[:150], file=sys.stderr, flush=True)
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """The rows so far; what a kill cut off is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            print(f"left out, cut off: {line[:60]}", file=sys.stderr)
-    return rows
 
 
 def report(options, path: pathlib.Path) -> None:

@@ -22,7 +22,6 @@ the clock says nothing. What is done once for all networks is listed apart. Prin
 import argparse
 import dataclasses
 import gc
-import json
 import os
 import pathlib
 import sys
@@ -36,6 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import optuna
+from rows import append, read
 
 from nas import evaluate, spec
 
@@ -131,22 +131,6 @@ def supernet(path: pathlib.Path, name: str, base: str):
     found.save(weights)
     checkpoint.delete()
     return found
-
-
-def append(path: pathlib.Path, row: dict) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    """The rows so far; the last one may have been cut off."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            print(f"left out, cut off: {line[:60]}", file=sys.stderr)
-    return rows
 
 
 def fill(path: pathlib.Path, configs: list, name: str, work: Callable) -> None:

@@ -14,12 +14,12 @@ the same command goes on where it was stopped. `--scale 0.1` trains a tenth of t
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
 
 import numpy as np
+from rows import append, read
 
 from nas import backend
 
@@ -81,10 +81,7 @@ def main():
     parser.add_argument("--longer", type=float, default=1.0, help="epochs of QAT / of float")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("qat.jsonl"))
     options = parser.parse_args()
-    found = {}
-    if options.out.exists():
-        lines = map(json.loads, options.out.read_text().splitlines())
-        found = {tuple(line["key"]): line for line in lines}
+    found = {tuple(row["key"]): row for row in read(options.out)}
     for name in options.tasks:
         for network in options.networks:
             for seed in options.seeds:
@@ -117,8 +114,7 @@ def one_network(name, network, seed, options, found) -> None:
             result["does_not_run"] = f"{type(error).__name__}: {text[-1][:200]}"
         result["seconds"] = round(time.perf_counter() - started, 1)
         found[key] = result
-        with options.out.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        append(options.out, result)
         told = result.get("does_not_run") or f"{100 * result['accuracy']:6.2f} %"
         print(f"{name:14}{network:5}{seed:2} {row:13} {told}  {result['seconds']} s", flush=True)
 
