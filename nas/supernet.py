@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import importlib
 import pathlib
-import pkgutil
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -60,17 +59,17 @@ def drawn(sample: Callable[[Any], Any], *seed: int) -> Any:
     return sample(Drawn(np.random.default_rng(seed)))
 
 
-def layout(config: Any):
-    """The module of nas/supernets that knows the family of a Config."""
+FAMILIES = ("efficientnet", "mnasnet")  # each has its module in nas/supernets
+
+
+def outline(config: Any):
+    """The `Outline` of a Config; ValueError if no supernet has such a network."""
     family = type(config).__module__.rpartition(".")[2]
-    package = importlib.import_module("nas.supernets")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    found = [n for n in names if n not in ("layers", "masks", "slices")]
-    if family not in found:
+    if family not in FAMILIES:
         raise ValueError(
-            f"no supernet of {family} networks (there is: {', '.join(found)}): --evaluator train"
+            f"no supernet of {family} networks (there is: {', '.join(FAMILIES)}): --evaluator train"
         )
-    return importlib.import_module(f"nas.supernets.{family}")
+    return importlib.import_module(f"nas.supernets.{family}").outline(config)
 
 
 class Supernet:
@@ -82,25 +81,27 @@ class Supernet:
     def __init__(self, sample: Callable[[Any], Any], task: Task, *, seed: int = 0):
         import keras
 
+        from nas.supernets import network
+
+        self._network = network
         self.task, self.seed = task, seed
         self.sample = lambda trial: evaluate.suited(sample(trial), task.fields, task.name)
         configs = [drawn(self.sample, seed, number) for number in range(DRAWN)]
-        self.layout = layout(configs[0])
         keras.utils.set_random_seed(seed)
-        self.model = self.layout.build(configs)
+        self.model = network.build(map(outline, configs))
         (self._choice,) = (
             weight for weight in self.model.weights if weight.path == "choice/choice"
         )
         self.traces = 0  # how often a graph was made to judge a network
-        self.largest = self.layout.largest(self.model)
+        self.largest = network.largest(self.model)
 
     def choose(self, rows: np.ndarray) -> None:
-        """Make `model` the network that the rows of its layout say."""
+        """Make `model` the network that the rows of `Supernet.rows` say."""
         self._choice.assign(rows)
 
     def rows(self, config: Any) -> np.ndarray:
         """What `choose` takes for a Config."""
-        return self.layout.choice(config)
+        return self._network.choice(outline(config))
 
     def quality(self, config: Any, examples: int = EXAMPLES) -> float:
         """Quality 0..1 of a Config with its part of the shared weights, untouched."""
@@ -159,7 +160,7 @@ class Supernet:
 
     def inherit(self, config: Any, model: Any) -> None:
         """Give `model`, built of `config`, its part of the weights."""
-        self.layout.inherit(self.model, config, model)
+        self._network.inherit(self.model, outline(config), model)
 
     def calibrate(self, model: Any) -> None:
         """Give the norms of an inherited network their averages, over training data of the task."""
@@ -210,9 +211,9 @@ class Supernet:
             rows = self.rows(self.sample(Drawn(generator)))
             often = 1 - step / (WARM_UP * steps)
             if generator.random() < often:
-                rows = self.layout.together(self.model, rows)
+                rows = self._network.together(self.model, rows)
             if generator.random() < often:
-                rows = self.layout.widest(self.model, rows)
+                rows = self._network.widest(self.model, rows)
             self.choose(rows)
             return True
 

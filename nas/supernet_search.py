@@ -18,7 +18,7 @@ from typing import Any
 from nas import spec, storage
 from nas.evaluate import Fitted, Networks
 from nas.step import count
-from nas.supernet import EXAMPLES, Supernet, layout, recipe_of_supernet
+from nas.supernet import EXAMPLES, Supernet, outline, recipe_of_supernet
 
 STEPS = 6000  # of the supernet's training, where its epochs are not given
 SHARE = 0.4  # of the minutes of a search, which it may take
@@ -59,8 +59,8 @@ class SupernetNetworks(Networks):
                 )
 
     def check(self, config: Any) -> None:
-        """Also refuses a family that has no supernet."""
-        layout(config)
+        """Also refuses networks that no supernet has."""
+        outline(config)
         super().check(config)
 
     @property

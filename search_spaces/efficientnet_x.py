@@ -26,11 +26,12 @@ BASES = {"tiny": efficientnet.VARIANTS["tiny"], "x-tiny": efficientnet_x.VARIANT
 BASES |= {f"b{level}": efficientnet.VARIANTS[f"b{level}"] for level in range(8)}
 
 
-def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
+def sample(trial: optuna.trial.BaseTrial, base: str = "tiny", layouts: bool = True) -> Config:
     """Choose every block of `base` anew; the result is canonical, so equal networks compare equal.
 
     Stem and head have an activation of their own choice. A plain convolution has no expansion, but
-    every name is asked for in every trial: controllers need a fixed list.
+    every name is asked for in every trial: controllers need a fixed list. Without `layouts` no
+    block is in space-to-depth or space-to-batch (a supernet has none).
 
     >>> sample(optuna.create_study().ask(), base="b0").blocks[0].stride
     1
@@ -44,7 +45,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
         expand = trial.suggest_categorical(f"{path}_expand", EXPANDS)
         se_ratio = trial.suggest_categorical(f"{path}_se", SE_RATIOS)
         activation = trial.suggest_categorical(f"{path}_activation", ACTIVATIONS)
-        layout = trial.suggest_categorical(f"{path}_layout", LAYOUTS)
+        layout = trial.suggest_categorical(f"{path}_layout", LAYOUTS) if layouts else "none"
         width = trial.suggest_categorical(f"{path}_filters", FILTERS)
         layers = trial.suggest_categorical(f"{path}_layers", LAYERS)
         blocks.append(

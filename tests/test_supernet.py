@@ -18,8 +18,7 @@ from nas import evaluate, supernet, train  # noqa: E402
 from nas.resume import Checkpoint  # noqa: E402
 from nas.step import count  # noqa: E402
 from nas.supernet_search import SupernetNetworks  # noqa: E402
-from nas.supernets import layers, masks  # noqa: E402
-from nas.supernets import mnasnet as layout  # noqa: E402
+from nas.supernets import layers, masks, network  # noqa: E402
 from search_spaces import mnasnet as space  # noqa: E402
 
 OPS = {"conv": ("conv", 1), "depthwise": ("depthwise", 1), "mbconv": ("mbconv", 3)}
@@ -92,8 +91,8 @@ def test_the_space_of_a_search_fits_into_its_supernet():
 
 def test_masks_and_slices_are_the_same_network(shared, monkeypatch):
     drawn = [shared.rows(supernet.drawn(shared.sample, 11, number)) for number in range(6)]
-    drawn.append(layout.together(shared.model, drawn[0]))
-    drawn.append(layout.widest(shared.model, drawn[-1]))
+    drawn.append(network.together(shared.model, drawn[0]))
+    drawn.append(network.widest(shared.model, drawn[-1]))
     sliced = [outputs(shared, rows) for rows in drawn]
     monkeypatch.setattr(layers, "part", lambda: masks)
     for rows, expected in zip(drawn, sliced, strict=True):
@@ -129,9 +128,9 @@ def test_every_choice_acts(shared):
 
 
 def test_warm_up_has_everything_on(shared):
-    rows = layout.together(shared.model, shared.rows(supernet.drawn(shared.sample, 0, 0)))
+    rows = network.together(shared.model, shared.rows(supernet.drawn(shared.sample, 0, 0)))
     assert (rows[:, :3] == 1).all()
-    rows = layout.widest(shared.model, rows)
+    rows = network.widest(shared.model, rows)
     assert rows[:, layers.FILTERS].tolist() == [6, 8] and rows[:, layers.EXPAND].min() == 6
     assert np.ptp(outputs(shared, rows)) > 0.1
 
@@ -245,8 +244,8 @@ def test_bad_options_and_families(task, tmp_path):
         networks(task, tmp_path, "supernet:minutes=3")
     from families import vit
 
-    with pytest.raises(ValueError, match="no supernet of vit networks .there is: .*mnasnet"):
-        supernet.layout(vit.VARIANTS["tiny"])
+    with pytest.raises(ValueError, match="no supernet of vit networks .there is: eff.*mnasnet"):
+        supernet.outline(vit.VARIANTS["tiny"])
 
 
 def refused(capsys, *flags) -> str:

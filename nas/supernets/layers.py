@@ -11,12 +11,17 @@ import keras
 from keras import ops
 
 # What a row says: which operations are on (1 or 0), and sizes. SQUEEZE is the divisor of the input
-# channels that gives the units of squeeze-and-excitation, 0 for none; SKIP is an index of SKIPS.
-OPERATIONS = ("conv", "depthwise", "mbconv")
-CONV, DEPTHWISE, MBCONV, KERNEL, EXPAND, FILTERS, REPEATS, SQUEEZE, SKIP = range(9)
-COLUMNS = 9
+# channels that gives the units of squeeze-and-excitation, 0 for none; SKIP is an index of SKIPS,
+# ACTIVATION and OUTSIDE (that of stem and head, the same in all rows) are indices of ACTIVATIONS.
+OPERATIONS = ("conv", "depthwise", "mbconv", "fused")
+KERNEL, EXPAND, FILTERS, REPEATS, SQUEEZE, SKIP, ACTIVATION, OUTSIDE = range(
+    len(OPERATIONS), len(OPERATIONS) + 8
+)
+COLUMNS = OUTSIDE + 1
 SKIPS = ("none", "identity", "pool")
+ACTIVATIONS = ("relu", "hard_swish", "swish")
 EPSILON = 1e-3
+STEEP = 1e6  # a slope that makes of a hard sigmoid the step of ReLU
 
 
 def part():
@@ -83,7 +88,18 @@ class Shared(keras.layers.Layer):
         gamma, beta = (part().first(self.named[f"{name}_{w}"], channels) for w in ("gamma", "beta"))
         return part().normalized(x, gamma, beta, EPSILON)
 
-    def _excited(self, x, name: str, channels, units, on):
+    def _activated(self, x, kind):
+        """The chosen one of `self.activations`: x times a gate, without a condition."""
+        if self.activations == ("relu",):
+            return ops.relu(x)
+        # A condition within that of an operation would take TensorFlow twice as long to trace.
+        slope = ops.where(kind == ACTIVATIONS.index("relu"), STEEP, 1 / 6)
+        gate = ops.clip(x * ops.cast(slope, x.dtype) + 0.5, 0, 1)
+        if "swish" in self.activations:
+            gate = ops.where(kind == ACTIVATIONS.index("swish"), ops.sigmoid(x), gate)
+        return x * gate
+
+    def _excited(self, x, name: str, channels, units, on, kind):
         """Squeeze-and-excitation (arXiv 1709.01507) where `on` is 1; a gate of 1 where it is 0."""
 
         def dense(x, step: str, inputs, outputs):
@@ -91,21 +107,21 @@ class Shared(keras.layers.Layer):
             return x + part().first(self.named[f"{name}_{step}_bias"], outputs)
 
         gate = ops.mean(x, (1, 2), keepdims=True)
-        gate = ops.relu(dense(gate, "reduce", channels, units))
+        gate = self._activated(dense(gate, "reduce", channels, units), kind)
         return x * (1 - on * (1 - ops.sigmoid(dense(gate, "expand", units, channels))))
 
 
 @keras.saving.register_keras_serializable("nas")
 class SharedConv(Shared):
-    """Convolution, norm and ReLU of the stem, or of the head, which sees the last block's filters.
+    """Convolution, norm and activation of the stem, or of the head.
 
     Called with images and the choice; `narrows`: only the filters of the last block come in.
     """
 
-    def __init__(self, filters, kernel, stride=1, narrows=False, **kwargs):
+    def __init__(self, filters, kernel, activations, stride=1, narrows=False, **kwargs):
         super().__init__(**kwargs)
         self.filters, self.kernel, self.stride = filters, kernel, stride
-        self.narrows = narrows
+        self.activations, self.narrows = tuple(activations), narrows
 
     def build(self, inputs_shape, choice_shape):
         self._kernel("conv", self.kernel, inputs_shape[-1], self.filters)
@@ -114,47 +130,61 @@ class SharedConv(Shared):
     def call(self, inputs, choice):
         channels = choice[-1, FILTERS] if self.narrows else None
         x = self._convolved(inputs, "conv", stride=self.stride, inputs=channels)
-        return ops.relu(self._normalized(x, "norm", None))
+        return self._activated(self._normalized(x, "norm", None), choice[0, OUTSIDE])
 
     def compute_output_spec(self, inputs, choice):
         return _spec(inputs, self.stride, self.filters)
 
     def get_config(self):
-        names = ("filters", "kernel", "stride", "narrows")
+        names = ("filters", "kernel", "activations", "stride", "narrows")
         return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 @keras.saving.register_keras_serializable("nas")
 class SharedLayer(Shared):
-    """One layer of a block of MnasNet: the sum of the operations that are on, and the shortcut.
+    """One layer of a block: the sum of the operations that are on, and the shortcut.
 
     block, repeat: its place, from 0; all but the first layer of a block may be left out. The
     others are the most there is to choose from: `operations`, of `OPERATIONS`, `kernel`, `expand`,
-    `filters`, `squeeze` (the divisor, 0 for none), `skips` of `SKIPS`.
+    `filters`, `squeeze` (the least divisor, 0 for none), `skips` of `SKIPS`, `activations`.
     """
 
     def __init__(
-        self, block, repeat, stride, operations, kernel, expand, filters, squeeze, skips, **kwargs
+        self,
+        block,
+        repeat,
+        stride,
+        operations,
+        kernel,
+        expand,
+        filters,
+        squeeze,
+        skips,
+        activations,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.block, self.repeat, self.stride = block, repeat, stride
         self.operations, self.skips = tuple(operations), tuple(skips)
+        self.activations = tuple(activations)
         self.kernel, self.expand, self.filters, self.squeeze = kernel, expand, filters, squeeze
 
     def build(self, inputs_shape, choice_shape):
         inputs, outputs = self.inputs, filters = inputs_shape[-1], self.filters
         units = max(1, inputs // self.squeeze) if self.squeeze else 0
-        hidden = {"conv": filters, "depthwise": inputs, "mbconv": inputs * self.expand}
+        wide = inputs * self.expand
+        hidden = {"conv": filters, "depthwise": inputs, "mbconv": wide, "fused": wide}
         for name in self.operations:
-            if name == "conv":
-                self._kernel("conv_conv", self.kernel, inputs, filters)
-                self._norm("conv_conv_norm", filters)
+            if name in ("conv", "fused"):
+                self._kernel(f"{name}_conv", self.kernel, inputs, hidden[name])
+                self._norm(f"{name}_conv_norm", hidden[name])
             if name == "mbconv":
                 self._kernel("mbconv_expand", 1, inputs, hidden[name])
                 self._norm("mbconv_expand_norm", hidden[name])
-            if name != "conv":
+            if name in ("depthwise", "mbconv"):
                 self._kernel(f"{name}_depthwise", self.kernel, hidden[name], 1)
                 self._norm(f"{name}_depthwise_norm", hidden[name])
+            if name != "conv":
                 self._kernel(f"{name}_project", 1, hidden[name], outputs)
                 self._norm(f"{name}_project_norm", outputs)
             if units:
@@ -188,35 +218,51 @@ class SharedLayer(Shared):
         return self._with_shortcut(x, inputs, row, channels, there)
 
     def _conv(self, inputs, row, channels):
-        filters = row[FILTERS]
-        x = self._convolved(
-            inputs,
-            "conv_conv",
-            stride=self.stride,
-            window=row[KERNEL],
-            inputs=channels,
-            outputs=filters,
-        )
-        x = ops.relu(self._normalized(x, "conv_conv_norm", filters))
-        return self._squeezed(x, "conv", row, channels, filters)
+        x = self._full(inputs, "conv", row, channels, row[FILTERS])
+        return self._squeezed(x, "conv", row, channels, row[FILTERS])
+
+    def _fused(self, inputs, row, channels):
+        hidden = self._hidden(row, channels)
+        x = self._full(inputs, "fused", row, channels, hidden)
+        return self._projected(x, "fused", row, channels, hidden)
 
     def _depthwise(self, inputs, row, channels):
         return self._separable(inputs, "depthwise", row, channels, channels)
 
     def _mbconv(self, inputs, row, channels):
-        known = self.inputs if channels is None else channels
-        hidden = known * row[EXPAND]
+        hidden = self._hidden(row, channels)
         x = self._convolved(inputs, "mbconv_expand", inputs=channels, outputs=hidden)
-        x = ops.relu(self._normalized(x, "mbconv_expand_norm", hidden))
+        x = self._activated(self._normalized(x, "mbconv_expand_norm", hidden), row[ACTIVATION])
         return self._separable(x, "mbconv", row, channels, hidden)
 
+    def _hidden(self, row, channels):
+        """Channels between expansion and projection."""
+        return (self.inputs if channels is None else channels) * row[EXPAND]
+
+    def _full(self, x, name: str, row, channels, outputs):
+        """Full convolution, norm and activation."""
+        x = self._convolved(
+            x,
+            f"{name}_conv",
+            stride=self.stride,
+            window=row[KERNEL],
+            inputs=channels,
+            outputs=outputs,
+        )
+        return self._activated(self._normalized(x, f"{name}_conv_norm", outputs), row[ACTIVATION])
+
     def _separable(self, x, name: str, row, channels, hidden):
-        """Depthwise and linear 1x1 convolution of `hidden` channels."""
+        """Depthwise convolution of `hidden` channels, and projection."""
         kernel = part().narrow(
             self.named[f"{name}_depthwise_kernel"], window=row[KERNEL], inputs=hidden
         )
-        x = part().depthwise(x, kernel, self.stride)
-        x = ops.relu(self._normalized(x, f"{name}_depthwise_norm", hidden))
+        x = self._normalized(
+            part().depthwise(x, kernel, self.stride), f"{name}_depthwise_norm", hidden
+        )
+        return self._projected(self._activated(x, row[ACTIVATION]), name, row, channels, hidden)
+
+    def _projected(self, x, name: str, row, channels, hidden):
+        """Squeeze-and-excitation, and the linear 1x1 convolution."""
         x = self._squeezed(x, name, row, channels, hidden)
         x = self._convolved(x, f"{name}_project", inputs=hidden, outputs=row[FILTERS])
         return self._normalized(x, f"{name}_project_norm", row[FILTERS])
@@ -228,7 +274,7 @@ class SharedLayer(Shared):
         divisor = ops.where(row[SQUEEZE] > 0, row[SQUEEZE], self.squeeze)
         units = ops.maximum(known // divisor, 1)
         on = ops.cast(row[SQUEEZE] > 0, x.dtype)
-        return self._excited(x, f"{name}_squeeze", hidden, units, on)
+        return self._excited(x, f"{name}_squeeze", hidden, units, on, row[ACTIVATION])
 
     def _with_shortcut(self, x, inputs, row, channels, there):
         """Adds the input; a layer that is not there has only that."""
@@ -264,12 +310,12 @@ class SharedLayer(Shared):
 
     def get_config(self):
         names = ("block", "repeat", "stride", "operations", "kernel", "expand", "filters")
-        names += ("squeeze", "skips")
+        names += ("squeeze", "skips", "activations")
         return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 def initializer():
-    """As in families/mnasnet.py: normal, variance 2 / fan_out."""
+    """As in families/blocks/convolution.py: normal, variance 2 / fan_out."""
     return keras.initializers.VarianceScaling(
         2.0, mode="fan_out", distribution="untruncated_normal"
     )
