@@ -261,6 +261,8 @@ def export(arguments: argparse.Namespace) -> None:
     """`nas export`: rebuild the network of any trial, train it, write its files."""
     folder = pathlib.Path(arguments.run)
     settings, study = studies.load(folder)
+    if settings.space.startswith("scaling:"):
+        raise ValueError(f"{folder} is of nas scale, whose networks are all in {folder.parent}")
     number = arguments.trial
     if number is None:
         ranking = handover.ranked(study, studies.objective(study, settings))

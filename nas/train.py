@@ -213,9 +213,7 @@ class _Loop:
             inputs, targets = (taken(part, chosen) for part in self.task.train)
             generator = np.random.default_rng((self.seed, epoch, number))
             if self.task.augment is not None:
-                inputs = self.task.augment(inputs, generator)
-            if self.task.augment_both is not None:
-                inputs, targets = self.task.augment_both(inputs, targets, generator)
+                inputs, targets = self.task.augment(inputs, targets, generator)
             if update is not None:
                 engine.put_back()
                 if update(state.step, self.steps()):

@@ -115,9 +115,9 @@ def test_strings_are_of_one_speaker_and_use_every_clip_once(file, clips):
 def test_augmented_features_are_others_of_the_same_digits(task):
     inputs = {name: array[:64] for name, array in task.train[0].items()}
     kept = {name: array.copy() for name, array in inputs.items()}
-    first = task.augment(inputs, np.random.default_rng(1))
-    again = task.augment(inputs, np.random.default_rng(1))
-    other = task.augment(inputs, np.random.default_rng(2))
+    first = task.augment(inputs, {}, np.random.default_rng(1))[0]
+    again = task.augment(inputs, {}, np.random.default_rng(1))[0]
+    other = task.augment(inputs, {}, np.random.default_rng(2))[0]
     for name, array in kept.items():
         np.testing.assert_array_equal(inputs[name], array)
         np.testing.assert_array_equal(first[name], again[name])

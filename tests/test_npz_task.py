@@ -78,7 +78,8 @@ def test_jpegs_are_decoded_and_augmented(tmp_path):
     task = npz.load(path, valid=path)
     means = task.train[0].reshape(10, -1).mean(1)
     np.testing.assert_allclose(means, 20 * np.arange(10), atol=2)
-    changed = task.augment(task.train[0], np.random.default_rng(0))
+    changed, labels = task.augment(*task.train, np.random.default_rng(0))
+    assert labels is task.train[1]
     assert changed.shape == task.train[0].shape and (changed != task.train[0]).any()
     assert npz.load(path, augmented=False).augment is None
 
@@ -86,7 +87,7 @@ def test_jpegs_are_decoded_and_augmented(tmp_path):
 def test_augmented_images_are_the_same_mirrored_or_moved():
     ramp = np.tile(np.arange(1, 33, dtype=np.uint8)[:, None], (1, 32, 1))[None].repeat(64, 0)
     ramp = ramp.reshape(64, 32, 32, 1) + np.arange(32, dtype=np.uint8).reshape(1, 1, 32, 1)
-    moved = npz.shifted(ramp, np.random.default_rng(0))
+    moved, _ = npz.shifted(ramp, None, np.random.default_rng(0))
     padded = np.pad(ramp[0, ..., 0], 4)
     windows = [padded[y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     allowed = {one.tobytes() for w in windows for one in (w, w[:, ::-1])}

@@ -312,9 +312,9 @@ def test_trees_of_arrays_and_a_loss_and_a_score_of_ones_own():
 def test_examples_are_augmented_in_training_only(task):
     seen = []
 
-    def noisy(inputs, generator):
+    def noisy(inputs, targets, generator):
         seen.append((len(inputs), inputs.dtype, generator.integers(1 << 30)))
-        return inputs + generator.normal(size=inputs.shape).astype(np.float32)
+        return inputs + generator.normal(size=inputs.shape).astype(np.float32), targets
 
     with_noise = dataclasses.replace(task, augment=noisy)
     first, again = (train.fit(seeded(3), with_noise, 1, seed=5) for _ in range(2))

@@ -11,13 +11,13 @@ may within 5 % and LACS' is at least as good, and on at least 2 it is better.
 
 import argparse
 import json
-import os
 import pathlib
 import sys
 
+import fashion
 import numpy as np
 
-from nas import backend, cache
+from nas import cache
 from nas.main import main as nas
 
 BASE, PIXELS = "mnasnet:tiny", 16
@@ -36,9 +36,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="images of the training part (all there are)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/bench_scale"))
     arguments = parser.parse_args()
-    data = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
-    data = data / "images" / "fashion_mnist_20k.npz"
-    task = f"fashion_mnist:path={data}"
+    task = f"fashion_mnist:path={fashion.DATA}"
     task += f",limit={arguments.limit}" if arguments.limit else ""
     flags = ["--budget-ms", arguments.budget_ms, "--input", str(arguments.input)]
     flags += ["--trials", arguments.trials, "--epochs", arguments.epochs]
@@ -47,12 +45,8 @@ def main() -> int:
     if code:
         return code
     content = json.loads((arguments.out / "result.json").read_text())
-    with np.load(data) as arrays:
-        images, labels = arrays["x_test"], arrays["y_test"]
-    held = judged(content, images, labels)
-    print(
-        f"\ntest images: {len(labels)}, {content['device']}, {content['rungs'][0]['lacs']['kind']}"
-    )
+    held = judged(content)
+    print(f"\non test images, {content['device']}, {content['rungs'][0]['lacs']['kind']}")
     better, fair = 0, True
     for rung in content["rungs"]:
         gains = np.subtract(held[rung["lacs"]["file"]], held[rung["single"]["file"]])
@@ -72,26 +66,18 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def judged(content: dict, images: np.ndarray, labels: np.ndarray) -> dict[str, list[float]]:
+def judged(content: dict) -> dict[str, list[float]]:
     """Accuracy on the test images of every network, by the file of its first seed."""
-    keras = backend.load()
-    from nas.tasks.task import pixels, resize
-
     found: dict[str, list[float]] = {}
     for one in (rung[kind] for rung in content["rungs"] for kind in ("lacs", "single")):
         if one["file"] in found:
             continue
-        first, side = pathlib.Path(one["file"]), one["pixels"]
-        shown = images[..., None]
-        if images.shape[1] != side:
-            shown = np.rint(resize(shown, side)).astype(np.uint8)
+        first = pathlib.Path(one["file"])
         for seed in one["seeds"]:
             file = first.with_name(f"{first.stem.rpartition('_')[0]}_{seed}.keras")
             path = file.with_suffix(".test.json")
             if not path.exists():
-                model = keras.models.load_model(file, compile=False)
-                right = np.argmax(model.predict(pixels(shown), 500, verbose=0), -1) == labels
-                cache.write_json(path, {"accuracy": float(right.mean())})
+                cache.write_json(path, {"accuracy": fashion.accuracy(file)})
             found.setdefault(one["file"], []).append(json.loads(path.read_text())["accuracy"])
     return found
 

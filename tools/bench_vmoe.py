@@ -81,7 +81,7 @@ def compare(arguments) -> None:
             print(f"{'':10} against dense: {told}; mean {100 * gains.mean():+.2f} %")
 
 
-def moved(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def moved(images: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> tuple:
     """Images moved by up to 2 pixels, half of them mirrored."""
     images = images[..., 0]
     count, side, _ = images.shape
@@ -90,7 +90,7 @@ def moved(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     rows, columns = generator.integers(0, 2 * SHIFT + 1, (2, count))
     chosen = windows[np.arange(count), rows, columns]
     mirrored = generator.random(count) < 0.5
-    return np.where(mirrored[:, None, None], chosen[:, :, ::-1], chosen)[..., None]
+    return np.where(mirrored[:, None, None], chosen[:, :, ::-1], chosen)[..., None], labels
 
 
 def network(name: str) -> mobile_vmoe.Config:

@@ -86,7 +86,7 @@ def load(path: str = "bccd", size: int = 320, test: bool = False, augmented: boo
         average=mean_precision,
         metric="mean average precision",
         training=TRAINING,
-        augment_both=moved if augmented else None,
+        augment=moved if augmented else None,
     )
 
 

@@ -137,8 +137,10 @@ def log_mels(audio: np.ndarray, mels: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def augment(inputs: dict, generator: np.random.Generator, *, silence: float) -> dict:
-    """Training features as they might have been; `frames` and `labels` stay.
+def augment(
+    inputs: dict, targets: dict, generator: np.random.Generator, *, silence: float
+) -> tuple[dict, dict]:
+    """Training features as they might have been; all else stays.
 
     Stretched by up to 15 %, begun up to QUIET frames later, shifted by up to one mel, louder or
     softer, with noise; then two masks over mels and one over frames (SpecAugment, arXiv 1904.08779,
@@ -179,7 +181,7 @@ def augment(inputs: dict, generator: np.random.Generator, *, silence: float) -> 
     low = start[:, None] + generator.integers(0, np.maximum(length[:, None] - width, 1))
     masked = (np.arange(frames) >= low) & (np.arange(frames) < low + width)
     x = np.where(masked[..., None], np.float32(0), x)
-    return inputs | {"features": x.astype(np.float32)}
+    return inputs | {"features": x.astype(np.float32)}, targets
 
 
 def _transducer(frames: int, fastemit: float, logits, targets):

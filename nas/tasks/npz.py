@@ -125,7 +125,7 @@ def _labelled(labels) -> None:
         raise ValueError("npz: the file has no labels (y): it serves to calibrate only")
 
 
-def shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def shifted(images: np.ndarray, targets: Any, generator: np.random.Generator) -> tuple:
     """Images (batch, height, width, channels), half of them mirrored, moved at random.
 
     By up to 4 pixels of 32; the border is 0.
@@ -139,7 +139,7 @@ def shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     for place, (image, y, x) in enumerate(zip(padded, down, right, strict=True)):
         cut = image[y : y + height, x : x + width]
         moved[place] = cut[:, ::-1] if mirrored[place] else cut
-    return moved
+    return moved, targets
 
 
 def _file(path: Any) -> pathlib.Path:

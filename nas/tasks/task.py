@@ -45,8 +45,7 @@ class Task:
     `predict(inputs)` runs the network on a batch, `model` is there for what needs parts of it.
     `metric` is the score's name.
     `training` are the fields of nas.recipe.Recipe in which this task differs, and "epochs".
-    `augment(inputs, generator)` changes a batch of training inputs, before `pixels`;
-    `augment_both(inputs, targets, generator)` one whose targets change with them, such as boxes.
+    `augment(inputs, targets, generator)` gives a changed batch of training data, before `pixels`.
     `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
     comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).
     """
@@ -61,8 +60,7 @@ class Task:
     average: Callable[[np.ndarray], float] = mean
     metric: str = "accuracy"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    augment: Callable[[Tree, np.random.Generator], Tree] | None = None
-    augment_both: Callable[[Tree, Tree, np.random.Generator], tuple[Tree, Tree]] | None = None
+    augment: Callable[[Tree, Tree, np.random.Generator], tuple[Tree, Tree]] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     @property
