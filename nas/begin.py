@@ -68,7 +68,7 @@ def evaluator_of(settings: Settings, folder: pathlib.Path = pathlib.Path()) -> t
             CompressedNetworks, alternatives=alternatives, task_spec=settings.task
         )
     if one_shot(settings):
-        from nas.supernet_search import SupernetNetworks
+        from nas.supernets.search import SupernetNetworks
 
         networks = functools.partial(SupernetNetworks, evaluator=settings.evaluator, folder=folder)
     evaluator = networks(

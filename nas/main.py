@@ -6,7 +6,8 @@ import json
 import os
 import sys
 
-from nas import profile_flags, scale_flags
+from nas import profile_flags
+from nas.scaling import flags as scale_flags
 
 SEARCH_EPILOG = """examples:
   nas search
@@ -396,7 +397,7 @@ def _journey(arguments) -> int | None:
 COMMANDS = {"list": _list}
 JOURNEYS = {  # what is not in nas/commands.py under its own name
     "profile": "nas.profile:profile",
-    "scale": "nas.scale:scale",
+    "scale": "nas.scaling.scale:scale",
     "train": "nas.training:train",
     "compress": "nas.compressing:compress",
     "matrix": "nas.matrix:matrix",

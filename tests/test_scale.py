@@ -15,8 +15,10 @@ import pytest
 from families import efficientnet, efficientnet_x, mnasnet
 from families.layers import shapes_only
 from latency.cost import count
-from nas import found_config, handover, scale, storage
-from nas.lacs import (
+from nas import handover, storage
+from nas.main import main
+from nas.scaling import found_config, scale
+from nas.scaling.lacs import (
     LACS_GPU,
     LACS_TPU,
     SINGLE_OBJECTIVE,
@@ -24,8 +26,7 @@ from nas.lacs import (
     fitted,
     scaling_of,
 )
-from nas.landing import LANDED, Lander, solve
-from nas.main import main
+from nas.scaling.landing import LANDED, Lander, solve
 
 TINY = dataclasses.replace(mnasnet.VARIANTS["tiny"], input_shape=(32, 32, 1))
 LEVELS = [f"b{level}" for level in range(1, 8)]
@@ -308,6 +309,8 @@ def test_a_family_from_the_command_line(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in family.rglob("finals/*")} == before
     told = capsys.readouterr().out
     assert "single-objective" in told and "LACS" in told
+    assert main(["export", str(family / "0.008ms")]) == 2
+    assert f"whose networks are all in {family}" in capsys.readouterr().err
     # What would be another family is refused.
     assert main([*command(family), "--input", "20"]) == 2
     assert "holds another study" in capsys.readouterr().err

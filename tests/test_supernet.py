@@ -14,11 +14,11 @@ from nas.tasks import digits
 
 keras = backend.load()
 
-from nas import evaluate, supernet, train  # noqa: E402
+from nas import evaluate, train  # noqa: E402
 from nas.resume import Checkpoint  # noqa: E402
 from nas.step import count  # noqa: E402
-from nas.supernet_search import SupernetNetworks  # noqa: E402
-from nas.supernets import layers, masks, network  # noqa: E402
+from nas.supernets import layers, masks, network, supernet  # noqa: E402
+from nas.supernets.search import SupernetNetworks  # noqa: E402
 from search_spaces import mnasnet as space  # noqa: E402
 
 OPS = {"conv": ("conv", 1), "depthwise": ("depthwise", 1), "mbconv": ("mbconv", 3)}

@@ -12,8 +12,12 @@ from nas.tasks import digits
 
 keras = backend.load()
 
-from nas import supernet  # noqa: E402
-from nas.supernets import layers, masks, network  # noqa: E402
+from nas.supernets import (  # noqa: E402
+    layers,
+    masks,
+    network,
+    supernet,  # noqa: E402
+)
 from search_spaces import efficientnet_x as space  # noqa: E402
 
 

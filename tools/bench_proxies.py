@@ -10,7 +10,7 @@ task's recipe, judged on the validation images and, if the file has them, on the
 images instead of 3,330, for networks differ by little. judge: what costs less,
 
     train:E,N       E epochs on N training images (the search's own evaluator), judged as a search
-    supernet:E      shared weights of the whole space, trained for E epochs once (nas/supernet.py)
+    supernet:E      shared weights of the whole space, trained for E epochs once (nas/supernets)
     synflow, naswot zero-cost scores (nas/zero_cost.py) of untrained networks
     flops, params   counts, the baselines
 
@@ -104,8 +104,8 @@ def supernet(path: pathlib.Path, name: str, base: str):
     """
     import functools
 
-    from nas import supernet as shared
     from nas.resume import Checkpoint
+    from nas.supernets import supernet as shared
     from search_spaces import mnasnet as space
 
     epochs = int(name.removeprefix("supernet:"))

@@ -1,1 +1,1 @@
-"""Networks whose weights a whole search space shares: how each family's are laid out."""
+"""Networks whose weights a whole search space shares, and search among them."""

@@ -15,11 +15,12 @@ import sys
 import time
 from typing import Any
 
-from nas import backend, cache, rungs, spec
+from nas import backend, cache, spec
 from nas.begin import epochs_of
-from nas.lacs import SINGLE_OBJECTIVE, fitted, scaling_of
-from nas.rungs import Rung
-from nas.scaled_networks import ScaledNetworks, tasks
+from nas.scaling import rungs
+from nas.scaling.lacs import SINGLE_OBJECTIVE, fitted, scaling_of
+from nas.scaling.networks import ScaledNetworks, tasks
+from nas.scaling.rungs import Rung
 from nas.study import Settings
 
 DEFAULT_TRIALS = 12
@@ -136,7 +137,7 @@ def base_of(text: str) -> Any:
     """The Config that a family grows from: of the catalog, or found by a search."""
     path = pathlib.Path(text).expanduser()
     if path.exists():
-        from nas import found_config
+        from nas.scaling import found_config
 
         return found_config.read(path)
     if "/" in text or path.suffix:

@@ -1,4 +1,4 @@
-"""One-shot search: candidates are timed as themselves and judged in a supernet (nas/supernet.py).
+"""One-shot search: candidates are timed as themselves and judged in a supernet.
 
 `nas search --evaluator supernet[:EPOCHS][,examples=N]`. All else is as with `--evaluator train`:
 spaces, controllers, rewards, studies. Those that are handed over inherit their weights and are
@@ -18,7 +18,7 @@ from typing import Any
 from nas import spec, storage
 from nas.evaluate import Fitted, Networks
 from nas.step import count
-from nas.supernet import EXAMPLES, Supernet, outline, recipe_of_supernet
+from nas.supernets.supernet import EXAMPLES, Supernet, outline, recipe_of_supernet
 
 STEPS = 6000  # of the supernet's training, where its epochs are not given
 SHARE = 0.4  # of the minutes of a search, which it may take
@@ -78,8 +78,9 @@ class SupernetNetworks(Networks):
                 self._train_supernet(SHARE * minutes, say)
 
     def _train_supernet(self, minutes: float, say: Callable[[str], None]) -> None:
-        from nas import supernet, train
+        from nas import train
         from nas.resume import Checkpoint
+        from nas.supernets import supernet
         from nas.training_line import Line
 
         recipe = recipe_of_supernet(self.task)

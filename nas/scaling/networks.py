@@ -9,8 +9,8 @@ from typing import Any
 
 from nas import evaluate
 from nas.evaluate import Networks
-from nas.lacs import Factors
-from nas.landing import Lander, Landing
+from nas.scaling.lacs import Factors
+from nas.scaling.landing import Lander, Landing
 from nas.search import wait_for_device
 
 # Around single-objective scaling: half to twice its depth, 0.7 to 1.4 times its resolution.

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from nas.lacs import Factors, PowerLaw
+from nas.scaling.lacs import Factors, PowerLaw
 
 # Timed again a network may be slower by 1 or 2 %: so it is to take a little less than it may.
 AIM = 0.98

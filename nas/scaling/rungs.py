@@ -14,9 +14,9 @@ from latency.target import TargetUnavailable
 from nas import cache, handover, profile_store, spec, storage
 from nas import study as studies
 from nas.begin import controller_of, final_epochs_of
-from nas.lacs import SINGLE_OBJECTIVE, Factors
 from nas.progress import Progress
-from nas.scaled_networks import ScaledNetworks, told
+from nas.scaling.lacs import SINGLE_OBJECTIVE, Factors
+from nas.scaling.networks import ScaledNetworks, told
 from nas.search import explore, trained, wait_for_device
 from nas.study import Settings
 
