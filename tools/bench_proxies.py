@@ -5,9 +5,11 @@
     python tools/bench_proxies.py report --jsonl proxies.jsonl
 
 A fixed sample of the mnasnet space (`--networks` distinct ones that a random sampler with seed 0
-proposes around `--base`) on Fashion-MNIST, 28x28. truth: `--epochs` on all training images with the
-task's recipe, judged on the validation images and, if the file has them, on the test images: 8,330
-images instead of 3,330, for networks differ by little. judge: what costs less,
+proposes around `--base`) on Fashion-MNIST, `--size` pixels wide. truth: `--epochs` on
+all training images with the task's recipe, judged on the validation images and, if the file has
+them, on the test images: 8,330 images instead of 3,330, for networks differ by little. So does one
+network from one training to the next: the truth is the mean of `--seeds`, and the report says how
+far one of them agrees with another. judge: what costs less,
 
     train:E,N       E epochs on N training images (the search's own evaluator), judged as a search
     supernet:E      shared weights of the whole space, trained for E epochs once (nas/supernets)
@@ -21,7 +23,9 @@ the clock says nothing. What is done once for all networks is listed apart. Prin
 
 import argparse
 import dataclasses
+import functools
 import gc
+import itertools
 import os
 import pathlib
 import sys
@@ -33,21 +37,21 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import fashion
 import numpy as np
 import optuna
 from rows import append, read
 
 from nas import evaluate, spec
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 EVALUATORS = (
-    *("train:1,2000", "train:1,4000", "train:4,4000", "train:1,16000"),
+    *("train:1,2000", "train:1,4000", "train:1,16000", "train:4,16000"),
     *("synflow", "naswot", "flops", "params", "supernet:24"),
 )
 RESAMPLES = 2000  # of the networks, for the spread of a correlation
 
 
-def sample(count: int, base: str) -> list:
+def sample(count: int, base: str, size: int) -> list:
     """Distinct networks (Configs) of the mnasnet space, the same ones at every call."""
     from search_spaces import mnasnet as space
 
@@ -56,48 +60,59 @@ def sample(count: int, base: str) -> list:
     found = {}
     while len(found) < count:
         config = dataclasses.replace(
-            space.sample(study.ask(), base=base), input_shape=(28, 28, 1), classes=10
+            space.sample(study.ask(), base=base), input_shape=(size, size, 1), classes=10
         )
         found.setdefault(evaluate.key(config), config)
     return list(found.values())
 
 
-def train(config, task, epochs: int) -> dict:
-    """Accuracy and loss after training, weights and order as in a search."""
+def train(config, task, epochs: int, seed: int = 0) -> dict:
+    """Accuracy and loss after training; of seed 0 with weights and order as in a search."""
+    import keras
+
+    from families import mnasnet
     from nas.train import fit
 
-    kept = fit(evaluate.build(config), task, epochs, 0).kept
+    model = evaluate.build(config)
+    if seed:
+        keras.utils.set_random_seed(seed)
+        model = mnasnet.build(config)
+    kept = fit(model, task, epochs, seed).kept
     return {"quality": kept.quality, "loss": kept.valid_loss}
 
 
-def truth(config, epochs: int) -> dict:
+def loaded(config):
+    """Fashion-MNIST at the size of a network."""
+    return spec.task("fashion_mnist", size=config.input_shape[0])
+
+
+def truth(config, epochs: int, seed: int) -> dict:
     """Full training, judged on everything it did not see."""
-    task = spec.task("fashion_mnist")
-    shared = os.environ.get("NAS_DATA", ROOT.parent / "shared" / "data")
-    for file in sorted(pathlib.Path(shared, "images").glob("fashion_mnist*.npz"))[:1]:
-        with np.load(file) as data:
-            images, labels = data["x_test"][..., None], data["y_test"].astype(np.int32)
+    task = loaded(config)
+    if fashion.DATA.exists():
+        images, labels = fashion.test(config.input_shape[0])
         valid = (np.concatenate([task.valid[0], images]), np.concatenate([task.valid[1], labels]))
         task = dataclasses.replace(task, valid=valid)
-    return train(config, task, epochs) | {"epochs": epochs, "images": len(task.valid[0])}
+    found = train(config, task, epochs, seed)
+    return found | {"epochs": epochs, "images": len(task.valid[0]), "seed": seed}
 
 
 def judge(config, evaluator: str) -> dict:
     """What an evaluator thinks of a network: {quality}, higher is better."""
     if evaluator.startswith("train:"):
         epochs, images = map(int, evaluator.removeprefix("train:").split(","))
-        task = spec.task("fashion_mnist")
+        task = loaded(config)
         inputs, labels = task.train
         chosen = np.random.default_rng(0).permutation(len(labels))[:images]
         task = dataclasses.replace(task, train=(inputs[chosen], labels[chosen]))
         return train(config, task, epochs)
     from nas import zero_cost
 
-    task = spec.task("fashion_mnist")
+    task = loaded(config)
     return {"quality": zero_cost.score(evaluator, evaluate.build(config), task)}
 
 
-def supernet(path: pathlib.Path, name: str, base: str):
+def supernet(path: pathlib.Path, name: str, base: str, size: int):
     """The supernet `name` ("supernet:EPOCHS"), of the space around `base`: trained once, then read.
 
     Each epoch has a row with its time; killed, it goes on from its checkpoint.
@@ -109,8 +124,9 @@ def supernet(path: pathlib.Path, name: str, base: str):
     from search_spaces import mnasnet as space
 
     epochs = int(name.removeprefix("supernet:"))
-    task, sample = spec.task("fashion_mnist"), functools.partial(space.sample, base=base)
-    weights = path.with_name(f"supernet_{base}_{epochs}.weights.h5")
+    task = spec.task("fashion_mnist", size=size)
+    sample = functools.partial(space.sample, base=base)
+    weights = path.with_name(f"supernet_{base}_{size}_{epochs}.weights.h5")
     if weights.exists():
         found = shared.Supernet(sample, task)
         found.load(weights)
@@ -133,11 +149,11 @@ def supernet(path: pathlib.Path, name: str, base: str):
     return found
 
 
-def fill(path: pathlib.Path, configs: list, name: str, work: Callable) -> None:
+def fill(path: pathlib.Path, configs: list, name: str, work: Callable, seed: int = 0) -> None:
     """Append what `work(config)` gives for each network that has no row of this name yet."""
     import keras
 
-    rows = [row for row in read(path) if row["evaluator"] == name]
+    rows = [r for r in read(path) if (r["evaluator"], r.get("seed", 0)) == (name, seed)]
     done = {row["network"] for row in rows if "network" in row}
     for number, config in enumerate(configs):
         if (network := evaluate.key(config)) in done:
@@ -163,29 +179,38 @@ def report(rows: list[dict]) -> None:
 
     columns: dict[str, dict[str, dict]] = {}
     once: dict[str, dict[int, float]] = {}
+    trainings: dict[str, dict[int, dict]] = {}
     for row in rows:
-        if "epoch" in row:
+        if row["evaluator"] == "truth":
+            trainings.setdefault(row["network"], {})[row["seed"]] = row
+        elif "epoch" in row:
             once.setdefault(row["evaluator"], {})[row["epoch"]] = row["cpu_s"]
         else:
             columns.setdefault(row["evaluator"], {})[row["network"]] = row
-    real = columns.get("truth", {})
-    if len(real) < 3:
-        raise SystemExit(f"the truth has {len(real)} networks; run `truth` first")
-    qualities = [row["quality"] for row in real.values()]
-    epochs, images = (next(iter(real.values()))[name] for name in ("epochs", "images"))
-    minutes = sum(row["cpu_s"] for row in real.values()) / 60
+    seeds = sorted(set.intersection(*(set(one) for one in trainings.values())) if trainings else ())
+    if len(trainings) < 3 or not seeds:
+        raise SystemExit(f"the truth has {len(trainings)} networks; run `truth` first")
+    every = np.array([[one[seed]["quality"] for seed in seeds] for one in trainings.values()])
+    real = dict(zip(trainings, every.mean(1), strict=True))
+    first = next(iter(trainings.values()))[seeds[0]]
+    spent = [one[seed]["cpu_s"] for one in trainings.values() for seed in seeds]
     print(
-        f"truth: {len(real)} networks, {epochs} epochs, judged on {images} images:"
-        f" {min(qualities):.2%} to {max(qualities):.2%}, {minutes:.1f} min of CPU\n"
+        f"truth: {len(real)} networks, {first['epochs']} epochs, mean of {len(seeds)} trainings,"
+        f" judged on {first['images']} images: {min(real.values()):.2%} to"
+        f" {max(real.values()):.2%}; {60 / np.mean(spent):.2f} a minute of one core"
     )
-    print("| evaluator | networks | Spearman | 90 % | Kendall | a minute of one core | once, min |")
+    for a, b in itertools.combinations(range(len(seeds)), 2):
+        agreed = stats.spearmanr(every[:, a], every[:, b]).statistic
+        print(f"seeds {seeds[a]} and {seeds[b]} of it agree: Spearman {agreed:.2f}")
+    print("\n| evaluator | networks | Spearman | 90 % | Kendall | a core's minute | once, min |")
     print("|---|---|---|---|---|---|---|")
     generator = np.random.default_rng(0)
     for name, found in columns.items():
         both = sorted(real.keys() & found.keys())
         if len(both) < 3:
             continue
-        a, b = (np.array([part[key]["quality"] for key in both]) for part in (found, real))
+        a = np.array([found[key]["quality"] for key in both])
+        b = np.array([real[key] for key in both])
         draws = [generator.integers(len(both), size=len(both)) for _ in range(RESAMPLES)]
         spread = [stats.spearmanr(a[d], b[d]).statistic for d in draws if len(set(d)) > 2]
         low, high = np.nanquantile(spread, (0.05, 0.95))
@@ -206,18 +231,23 @@ def main() -> None:
     parser.add_argument("--jsonl", type=pathlib.Path, required=True, help="rows are appended to it")
     parser.add_argument("--networks", type=int, default=18)
     parser.add_argument("--base", default="tiny")
-    parser.add_argument("--epochs", type=int, default=6, help="of the truth")
+    parser.add_argument("--size", type=int, default=16, help="side of the images")
+    parser.add_argument("--epochs", type=int, default=8, help="of the truth")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the truth")
     parser.add_argument("--evaluators", nargs="+", default=list(EVALUATORS))
     options = parser.parse_args()
     if options.section == "report":
         return report(read(options.jsonl))
     options.jsonl.parent.mkdir(parents=True, exist_ok=True)
-    configs = sample(options.networks, options.base)
+    configs = sample(options.networks, options.base, options.size)
     if options.section == "truth":
-        return fill(options.jsonl, configs, "truth", lambda one: truth(one, options.epochs))
+        for seed in options.seeds:
+            work = functools.partial(truth, epochs=options.epochs, seed=seed)
+            fill(options.jsonl, configs, "truth", work, seed)
+        return None
     for name in options.evaluators:
         if name.startswith("supernet:"):
-            found = supernet(options.jsonl, name, options.base)
+            found = supernet(options.jsonl, name, options.base, options.size)
             fill(options.jsonl, configs, name, lambda one, f=found: {"quality": f.quality(one)})
             continue
         fill(options.jsonl, configs, name, lambda one, name=name: judge(one, name))
