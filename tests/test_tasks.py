@@ -111,6 +111,19 @@ def test_fashion_mnist_finds_the_file_in_nas_data(tmp_path, monkeypatch):
     assert len(fashion_mnist.load().train[1]) == 250
 
 
+def test_fashion_mnist_is_augmented_where_it_is_asked_for(tmp_path):
+    path, generator = tmp_path / "a.npz", np.random.default_rng(0)
+    images = generator.integers(0, 256, (300, 28, 28), np.uint8)
+    np.savez(path, x_train=images, y_train=(np.arange(300) % 10).astype(np.uint8))
+    plain = fashion_mnist.load(path=str(path))
+    task = fashion_mnist.load(path=str(path), augmented=True)
+    assert plain.augment is None and task.recipe == f"{plain.recipe} augmented"
+    changed, labels = task.augment(*task.train, generator)
+    assert labels is task.train[1] and (changed != task.train[0]).any()
+    with pytest.raises(ValueError, match="augmented='many'; expected true or false"):
+        fashion_mnist.load(path=str(path), augmented="many")
+
+
 def test_fashion_mnist_says_what_is_wrong_with_a_file(tmp_path):
     with pytest.raises(ValueError, match="no file"):
         fashion_mnist.load(path=str(tmp_path / "missing.npz"))

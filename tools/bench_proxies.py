@@ -83,7 +83,12 @@ def train(config, task, epochs: int, seed: int = 0) -> dict:
 
 def loaded(config):
     """Fashion-MNIST at the size of a network."""
-    return spec.task("fashion_mnist", size=config.input_shape[0])
+    return task_of(config.input_shape[0])
+
+
+def task_of(size: int):
+    """With new images in every epoch: without, large networks learn these by heart."""
+    return spec.task("fashion_mnist", size=size, augmented=True)
 
 
 def truth(config, epochs: int, seed: int) -> dict:
@@ -124,7 +129,7 @@ def supernet(path: pathlib.Path, name: str, base: str, size: int):
     from search_spaces import mnasnet as space
 
     epochs = int(name.removeprefix("supernet:"))
-    task = spec.task("fashion_mnist", size=size)
+    task = task_of(size)
     sample = functools.partial(space.sample, base=base)
     weights = path.with_name(f"supernet_{base}_{size}_{epochs}.weights.h5")
     if weights.exists():

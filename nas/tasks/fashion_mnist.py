@@ -10,20 +10,30 @@ import pathlib
 
 import numpy as np
 
+from nas.tasks.npz import shifted
 from nas.tasks.task import Task, fingerprint, resize, split, whole
 
 VALID = 1 / 6  # 10,000 of the 60,000, as many as the test set has
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
-def load(size: int = 28, limit: int | None = None, path: str | None = None, seed: int = 0) -> Task:
+def load(
+    size: int = 28,
+    limit: int | None = None,
+    path: str | None = None,
+    augmented: bool = False,
+    seed: int = 0,
+) -> Task:
     """Training and validation images of `size` x `size` x 1, uint8.
 
-    `limit` keeps that many images before the split, drawn from `seed`. The data comes from `path`
+    `limit` keeps that many images before the split, drawn from `seed`. `augmented` training images
+    are mirrored and shifted by up to an eighth. The data comes from `path`
     (an .npz with x_train and y_train), else from Keras' cache, else from the folder NAS_DATA
     (images/fashion_mnist*.npz), else from the network through `keras.datasets`.
     """
     whole("size", size, 8)
+    if augmented not in (True, False):
+        raise ValueError(f"fashion_mnist: augmented={augmented!r}; expected true or false")
     images, labels = _read(path)
     if limit is not None and whole("limit", limit, 100) < len(labels):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:limit])
@@ -39,7 +49,9 @@ def load(size: int = 28, limit: int | None = None, path: str | None = None, seed
         train=(images[train], labels[train]),
         valid=(images[valid], labels[valid]),
         fields={"input_shape": (size, size, 1), "classes": 10},
-        recipe=f"fashion_mnist data={source} size={size} valid={VALID:.4f} seed={seed}",
+        recipe=f"fashion_mnist data={source} size={size} valid={VALID:.4f} seed={seed}"
+        + (" augmented" if augmented else ""),
+        augment=shifted if augmented else None,
     )
 
 
