@@ -23,7 +23,7 @@ CALIBRATION_NETWORKS = 8
 # Networks timed for each one trained, where the controller can choose among them.
 PROFILES_WITH_CHOICE = 4
 DEFAULT_EPOCHS = 4
-# A finalist is trained for so many times the epochs of the search; with inherited weights, for one.
+# A finalist is trained for so many times the epochs of the search.
 FINALIST_EPOCHS = 3
 EVALUATORS = ("train", "supernet")
 
@@ -119,7 +119,7 @@ def epochs_of(settings: Settings) -> int:
 
 def final_epochs_of(settings: Settings) -> int:
     """How long finalists, and the base network beside them, are trained."""
-    return epochs_of(settings) * (1 if one_shot(settings) else FINALIST_EPOCHS)
+    return epochs_of(settings) * FINALIST_EPOCHS
 
 
 def filter_of(settings: Settings, evaluator: Any) -> Callable[[Any], float] | None:
