@@ -14,6 +14,8 @@ from nas.tasks import digits
 
 keras = backend.load()
 
+from shared_weights import alone, choices, outputs, varied, with_weights  # noqa: E402
+
 from nas import evaluate, train  # noqa: E402
 from nas.resume import Checkpoint  # noqa: E402
 from nas.step import count  # noqa: E402
@@ -50,25 +52,8 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def shared(task):
-    """A supernet with weights as after training: gates and norms that do something."""
-    found = supernet.Supernet(sample, task)
-    generator = np.random.default_rng(0)
-    for weight in found.model.trainable_variables:
-        weight.assign(weight + generator.normal(0, 0.3, weight.shape))
-    return found
-
-
-def outputs(shared, rows) -> np.ndarray:
-    shared.choose(rows)
-    images = np.random.default_rng(1).random((16, 8, 8, 1), np.float32)
-    return keras.ops.convert_to_numpy(shared.model(images))
-
-
-def alone(shared, config) -> np.ndarray:
-    """Outputs of the network that inherits, by the same statistics: those of the batch."""
-    images = np.random.default_rng(1).random((16, 8, 8, 1), np.float32)
-    return keras.ops.convert_to_numpy(shared.inherited(config)(images, training=True))
+def shared():
+    return with_weights(sample)
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -90,9 +75,7 @@ def test_the_space_of_a_search_fits_into_its_supernet():
 
 
 def test_masks_and_slices_are_the_same_network(shared, monkeypatch):
-    drawn = [shared.rows(supernet.drawn(shared.sample, 11, number)) for number in range(6)]
-    drawn.append(network.together(shared.model, drawn[0]))
-    drawn.append(network.widest(shared.model, drawn[-1]))
+    drawn = choices(shared)
     sliced = [outputs(shared, rows) for rows in drawn]
     monkeypatch.setattr(layers, "part", lambda: masks)
     for rows, expected in zip(drawn, sliced, strict=True):
@@ -116,15 +99,10 @@ def test_every_choice_acts(shared):
         "se_ratio": (0.0,),
         "skip": ("identity", "none"),
     }
-    for place, filters in ((0, 6), (1, 8)):
-        for name, values in (options | {"filters": (filters,)}).items():
-            for value in values:
-                blocks = list(start.blocks)
-                blocks[place] = dataclasses.replace(blocks[place], **{name: value})
-                changed = dataclasses.replace(start, blocks=tuple(blocks))
-                assert changed != start
-                after = outputs(shared, shared.rows(changed))
-                assert np.abs(after - before).max() > 1e-3, (place, name, value)
+    for changed in varied(start, options):
+        assert changed != start
+        after = outputs(shared, shared.rows(changed))
+        assert np.abs(after - before).max() > 1e-3, changed
 
 
 def test_warm_up_has_everything_on(shared):

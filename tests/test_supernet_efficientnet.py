@@ -12,12 +12,9 @@ from nas.tasks import digits
 
 keras = backend.load()
 
-from nas.supernets import (  # noqa: E402
-    layers,
-    masks,
-    network,
-    supernet,  # noqa: E402
-)
+from shared_weights import alone, choices, outputs, varied, with_weights  # noqa: E402
+
+from nas.supernets import layers, masks, supernet  # noqa: E402
 from search_spaces import efficientnet_x as space  # noqa: E402
 
 
@@ -44,26 +41,7 @@ def sample(trial) -> Config:
 
 @pytest.fixture(scope="module")
 def shared():
-    """A supernet with weights as after training: gates and norms that do something."""
-    found = supernet.Supernet(sample, digits.load(size=8))
-    generator = np.random.default_rng(0)
-    for weight in found.model.trainable_variables:
-        weight.assign(weight + generator.normal(0, 0.3, weight.shape))
-    return found
-
-
-def images(size: int = 8) -> np.ndarray:
-    return np.random.default_rng(1).random((16, size, size, 1), np.float32)
-
-
-def outputs(shared, rows) -> np.ndarray:
-    shared.choose(rows)
-    return keras.ops.convert_to_numpy(shared.model(images()))
-
-
-def alone(shared, config) -> np.ndarray:
-    """Outputs of the network that inherits, by the same statistics: those of the batch."""
-    return keras.ops.convert_to_numpy(shared.inherited(config)(images(), training=True))
+    return with_weights(sample)
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -75,9 +53,7 @@ def test_an_inherited_network_has_the_outputs_of_the_supernet(shared, number):
 
 
 def test_masks_and_slices_are_the_same_network(shared, monkeypatch):
-    drawn = [shared.rows(supernet.drawn(shared.sample, 11, number)) for number in range(6)]
-    drawn.append(network.together(shared.model, drawn[0]))
-    drawn.append(network.widest(shared.model, drawn[-1]))
+    drawn = choices(shared)
     sliced = [outputs(shared, rows) for rows in drawn]
     monkeypatch.setattr(layers, "part", lambda: masks)
     for rows, expected in zip(drawn, sliced, strict=True):
@@ -99,17 +75,11 @@ def test_every_choice_acts(shared):
         "se_ratio": (0.0, 0.5, 1.0),
         "activation": ("relu", "hard_swish"),
     }
-    changes = [{"activation": name} for name in ("swish", "hard_swish")]
-    for place, filters in ((0, 6), (1, 8)):
-        for name, values in (options | {"filters": (filters,)}).items():
-            for value in values:
-                blocks = list(start.blocks)
-                blocks[place] = dataclasses.replace(blocks[place], **{name: value})
-                changes.append({"blocks": tuple(blocks)})
-    for change in changes:
-        changed = dataclasses.replace(start, **change)
+    others = [dataclasses.replace(start, activation=name) for name in ("swish", "hard_swish")]
+    for changed in [*others, *varied(start, options)]:
         assert changed != start
-        assert np.abs(outputs(shared, shared.rows(changed)) - before).max() > 1e-3, change
+        after = outputs(shared, shared.rows(changed))
+        assert np.abs(after - before).max() > 1e-3, changed
 
 
 def test_the_space_without_layouts_fits_into_its_supernet():
@@ -118,8 +88,7 @@ def test_the_space_without_layouts_fits_into_its_supernet():
     base = found.sample(supernet.Drawn(np.random.default_rng(0)))
     assert {block.layout for block in base.blocks} == {"none"}
     rows = found.rows(dataclasses.replace(VARIANTS["tiny"], input_shape=base.input_shape))
-    found.choose(rows)
-    assert np.isfinite(keras.ops.convert_to_numpy(found.model(images()))).all()
+    assert np.isfinite(outputs(found, rows)).all()
 
 
 def test_what_no_supernet_has_is_refused():

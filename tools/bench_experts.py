@@ -19,6 +19,7 @@ import pathlib
 import tempfile
 import time
 
+import fashion
 import numpy as np
 
 from nas import backend
@@ -141,11 +142,8 @@ def judge(lost: dict[str, list[float]]) -> None:
 
 
 def fashion_mnist():
-    data = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
-    data = data / "images" / "fashion_mnist_20k.npz"
-    with np.load(data) as arrays:
-        test = pixels(arrays["x_test"][..., None]), arrays["y_test"]
-    return spec.task(f"fashion_mnist:path={data}"), test
+    images, right = fashion.test()
+    return spec.task(f"fashion_mnist:path={fashion.DATA}"), (pixels(images), right)
 
 
 def shakespeare():

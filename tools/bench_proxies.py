@@ -81,11 +81,7 @@ def train(config, task, epochs: int, seed: int = 0) -> dict:
     return {"quality": kept.quality, "loss": kept.valid_loss}
 
 
-def loaded(config):
-    """Fashion-MNIST at the size of a network."""
-    return task_of(config.input_shape[0])
-
-
+@functools.cache
 def task_of(size: int):
     """With new images in every epoch: without, large networks learn these by heart."""
     return spec.task("fashion_mnist", size=size, augmented=True)
@@ -93,7 +89,7 @@ def task_of(size: int):
 
 def truth(config, epochs: int, seed: int) -> dict:
     """Full training, judged on everything it did not see."""
-    task = loaded(config)
+    task = task_of(config.input_shape[0])
     if fashion.DATA.exists():
         images, labels = fashion.test(config.input_shape[0])
         valid = (np.concatenate([task.valid[0], images]), np.concatenate([task.valid[1], labels]))
@@ -106,14 +102,14 @@ def judge(config, evaluator: str) -> dict:
     """What an evaluator thinks of a network: {quality}, higher is better."""
     if evaluator.startswith("train:"):
         epochs, images = map(int, evaluator.removeprefix("train:").split(","))
-        task = loaded(config)
+        task = task_of(config.input_shape[0])
         inputs, labels = task.train
         chosen = np.random.default_rng(0).permutation(len(labels))[:images]
         task = dataclasses.replace(task, train=(inputs[chosen], labels[chosen]))
         return train(config, task, epochs)
     from nas import zero_cost
 
-    task = loaded(config)
+    task = task_of(config.input_shape[0])
     return {"quality": zero_cost.score(evaluator, evaluate.build(config), task)}
 
 

@@ -11,11 +11,10 @@ the comment at the top of families/layers/experts.py.
 
 import argparse
 import dataclasses
-import os
-import pathlib
 import statistics
 import time
 
+import fashion
 import numpy as np
 
 from nas import backend
@@ -58,12 +57,10 @@ def main():
 
 
 def compare(arguments) -> None:
-    data = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
-    data = data / "images" / "fashion_mnist_20k.npz"
-    task = spec.task(f"fashion_mnist:path={data}")
+    task = spec.task(f"fashion_mnist:path={fashion.DATA}")
     task = dataclasses.replace(task, augment=moved)
-    with np.load(data) as arrays:
-        test = pixels(arrays["x_test"][..., None]), arrays["y_test"]
+    images, labels = fashion.test()
+    test = pixels(images), labels
     print(f"{task.recipe}\n{RECIPE}, {arguments.epochs} epochs, moved and mirrored")
     found = {name: [] for name in arguments.networks}
     for seed in arguments.seeds:

@@ -8,7 +8,7 @@ import numpy as np
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data")) / "images/fashion_mnist_20k.npz"
 
 
-def test(size: int) -> tuple[np.ndarray, np.ndarray]:
+def test(size: int = 28) -> tuple[np.ndarray, np.ndarray]:
     """Images (n, size, size, 1), uint8, and labels."""
     from nas.tasks.task import resize
 

@@ -2,7 +2,7 @@
 
 from families.efficientnet import Block, Config
 from nas.supernets.layers import ACTIVATIONS
-from nas.supernets.outline import Outline, Stage, divisor
+from nas.supernets.outline import Outline, Stage, outlined, staged
 
 
 def outline(config: Config) -> Outline:
@@ -15,27 +15,10 @@ def outline(config: Config) -> Outline:
             "no supernet has space-to-depth or space-to-batch: search with --evaluator train, or"
             " without them: --space efficientnet_x:BASE,layouts=false"
         )
-    return Outline(
-        input_shape=config.input_shape,
-        classes=config.classes,
-        stem_filters=config.stem_filters,
-        stem_stride=config.stem_stride,
-        head_filters=config.head_filters,
-        stages=tuple(map(_stage, config.blocks)),
-        activation=config.activation,
-    )
+    return outlined(config, map(_stage, config.blocks), config.activation)
 
 
 def _stage(block: Block) -> Stage:
-    return Stage(
-        # Without expansion it is another operation, as in MnasNet's words.
-        operation="depthwise" if (block.op, block.expand) == ("mbconv", 1) else block.op,
-        kernel=block.kernel,
-        stride=block.stride,
-        filters=block.filters,
-        repeats=block.repeats,
-        expand=block.expand,
-        squeeze=divisor(block.se_ratio),
-        skip="identity" if block.skip else "none",
-        activation=block.activation,
-    )
+    # Without expansion it is another operation, as in MnasNet's words.
+    operation = "depthwise" if (block.op, block.expand) == ("mbconv", 1) else block.op
+    return staged(block, operation, "identity" if block.skip else "none", block.activation)

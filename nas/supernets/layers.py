@@ -237,7 +237,11 @@ class SharedLayer(Shared):
 
     def _hidden(self, row, channels):
         """Channels between expansion and projection."""
-        return (self.inputs if channels is None else channels) * row[EXPAND]
+        return self._known(channels) * row[EXPAND]
+
+    def _known(self, channels):
+        """Channels that come in: all there are, where none are chosen."""
+        return self.inputs if channels is None else channels
 
     def _full(self, x, name: str, row, channels, outputs):
         """Full convolution, norm and activation."""
@@ -270,9 +274,8 @@ class SharedLayer(Shared):
     def _squeezed(self, x, name: str, row, channels, hidden):
         if not self.squeeze:
             return x
-        known = self.inputs if channels is None else channels
         divisor = ops.where(row[SQUEEZE] > 0, row[SQUEEZE], self.squeeze)
-        units = ops.maximum(known // divisor, 1)
+        units = ops.maximum(self._known(channels) // divisor, 1)
         on = ops.cast(row[SQUEEZE] > 0, x.dtype)
         return self._excited(x, f"{name}_squeeze", hidden, units, on, row[ACTIVATION])
 
@@ -283,7 +286,7 @@ class SharedLayer(Shared):
         if self.repeat:
             kind = ops.where(there, kind, identity)
         else:
-            same = ops.equal(self.inputs if channels is None else channels, row[FILTERS])
+            same = ops.equal(self._known(channels), row[FILTERS])
 
         def pooled():
             return ops.average_pool(inputs, 3, self.stride, padding="same")

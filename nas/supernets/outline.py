@@ -1,6 +1,8 @@
 """What a network is to a supernet, in the words of all families that have one."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Stage:
     expand: int
     squeeze: int
     skip: str
-    activation: str = "relu"
+    activation: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Outline:
     stem_stride: int
     head_filters: int
     stages: tuple[Stage, ...]
-    activation: str = "relu"
+    activation: str
 
     @property
     def outside(self) -> tuple:
@@ -43,6 +45,29 @@ class Outline:
         return (self.input_shape, self.classes, *sizes)
 
 
-def divisor(ratio: float) -> int:
-    """Of `Stage.squeeze`, for a ratio of squeeze-and-excitation."""
-    return round(1 / ratio) if ratio else 0
+def outlined(config: Any, stages: Iterable[Stage], activation: str = "relu") -> Outline:
+    """The outline of a family's Config, whose blocks are `stages`."""
+    return Outline(
+        input_shape=config.input_shape,
+        classes=config.classes,
+        stem_filters=config.stem_filters,
+        stem_stride=config.stem_stride,
+        head_filters=config.head_filters,
+        stages=tuple(stages),
+        activation=activation,
+    )
+
+
+def staged(block: Any, operation: str, skip: str, activation: str = "relu") -> Stage:
+    """The stage of a family's Block, in the words of a supernet."""
+    return Stage(
+        operation=operation,
+        kernel=block.kernel,
+        stride=block.stride,
+        filters=block.filters,
+        repeats=block.repeats,
+        expand=block.expand,
+        squeeze=round(1 / block.se_ratio) if block.se_ratio else 0,
+        skip=skip,
+        activation=activation,
+    )
