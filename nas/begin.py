@@ -45,16 +45,13 @@ def evaluator_of(settings: Settings, folder: pathlib.Path = pathlib.Path()) -> t
             "--evaluator supernet judges networks before compression; leave out --method, and"
             " compress what is found with nas compress"
         )
-    named = spec.parse(settings.space)
-    spec.known("space", named.name)
+    spec.known("space", spec.parse(settings.space).name)
     spec.known("task", spec.parse(settings.task).name)
     targets = [spec.target(text) for text in settings.targets]
     alternatives = alternatives_of(settings, targets)
     backend.load()
     task = spec.task(settings.task)
-    space = spec.module("space", named.name)
-    base = {} if named.value is None else {"base": named.value}
-    options = base | dict(named.options)
+    sample, around = spec.space(settings.space)
     fields = dict(task.fields)
     if settings.input:
         if len(fields.get("input_shape", ())) != 3:
@@ -72,7 +69,7 @@ def evaluator_of(settings: Settings, folder: pathlib.Path = pathlib.Path()) -> t
 
         networks = functools.partial(SupernetNetworks, evaluator=settings.evaluator, folder=folder)
     evaluator = networks(
-        sample=functools.partial(space.sample, **options),
+        sample=sample,
         task=task,
         targets=targets,
         fields=fields,
@@ -83,7 +80,7 @@ def evaluator_of(settings: Settings, folder: pathlib.Path = pathlib.Path()) -> t
         seed=settings.seed,
         limits=Limits(settings.max_params, settings.max_macs, settings.max_bytes),
     )
-    baseline = evaluator.suited(space.baseline(**base))
+    baseline = evaluator.suited(around)
     evaluator.check(baseline)
     return evaluator, baseline
 

@@ -7,6 +7,7 @@ nothing and adding an entry is adding a file.
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -131,6 +132,17 @@ def network(text: str) -> tuple[Any, Any]:
         return family, dataclasses.replace(config, **options)
     except TypeError as error:
         raise ValueError(f"{text}: {error}") from error
+
+
+def space(text: str) -> tuple[Callable, Any]:
+    """(what makes a trial a Config, the Config it surrounds) of `space[:base][,option=value...]`.
+
+    Choose the Keras backend before (nas/backend.py): this imports the space's family.
+    """
+    named = parse(text)
+    base = {} if named.value is None else {"base": named.value}
+    entry = module("space", named.name)
+    return functools.partial(entry.sample, **base | dict(named.options)), entry.baseline(**base)
 
 
 def target(text: str):

@@ -105,12 +105,14 @@ class Adbd:
             process.wait()
 
     def heat(self, celsius: float, status: int = 0) -> None:
-        """What `dumpsys` tells from now on."""
+        """What `dumpsys` tells from now on: whole, also to one who reads it just now."""
         for name, text in (
             ("battery", BATTERY.format(tenths=round(celsius * 10))),
             ("thermalservice", THERMAL.format(status=status)),
         ):
-            (self.root / "dumpsys" / name).write_text(text)
+            partial = self.root / f"{name}.partial"
+            partial.write_text(text)
+            partial.replace(self.root / "dumpsys" / name)
 
     def _install(self) -> None:
         for name in ("bin", "dumpsys"):

@@ -4,8 +4,9 @@
     python tools/bench_proxies.py judge --jsonl proxies.jsonl     # every other evaluator
     python tools/bench_proxies.py report --jsonl proxies.jsonl
 
-A fixed sample of the mnasnet space (`--networks` distinct ones that a random sampler with seed 0
-proposes around `--base`) on Fashion-MNIST, `--size` pixels wide. truth: `--epochs` on
+A fixed sample of a space (`--networks` distinct ones that a random sampler with seed 0 proposes in
+`--space`, such as mnasnet:tiny or efficientnet_x:tiny,layouts=false) on Fashion-MNIST, `--size`
+pixels wide. Each space has a file of its own. truth: `--epochs` on
 all training images with the task's recipe, judged on the validation images and, if the file has
 them, on the test images: 8,330 images instead of 3,330, for networks differ by little. So does one
 network from one training to the next: the truth is the mean of `--seeds`, and the report says how
@@ -51,17 +52,14 @@ EVALUATORS = (
 RESAMPLES = 2000  # of the networks, for the spread of a correlation
 
 
-def sample(count: int, base: str, size: int) -> list:
-    """Distinct networks (Configs) of the mnasnet space, the same ones at every call."""
-    from search_spaces import mnasnet as space
-
+def sample(count: int, space: str, size: int) -> list:
+    """Distinct networks (Configs) of a space, the same ones at every call."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    proposed, _ = spec.space(space)
     found = {}
     while len(found) < count:
-        config = dataclasses.replace(
-            space.sample(study.ask(), base=base), input_shape=(size, size, 1), classes=10
-        )
+        config = dataclasses.replace(proposed(study.ask()), input_shape=(size, size, 1), classes=10)
         found.setdefault(evaluate.key(config), config)
     return list(found.values())
 
@@ -70,13 +68,12 @@ def train(config, task, epochs: int, seed: int = 0) -> dict:
     """Accuracy and loss after training; of seed 0 with weights and order as in a search."""
     import keras
 
-    from families import mnasnet
     from nas.train import fit
 
     model = evaluate.build(config)
     if seed:
         keras.utils.set_random_seed(seed)
-        model = mnasnet.build(config)
+        model = sys.modules[type(config).__module__].build(config)
     kept = fit(model, task, epochs, seed).kept
     return {"quality": kept.quality, "loss": kept.valid_loss}
 
@@ -113,21 +110,18 @@ def judge(config, evaluator: str) -> dict:
     return {"quality": zero_cost.score(evaluator, evaluate.build(config), task)}
 
 
-def supernet(path: pathlib.Path, name: str, base: str, size: int):
-    """The supernet `name` ("supernet:EPOCHS"), of the space around `base`: trained once, then read.
+def supernet(path: pathlib.Path, name: str, space: str, size: int):
+    """The supernet `name` ("supernet:EPOCHS") of a space: trained once, then read.
 
     Each epoch has a row with its time; killed, it goes on from its checkpoint.
     """
-    import functools
-
     from nas.resume import Checkpoint
     from nas.supernets import supernet as shared
-    from search_spaces import mnasnet as space
 
     epochs = int(name.removeprefix("supernet:"))
     task = task_of(size)
-    sample = functools.partial(space.sample, base=base)
-    weights = path.with_name(f"supernet_{base}_{size}_{epochs}.weights.h5")
+    sample, _ = spec.space(space)
+    weights = path.with_suffix(f".{name.replace(':', '_')}.weights.h5")
     if weights.exists():
         found = shared.Supernet(sample, task)
         found.load(weights)
@@ -143,7 +137,7 @@ def supernet(path: pathlib.Path, name: str, base: str, size: int):
         quality = now.judged.quality
         print(f"{name}, epoch {now.epoch}: {quality:.4f}, {spent:.0f} s", file=sys.stderr)
 
-    checkpoint = Checkpoint(weights.with_suffix(".checkpoint.npz"), {"base": base, "name": name})
+    checkpoint = Checkpoint(weights.with_suffix(".checkpoint.npz"), {"space": space, "name": name})
     found = shared.train(sample, task, epochs=epochs, checkpoint=checkpoint, watch=watch)
     found.save(weights)
     checkpoint.delete()
@@ -231,7 +225,7 @@ def main() -> None:
     parser.add_argument("section", choices=["truth", "judge", "report"])
     parser.add_argument("--jsonl", type=pathlib.Path, required=True, help="rows are appended to it")
     parser.add_argument("--networks", type=int, default=18)
-    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--space", default="mnasnet:tiny")
     parser.add_argument("--size", type=int, default=16, help="side of the images")
     parser.add_argument("--epochs", type=int, default=8, help="of the truth")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the truth")
@@ -240,7 +234,7 @@ def main() -> None:
     if options.section == "report":
         return report(read(options.jsonl))
     options.jsonl.parent.mkdir(parents=True, exist_ok=True)
-    configs = sample(options.networks, options.base, options.size)
+    configs = sample(options.networks, options.space, options.size)
     if options.section == "truth":
         for seed in options.seeds:
             work = functools.partial(truth, epochs=options.epochs, seed=seed)
@@ -248,7 +242,7 @@ def main() -> None:
         return None
     for name in options.evaluators:
         if name.startswith("supernet:"):
-            found = supernet(options.jsonl, name, options.base, options.size)
+            found = supernet(options.jsonl, name, options.space, options.size)
             fill(options.jsonl, configs, name, lambda one, f=found: {"quality": f.quality(one)})
             continue
         fill(options.jsonl, configs, name, lambda one, name=name: judge(one, name))
