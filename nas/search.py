@@ -112,7 +112,8 @@ def explore(
 ) -> str:
     """Search until `trials` networks are trained; say why it stopped.
 
-    `deadline` is a `time.monotonic()`: no round starts that would probably end after it.
+    `deadline` is a `time.monotonic()`: no round starts that would probably end after it, but until
+    a network is trained, for without one there is nothing to hand over.
     `score(config)` of a network that need not be trained for it, higher is better, decides which of
     a round are left to the controller; where that has no opinion, which one is trained.
     `keep(model, profile, evaluation)` sees each network just trained, before the study hears of it.
@@ -133,7 +134,7 @@ def explore(
             loop.refresh()
             if loop.trained + at_work >= trials:
                 return "trials"
-            if started + longest > deadline:
+            if loop.trained and started + longest > deadline:
                 return "deadline"
             if loop.nothing_new >= CONVERGED:
                 return "converged"

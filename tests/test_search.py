@@ -1,6 +1,7 @@
 """The loop on a problem with known answers: rounds, duplicates, stopping, resuming, workers."""
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -71,12 +72,20 @@ def a_study(folder, controller: str = "evolution", seed: int = 0, reward: str | 
     return study, objective
 
 
-def run(folder, trials: int, profiles: int = 1, controller="evolution", layers=4, **options):
+def run(folder, trials, profiles=1, controller="evolution", layers=4, deadline=math.inf, **options):
     study, objective = a_study(folder, controller, **options)
     worker = storage.Worker(folder)
     evaluator = Towers(folder / "log", layers=layers)
     try:
-        why = explore(study, evaluator, objective, trials=trials, worker=worker, profiles=profiles)
+        why = explore(
+            study,
+            evaluator,
+            objective,
+            trials=trials,
+            worker=worker,
+            profiles=profiles,
+            deadline=deadline,
+        )
     finally:
         worker.leave()
     return study, why
@@ -94,6 +103,11 @@ def test_it_finds_the_best_tower_within_the_budget(tmp_path):
     assert len(trained(study)) == 60
     best = max(trained(study), key=lambda trial: trial.value if trial.values else -1)
     assert best.user_attrs["profile"]["costs"] == [BUDGET]
+
+
+def test_late_as_it_is_one_network_is_trained(tmp_path):
+    study, why = run(tmp_path, trials=60, deadline=time.monotonic() - 1)
+    assert why == "deadline" and len(trained(study)) == 1
 
 
 def test_nothing_is_trained_twice(tmp_path):
