@@ -24,8 +24,8 @@ from nas.tasks.task import Task
 WARM_UP = 0.25
 # Random networks whose choices are those of the space: of 20, one is missing in one of 10^11.
 DRAWN = 500
-# Of the validation part, that a candidate is judged on, at most. With 1,500 each, two halves of it
-# rank 18 networks with a correlation of .63: fewer images add more noise than they save time.
+# Of the validation part, that a candidate is judged on, at most: networks differ by so little that
+# fewer rank them by chance.
 EXAMPLES = 5000
 BATCH = 500  # of which the statistics normalize
 CALIBRATION = 2000  # examples of which inherited networks take the averages of their norms
