@@ -31,11 +31,11 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build(config: Any):
-    """The `keras.Model` of a family's Config, weights drawn from a seed of its own."""
+def build(config: Any, seed: int | None = None):
+    """The `keras.Model` of a family's Config, weights drawn from `seed`, or from one of its own."""
     import keras
 
-    keras.utils.set_random_seed(int(key(config)[:7], 16))
+    keras.utils.set_random_seed(int(key(config)[:7], 16) if seed is None else seed)
     return sys.modules[type(config).__module__].build(config)
 
 

@@ -273,7 +273,7 @@ def report(options, path: pathlib.Path) -> None:
         ("Fashion-MNIST: hypervolume, % of all networks'", shares),
         ("Fashion-MNIST: regret, points", regrets),
     ):
-        table_of(title, counts, {k: (np.nanmean(v, axis=0), len(v)) for k, v in found.items()})
+        table_of(title, counts, {k: (np.array(v).mean(axis=0), len(v)) for k, v in found.items()})
     seconds = np.mean([row["cpu_s"] for row in rows])
     print(f"\n{len(rows)} networks, {seconds:.1f} s of CPU each")
 

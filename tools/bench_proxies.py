@@ -66,15 +66,9 @@ def sample(count: int, space: str, size: int) -> list:
 
 def train(config, task, epochs: int, seed: int = 0) -> dict:
     """Accuracy and loss after training; of seed 0 with weights and order as in a search."""
-    import keras
-
     from nas.train import fit
 
-    model = evaluate.build(config)
-    if seed:
-        keras.utils.set_random_seed(seed)
-        model = sys.modules[type(config).__module__].build(config)
-    kept = fit(model, task, epochs, seed).kept
+    kept = fit(evaluate.build(config, seed or None), task, epochs, seed).kept
     return {"quality": kept.quality, "loss": kept.valid_loss}
 
 
