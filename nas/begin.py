@@ -22,9 +22,9 @@ BUDGET_OF_BASELINE = 0.8
 CALIBRATION_NETWORKS = 8
 # Networks timed for each one trained, where the controller can choose among them.
 PROFILES_WITH_CHOICE = 4
-DEFAULT_EPOCHS = 4
 # A finalist is trained for so many times the epochs of the search.
 FINALIST_EPOCHS = 3
+FULL_EPOCHS = 12  # of a finalist, where neither --epochs nor the task says how long
 EVALUATORS = ("train", "supernet")
 
 
@@ -73,7 +73,7 @@ def evaluator_of(settings: Settings, folder: pathlib.Path = pathlib.Path()) -> t
         task=task,
         targets=targets,
         fields=fields,
-        epochs=epochs_of(settings),
+        epochs=epochs_of(settings, task),
         final_task=functools.cache(
             lambda: task if task.fields == fields else spec.task(settings.task, size=settings.input)
         ),
@@ -110,13 +110,15 @@ def one_shot(settings: Settings) -> bool:
     return spec.parse(settings.evaluator).name == "supernet"
 
 
-def epochs_of(settings: Settings) -> int:
-    return settings.epochs or DEFAULT_EPOCHS
+def epochs_of(settings: Settings, task: Any) -> int:
+    """How long a candidate is trained: long enough that a finalist has the epochs of the task."""
+    full = task.training.get("epochs", FULL_EPOCHS)
+    return settings.epochs or math.ceil(full / FINALIST_EPOCHS)
 
 
-def final_epochs_of(settings: Settings) -> int:
-    """How long finalists, and the base network beside them, are trained."""
-    return epochs_of(settings) * FINALIST_EPOCHS
+def final_epochs_of(evaluator: Any) -> int | None:
+    """How long finalists, and the base network beside them, are trained; None of a table."""
+    return evaluator.epochs * FINALIST_EPOCHS if hasattr(evaluator, "epochs") else None
 
 
 def filter_of(settings: Settings, evaluator: Any) -> Callable[[Any], float] | None:

@@ -105,14 +105,14 @@ def search(arguments: argparse.Namespace) -> int:
                 evaluator,
                 objective,
                 most=arguments.finalists,
-                epochs=final_epochs_of(settings),
+                epochs=final_epochs_of(evaluator),
                 end=end,
                 say=say,
             )
             if baseline is not None and time.monotonic() < end:
                 say("retraining the base network, for comparison")
                 summary["baseline_quality"] = handover.retrain_baseline(
-                    folder, evaluator, baseline, final_epochs_of(settings)
+                    folder, evaluator, baseline, final_epochs_of(evaluator)
                 )
         else:
             summary |= handover.hand_over_as_trained(folder, study, evaluator, objective)
@@ -281,7 +281,7 @@ def export(arguments: argparse.Namespace) -> None:
     stem = out / f"trial_{number}"
     epochs = arguments.epochs
     if epochs is None:
-        epochs = final_epochs_of(settings)
+        epochs = final_epochs_of(evaluator)
     if epochs == 0:
         evaluator.write(evaluator.untrained(config), config, stem)
         quality = None

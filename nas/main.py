@@ -134,7 +134,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="synflow|naswot|flops|params",
         help="train only what this score of untrained networks favours among those timed (none)",
     )
-    how.add_argument("--epochs", type=int, help="epochs on the proxy task (the task's)")
+    how.add_argument(
+        "--epochs", type=int, help="epochs of a candidate (a third of the task's, or 4)"
+    )
     how.add_argument(
         "--finalists",
         type=int,

@@ -7,15 +7,17 @@ import os
 import signal
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from latency.target import TargetUnavailable
-from nas import spec, storage
+from nas import begin, spec, storage
 from nas.reward import Reward
 from nas.search import Objective, explore, trained
+from nas.study import Settings
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 BUDGET = 6.0
@@ -276,3 +278,14 @@ def test_two_workers_share_one_study(tmp_path):
     assert len(trained(study)) == 40
     assert set(Counter((tmp_path / "log").read_text().split()).values()) == {1}
     assert [t.number for t in study.trials] == list(range(len(study.trials)))
+
+
+@pytest.mark.parametrize(
+    "asked, task, found",
+    [(None, {}, (4, 12)), (None, {"epochs": 60}, (20, 60)), (5, {"epochs": 60}, (5, 15))],
+)
+def test_a_candidate_has_a_third_of_the_epochs_of_its_task(asked, task, found):
+    """4 epochs of 205 images are a hundred steps: a detector has learned nothing by then."""
+    epochs = begin.epochs_of(Settings(epochs=asked), SimpleNamespace(training=task))
+    evaluator = SimpleNamespace(epochs=epochs)
+    assert (epochs, begin.final_epochs_of(evaluator)) == found

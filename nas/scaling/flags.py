@@ -31,7 +31,11 @@ def add(commands, common) -> None:
     how = scale.add_argument_group("how to search")
     how.add_argument("--trials", type=int, help="networks to train for each budget (12)")
     how.add_argument("--minutes", type=float, help="end after this long, instead of --trials")
-    how.add_argument("--epochs", type=int, help="epochs of a trial (4); the best get three times")
+    how.add_argument(
+        "--epochs",
+        type=int,
+        help="epochs of a trial (a third of the task's, or 4); the best get three times",
+    )
     how.add_argument(
         "--finalists", type=int, default=1, help="trained for longer, a budget (%(default)s)"
     )

@@ -203,7 +203,7 @@ class Rung:
             def keep(network, evaluation):
                 seeded.write(network, config, stem)
 
-            epochs = final_epochs_of(self.settings)
+            epochs = final_epochs_of(self.networks)
             record = seeded.train(config, epochs=epochs, keep=keep, final=True)
             cache.write_json(path, record)
             say(f"{name}, trained {epochs} epochs, seed {seed}: {record['quality']:.2%}")

@@ -121,7 +121,7 @@ def networks_of(base: str, settings: Settings) -> ScaledNetworks:
         task=sized(pixels),
         targets=[target],
         fields=dict(task.fields),
-        epochs=epochs_of(settings),
+        epochs=epochs_of(settings, task),
         final_task=None,
         seed=settings.seed,
         sized=sized,
@@ -175,7 +175,7 @@ def result(
         "law": law and dataclasses.asdict(law),
         "single_objective": dataclasses.asdict(SINGLE_OBJECTIVE),
         "controller": settings.controller,
-        "epochs": epochs_of(settings),
+        "epochs": networks.epochs,
         "rungs": found,
     }
 
