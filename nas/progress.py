@@ -77,4 +77,5 @@ class Progress:
 
 
 def _costs(costs: list[float]) -> str:
-    return " / ".join(f"{cost:.3f} ms" for cost in costs)
+    # Of an accelerator they may be microseconds.
+    return " / ".join(f"{cost:.3f} ms" if cost >= 0.1 else f"{cost:.3g} ms" for cost in costs)

@@ -17,7 +17,7 @@ from families.layers import shapes_only
 from latency.cost import count
 from nas import handover, storage
 from nas.main import main
-from nas.scaling import found_config, scale
+from nas.scaling import found_config, networks, scale
 from nas.scaling.lacs import (
     LACS_GPU,
     LACS_TPU,
@@ -275,10 +275,13 @@ def finished(folder) -> dict[int, dict]:
 
 
 @pytest.mark.slow
-def test_a_family_from_the_command_line(tmp_path, capsys):
+def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
     family = tmp_path / "family"
+    monkeypatch.setattr(networks, "SILENCE", 0.0)
     assert main(command(family, "--json", "--seeds", "3")) == 0
-    content = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "timed 2 networks, the last takes" in printed.err
+    content = json.loads(printed.out)
     assert content == json.loads((family / "result.json").read_text())
     assert [rung["budget_ms"] for rung in content["rungs"]] == [*BUDGETS]
     assert content["kind"] == "measured"

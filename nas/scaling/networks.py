@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from nas.search import wait_for_device
 DEPTHS = (-4, 4)  # quarters of an octave
 RESOLUTIONS = (-4, 4)  # eighths of an octave
 TASKS = 3  # sizes of images that are held at once
+SILENCE = 20  # seconds without a word, at most, while networks are timed
 
 
 @dataclasses.dataclass
@@ -33,6 +35,7 @@ class ScaledNetworks(Networks):
     around: Factors = Factors()
     say: Callable[[str], None] = lambda text: None
     _records: dict = dataclasses.field(default_factory=dict)
+    _told: list[float] = dataclasses.field(default_factory=lambda: [time.monotonic()])
 
     def lander(self) -> Lander:
         """Finds what lands, by the latencies of this target."""
@@ -42,7 +45,11 @@ class ScaledNetworks(Networks):
         """Milliseconds of a network; endless where the target has no room for it."""
         costs = wait_for_device(lambda: self.profile(config), self.say)["costs"]
         self._built.clear()
-        return costs[0] if costs else 1e9
+        cost = costs[0] if costs else 1e9
+        if time.monotonic() > self._told[0] + SILENCE:
+            self._told[0] = time.monotonic()
+            self.say(f"timed {len(self._records)} networks, the last takes {cost:.4g} ms")
+        return cost
 
     def profile(self, config: Any) -> dict:
         key = self.key(config)
