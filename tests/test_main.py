@@ -147,7 +147,7 @@ def test_the_first_search_hands_over_its_network(tmp_path):
     out, err = process.communicate(timeout=900)
     assert process.returncode == 130, err
     assert "interrupted: nothing finished is lost" in err and "trial" in out
-    done = nas(*command[3:], "--trials", 4, "--finalists", 2, "--json", cwd=tmp_path)
+    done = nas(*command[3:], "--trials", 3, "--finalists", 1, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     run = tmp_path / "runs" / "s"
