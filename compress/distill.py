@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from compress import graph
-from compress.data import Data
+from compress.channels.nested_levels import Levels
+from compress.examples.data import Data
 from compress.method import LOSS, Method, NotApplicable
-from compress.nested import Levels
-from compress.parametrized import inner
-from compress.record import Record
 from compress.recover import ADD
+from compress.rewriting import graph
+from compress.rewriting.parametrized import inner
+from compress.rewriting.record import Record
 from families.layers import LogMel
 
 KINDS = ("logits", "features", "lattice")

@@ -1,7 +1,7 @@
 """Drop experts: mixtures keep those that matter, at once or round by round while training goes on.
 
 Jaiswal et al., "Finding Fantastic Experts in MoEs", arXiv 2504.05586: criteria (MC-Suite, see
-compress/expert_criteria.py), iterative dropping, and lottery subnetworks (fine-tuned every round).
+compress/experts/criteria.py), iterative dropping, and lottery subnetworks (fine-tuned every round).
 """
 
 import dataclasses
@@ -11,15 +11,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress import expert_statistics, graph
-from compress.data import Data
-from compress.expert_criteria import CRITERIA, EXTREMES, weakest
-from compress.expert_statistics import Mixture, mixtures
-from compress.masked_experts import MaskedExperts
+from compress.examples.data import Data
+from compress.experts import statistics
+from compress.experts.criteria import CRITERIA, EXTREMES, weakest
+from compress.experts.masked import MaskedExperts
+from compress.experts.statistics import Mixture, mixtures
 from compress.method import STRUCTURE, Method, NotApplicable
-from compress.parametrized import Parametrized
-from compress.record import Record, Weight
-from compress.weights import tell_untouched
+from compress.rewriting import graph
+from compress.rewriting.parametrized import Parametrized
+from compress.rewriting.record import Record, Weight
+from compress.rewriting.weights import tell_untouched
 from families.layers.experts import Experts
 
 # The share of a training in which experts are dropped. The paper trains longer after later rounds
@@ -77,7 +78,7 @@ class DropExperts(Method):
                 )
         # All that scores need is there, and they can be taken of this model: of one batch.
         few = next(_few(data), None) if data is not None else None
-        expert_statistics.gather(model, CRITERIA[self.criterion].needs, few)
+        statistics.gather(model, CRITERIA[self.criterion].needs, few)
         names = {mixture.holder.name for mixture in found}
         return graph.rewritten(
             model, lambda layer, copy: _masked(copy) if layer.name in names else copy
@@ -122,7 +123,7 @@ class DropExperts(Method):
     def _drop(self, model, data, number: int, groups, missing) -> None:
         alive = {mixture.name: mixture.layer.alive() for group in groups for mixture in group}
         needs = CRITERIA[self.criterion].needs
-        found = expert_statistics.gather(model, needs, data, alive)
+        found = statistics.gather(model, needs, data, alive)
         extreme = self.extreme or CRITERIA[self.criterion].extreme
         for place, (group, count) in enumerate(zip(groups, missing, strict=True)):
             generator = np.random.default_rng((self.seed, number, place))

@@ -1,7 +1,7 @@
 """Dynamic sparsity: one set of weights that is several networks, each sparser than the one before.
 
 Wu et al., "Dynamic Sparsity Neural Networks", arXiv 2005.10627. How levels are sampled is not known
-of the paper: ours is that of slimmable networks (compress/nested.py).
+of the paper: ours is that of slimmable networks (compress/channels/nested_levels.py).
 """
 
 import dataclasses
@@ -9,15 +9,15 @@ import dataclasses
 import keras
 import numpy as np
 
-from compress import graph
-from compress.blocks import Cut, kept_units, variants
-from compress.bundles import bundles, importance
-from compress.data import Data
+from compress.channels.hidden_units import bundles, importance
+from compress.channels.nested_levels import Levels, levels_of, ranked, taught, without_levels
+from compress.channels.unit_blocks import Cut, kept_units, variants
+from compress.examples.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
-from compress.nested import Levels, levels_of, ranked, taught, without_levels
-from compress.parametrized import parametrize
-from compress.record import Record
-from compress.weights import Kernel, kernels, tell_untouched
+from compress.rewriting import graph
+from compress.rewriting.parametrized import parametrize
+from compress.rewriting.record import Record
+from compress.rewriting.weights import Kernel, kernels, tell_untouched
 from families.layers.instruction_mask import MaskPredictor
 
 PATTERNS = ("blocks", "unstructured", "1x4")

@@ -11,14 +11,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress import graph
-from compress.bundles import Bundle, bundles, is_dense
-from compress.data import Data
+from compress.channels.hidden_units import Bundle, bundles, is_dense
+from compress.channels.nested_levels import levels_of
+from compress.examples.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
-from compress.nested import levels_of
-from compress.parametrized import inner
-from compress.record import Record
-from compress.weights import tell_untouched
+from compress.rewriting import graph
+from compress.rewriting.parametrized import inner
+from compress.rewriting.record import Record
+from compress.rewriting.weights import tell_untouched
 from families.layers.instruction_mask import MaskedFeedForward, MaskPredictor, unit_blocks
 
 PART = 4  # of a sequence of tokens, the first 1 / PART is the instruction, unless `prompt` says

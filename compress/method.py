@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import keras
 
-from compress import graph
-from compress.data import Data
-from compress.parametrized import folded
-from compress.record import Record
+from compress.examples.data import Data
+from compress.rewriting import graph
+from compress.rewriting.parametrized import folded
+from compress.rewriting.record import Record
 
 
 class NotApplicable(ValueError):

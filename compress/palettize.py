@@ -9,13 +9,13 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from compress.data import Data
-from compress.k_means import nearest, tables
+from compress.examples.data import Data
 from compress.method import Method, NotApplicable
-from compress.parametrized import Parametrization, functions, parametrize
-from compress.quantizers import LearnedClip, OnLevels
-from compress.record import Record, Weight
-from compress.weights import Kernel, kernels, plain, tell_untouched, values
+from compress.quantization.k_means import nearest, tables
+from compress.quantization.quantizers import LearnedClip, OnLevels
+from compress.rewriting.parametrized import Parametrization, functions, parametrize
+from compress.rewriting.record import Record, Weight
+from compress.rewriting.weights import Kernel, kernels, plain, tell_untouched, values
 
 WIDTHS = (1, 2, 3, 4, 6, 8)  # bits of a code in Core ML
 PAIRS = ((1, 2), (2, 4), (4, 8))  # that are mixed to a fractional target

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress.data import Data
+from compress.examples.data import Data
 from compress.method import WEIGHTS, Method, NotApplicable
-from compress.parametrized import Parametrization, functions, parametrize
-from compress.record import Record, Weight
-from compress.weights import Kernel, kernels, tell_untouched
+from compress.rewriting.parametrized import Parametrization, functions, parametrize
+from compress.rewriting.record import Record, Weight
+from compress.rewriting.weights import Kernel, kernels, tell_untouched
 
 SCOPES = ("layer", "global", "lamp")
 SPARSITY = 0.8  # unless the pattern says it

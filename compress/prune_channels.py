@@ -12,13 +12,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress import graph
-from compress.data import Data
-from compress.dependencies import Channels, Group, Slot
-from compress.dependency_rules import rule
-from compress.gradients import gradient
+from compress.channels.channel_graph import Channels, Group, Slot
+from compress.channels.layer_rules import rule
+from compress.examples.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
-from compress.record import Record
+from compress.rewriting import graph
+from compress.rewriting.gradients import gradient
+from compress.rewriting.record import Record
 from families.layers import Experts
 
 IMPORTANCES = ("magnitude", "taylor", "activation")

@@ -1,6 +1,6 @@
 """Post-training quantization: weights of 8, 4, 3 or 2 bits by rounding, activations of 8.
 
-The activations' ranges are found on data by the writer of the file (nas/writers/litert.py).
+The activations' ranges are found on data by the writer of the file (nas/files/writers/litert.py).
 """
 
 import dataclasses
@@ -9,13 +9,13 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from compress import bits_of
-from compress.data import Data
+from compress.examples.data import Data
 from compress.method import Method, NotApplicable
-from compress.parametrized import Parametrization, functions, parametrize
-from compress.quantizers import OnLevels, Quantizer, rounded, scales
-from compress.record import Record
-from compress.weights import kernels, tell_untouched, values
+from compress.quantization import bit_widths
+from compress.quantization.quantizers import OnLevels, Quantizer, rounded, scales
+from compress.rewriting.parametrized import Parametrization, functions, parametrize
+from compress.rewriting.record import Record
+from compress.rewriting.weights import kernels, tell_untouched, values
 
 
 class Rounded(Quantizer):
@@ -73,16 +73,16 @@ class PTQ(Method):
     clip: str = "newton"
 
     def __post_init__(self):
-        bits_of.check(self)
+        bit_widths.check(self)
         if self.activations not in (None, 8, 16):
             raise ValueError(f"activations={self.activations!r}; expected 8, 16 or None")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, OnLevels)
-        chosen = {p: bits for p, bits in bits_of.chosen(self, model).items() if p not in taken}
+        chosen = {p: bits for p, bits in bit_widths.chosen(self, model).items() if p not in taken}
         if not chosen and not (taken and self.activations):
-            raise NotApplicable(bits_of.why_none(self, model, taken))
-        tell_untouched(model, {*chosen, *taken}, record, bits_of.why_left(self))
+            raise NotApplicable(bit_widths.why_none(self, model, taken))
+        tell_untouched(model, {*chosen, *taken}, record, bit_widths.why_left(self))
         return parametrize(model, {path: Rounded(bits) for path, bits in chosen.items()})
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
@@ -100,6 +100,6 @@ class PTQ(Method):
         return bool(found)
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        bits_of.tell(self, model, record)
+        bit_widths.tell(self, model, record)
         record.activations = self.activations
         return model

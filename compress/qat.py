@@ -1,6 +1,7 @@
 """Quantization-aware training: weights of 2, 3, 4 or 8 bits from the first step on.
 
-Apple, arXiv 2507.13575 (2 bits, embeddings at 4, averaged weights); compress/quantizers.py.
+Apple, arXiv 2507.13575 (2 bits, embeddings at 4, averaged weights);
+compress/quantization/quantizers.py.
 """
 
 import dataclasses
@@ -8,18 +9,19 @@ import dataclasses
 import keras
 import numpy as np
 
-from compress import bits_of
-from compress.data import Data
+from compress.examples.data import Data
 from compress.method import Method, NotApplicable
-from compress.parametrized import functions, parametrize
-from compress.quantizers import LearnedClip, scales
-from compress.record import Record
-from compress.weights import kernels, tell_untouched, values
+from compress.quantization import bit_widths
+from compress.quantization.quantizers import LearnedClip, scales
+from compress.rewriting.parametrized import functions, parametrize
+from compress.rewriting.record import Record
+from compress.rewriting.weights import kernels, tell_untouched, values
 
 
 @dataclasses.dataclass(frozen=True)
 class QAT(Method):
-    """Kernels on 2**bits levels (see `compress.quantizers.RANGES`), trained straight through.
+    """Kernels on 2**bits levels (see `compress.quantization.quantizers.RANGES`), trained straight
+    through.
 
     bits: 2, 3, 4 or 8; embeddings: those of embedding tables, edges: of the first and the last
         layer, 32 leaves them in float; None: as the others.
@@ -47,16 +49,16 @@ class QAT(Method):
     fixed: bool = False
 
     def __post_init__(self):
-        bits_of.check(self)
+        bit_widths.check(self)
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, LearnedClip)
         chosen = {
-            path: bits for path, bits in bits_of.chosen(self, model).items() if path not in taken
+            path: bits for path, bits in bit_widths.chosen(self, model).items() if path not in taken
         }
         if not chosen:
-            raise NotApplicable(bits_of.why_none(self, model, taken))
-        tell_untouched(model, chosen, record, bits_of.why_left(self))
+            raise NotApplicable(bit_widths.why_none(self, model, taken))
+        tell_untouched(model, chosen, record, bit_widths.why_left(self))
         now = values(model)
         axes = {kernel.path: kernel.input_axes for kernel in kernels(model)}
         made = {}
@@ -74,5 +76,5 @@ class QAT(Method):
         return told
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        bits_of.tell(self, model, record)
+        bit_widths.tell(self, model, record)
         return model

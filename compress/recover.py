@@ -12,13 +12,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress import graph
-from compress.data import Data
+from compress.channels.nested_levels import Levels
+from compress.examples.data import Data
 from compress.method import LOSS, Method, NotApplicable
-from compress.nested import Levels
-from compress.parametrized import Parametrization, Parametrized, functions, parametrize
-from compress.record import Record
-from compress.weights import tell_untouched
+from compress.rewriting import graph
+from compress.rewriting.parametrized import Parametrization, Parametrized, functions, parametrize
+from compress.rewriting.record import Record
+from compress.rewriting.weights import tell_untouched
 
 DOWN, UP, ADD, ACTIVATION = (f"_adapter_{part}" for part in ("down", "up", "add", "activation"))
 LATE = 0.75  # of a training in which quantized weights move, too: the adapters have the rest

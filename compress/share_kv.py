@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import keras
 
-from compress import graph
-from compress.data import Data
+from compress.examples.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
-from compress.record import Record
-from compress.weights import tell_untouched
+from compress.rewriting import graph
+from compress.rewriting.record import Record
+from compress.rewriting.weights import tell_untouched
 from families.layers.attention import Attention
 from families.layers.cached import KeepLast
 from families.layers.rotary import Rotary

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency import adb, attached, benchmark_model, phone_state
-from latency.record import utc_now
+from latency.benchmark_tool import command as benchmark_model
+from latency.benchmark_tool import invocations
+from latency.phones import adb
+from latency.phones import state as phone_state
+from latency.system.json_records import utc_now
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
@@ -72,7 +75,7 @@ class Android(Target):
             if isinstance(self.serial, float):
                 raise ValueError(f"serial={self.serial}: quote it, android:'SERIAL'")
             object.__setattr__(self, "serial", adb.checked(str(self.serial)))
-        attached.check_options(self)
+        invocations.check_options(self)
         if self.delegate not in benchmark_model.DELEGATES:
             names = ", ".join(benchmark_model.DELEGATES)
             raise ValueError(f"delegate={self.delegate!r}: expected one of {names}")
@@ -89,7 +92,7 @@ class Android(Target):
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         with self._ready(model, batch_size) as (phone, before, conditions, run):
-            told = attached.invoke(run, warmup, runs, details)
+            told = invocations.invoke(run, warmup, runs, details)
             after = phone_state.read(phone)
         conditions |= {
             "after": after.conditions(),
@@ -98,19 +101,19 @@ class Android(Target):
             "date": utc_now(),
         }
         doubts = phone_state.doubts(before, after) + told.doubts()
-        return attached.result(told, conditions, doubts)
+        return invocations.result(told, conditions, doubts)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """From a cool phone on; of each spell the tool tells one figure, its median."""
         with self._ready(model, batch_size) as (phone, _, conditions, run):
 
             def sample(runs: int) -> list[float]:
-                return [attached.usual_ms(run(warmup=1, runs=runs))]
+                return [invocations.usual_ms(run(warmup=1, runs=runs))]
 
             def state() -> dict[str, Any]:
                 return phone_state.read(phone).conditions()
 
-            yield from attached.spells(sample, state, conditions, seconds)
+            yield from invocations.spells(sample, state, conditions, seconds)
 
     @contextlib.contextmanager
     def _ready(self, model: Any, batch_size: int) -> Iterator[tuple]:
@@ -121,12 +124,12 @@ class Android(Target):
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         with tempfile.TemporaryDirectory() as folder:
-            file = attached.checked_file(model, Path(folder))
+            file = invocations.checked_file(model, Path(folder))
             phone = adb.ready(self.serial)
             about = phone_state.about(phone)
             tool = self._tool(about)
-            with attached.alone("android", phone.serial, f"phone {phone.serial}") as records:
-                attached.remove_left(records, functools.partial(_remove, phone))
+            with invocations.alone("android", phone.serial, f"phone {phone.serial}") as records:
+                invocations.remove_left(records, functools.partial(_remove, phone))
                 before, waited_s = self._cooled(phone)
                 conditions = self._conditions(about, tool, before) | before.conditions()
                 conditions["waited_s"] = round(waited_s, 1)
@@ -167,7 +170,7 @@ class Android(Target):
                 f"benchmark_model hangs on phone {phone.serial}: ended after {self.limit_s:g} s"
             ) from error
         if status:
-            raise attached.failure(status, output, f"phone {phone.serial}")
+            raise invocations.failure(status, output, f"phone {phone.serial}")
         report = benchmark_model.parse(output)
         if self.delegate != "cpu" and report.delegated not in ("completely", "partially"):
             raise ValueError(
@@ -178,7 +181,7 @@ class Android(Target):
 
     def _cooled(self, phone: adb.Phone) -> tuple[phone_state.State, float]:
         """The phone's state once it is cool, and the seconds waited for that."""
-        return attached.cooled(
+        return invocations.cooled(
             lambda: phone_state.read(phone),
             lambda state: state.too_hot(self.max_temperature_c),
             self.cool_down_s,
@@ -195,7 +198,7 @@ class Android(Target):
 
     def _conditions(self, about, tool: Path, state: phone_state.State) -> dict[str, Any]:
         usual, online = state.biggest(self.threads), tuple(state.cores)
-        cores = attached.pinned(self.cores, self.threads, usual, online, "phone")
+        cores = invocations.pinned(self.cores, self.threads, usual, online, "phone")
         digest = hashlib.sha256(tool.read_bytes()).hexdigest()[:12]
         return {
             "device": about.name,
@@ -216,7 +219,7 @@ def _folder(phone: adb.Phone, records: Path) -> Iterator[str]:
         phone_state.ask(phone, f"mkdir {_PLACE}/{name}")
         return f"{_PLACE}/{name}"
 
-    with attached.temporary_folder(records, make, functools.partial(_remove, phone)) as place:
+    with invocations.temporary_folder(records, make, functools.partial(_remove, phone)) as place:
         yield place
 
 

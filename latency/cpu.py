@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latency import litert, litert_process, litert_profiler, reference, timing
-from latency.record import utc_now, write_json
+from latency.measuring import reference_networks, stopwatch
+from latency.system.json_records import utc_now, write_json
 from latency.target import Found, Kind, Target, Timing, cache_directory
+from latency.tflite import convert, process, profiler
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
 _LOW = 0.03  # quantile of them that counts as undisturbed
@@ -57,7 +58,7 @@ class CPU(Target):
         return [Found("cpu:threads=1", cls().device, Kind.MEASURED)]
 
     def __post_init__(self):
-        cores = len(timing.allowed_cores())
+        cores = len(stopwatch.allowed_cores())
         if not isinstance(self.threads, int) or not 1 <= self.threads <= cores:
             raise ValueError(
                 f"threads={self.threads!r}: expected 1 to {cores}, the cores of this process"
@@ -65,7 +66,7 @@ class CPU(Target):
 
     @property
     def device(self) -> str:
-        return f"{timing.cpu_model()}, {platform.machine()}, {os.cpu_count()} cores"
+        return f"{stopwatch.cpu_model()}, {platform.machine()}, {os.cpu_count()} cores"
 
     def identity(self) -> dict[str, Any]:
         """The conditions under which an earlier measurement still holds, nominal times included."""
@@ -82,21 +83,23 @@ class CPU(Target):
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         if not models:
             return []
-        files = [litert.file_of(model) for model in models]
+        files = [convert.file_of(model) for model in models]
         nominal = self._nominal()
-        with timing.undisturbed(self.threads, _cache()) as cores:
+        with stopwatch.undisturbed(self.threads, _cache()) as cores:
             candidates = [
-                timing.Stopwatch(litert.runner(file, self.threads), self.threads, max(warmup, 1))
+                stopwatch.Stopwatch(
+                    convert.runner(file, self.threads), self.threads, max(warmup, 1)
+                )
                 for file in files
             ]
             suited = [_suited(nominal, candidate.run_ns / 1e6) for candidate in candidates]
             beside = {
-                name: timing.Stopwatch(_reference(name, self.threads), self.threads, 3)
-                for name in reference.NAMES
+                name: stopwatch.Stopwatch(_reference(name, self.threads), self.threads, 3)
+                for name in reference_networks.NAMES
                 if any(name in names for names in suited)
             }
             order = _take_turns(candidates, list(beside.values()), runs)
-            state = timing.machine_state(cores[0] if cores else 0)
+            state = stopwatch.machine_state(cores[0] if cores else 0)
             told = [self._details(file, runs) if details else {} for file in files]
         seen_ms = {name: watch.blocks().fastest_ms for name, watch in beside.items()}
         slowness = {name: seen / nominal[name] for name, seen in seen_ms.items()}
@@ -125,7 +128,7 @@ class CPU(Target):
                 "drift": round(drift, 4),
                 "raw_median_ms": float(np.median(blocks.wall_ms)),
                 **more.pop("conditions", {}),
-                **timing.stability(_doubts(samples, drift)),
+                **stopwatch.stability(_doubts(samples, drift)),
             }
             timings.append(Timing(samples, conditions, Kind.MEASURED, **more))
         return timings
@@ -134,8 +137,8 @@ class CPU(Target):
         """Wall times of single runs as they come, uncorrected: a warm machine is to be seen."""
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
-        run = litert.runner(litert.file_of(model), self.threads)
-        with timing.undisturbed(self.threads, _cache()) as cores:
+        run = convert.runner(convert.file_of(model), self.threads)
+        with stopwatch.undisturbed(self.threads, _cache()) as cores:
             conditions = self._conditions() | {"pinned_cores": list(cores) if cores else None}
             started = time.monotonic()
             while (at_s := time.monotonic() - started) < seconds:
@@ -147,7 +150,7 @@ class CPU(Target):
                 share = 1e3 * (time.process_time() - busy) / sum(samples) / self.threads
                 now = {
                     "at_s": round(at_s, 1),
-                    **timing.machine_state(cores[0] if cores else 0),
+                    **stopwatch.machine_state(cores[0] if cores else 0),
                     "contention": round(min(share, 1.0), 3),
                     "runs": len(samples),
                     "date": utc_now(),
@@ -167,15 +170,15 @@ class CPU(Target):
             else:
                 path = tflite
             try:
-                told["memory_mb"] = litert_process.memory_mb(path, self.threads)
+                told["memory_mb"] = process.memory_mb(path, self.threads)
                 conditions["memory"] = "peak resident memory of a new process, less that at start"
             except ValueError as error:
                 conditions["memory"] = f"not told: {error}"
             try:
-                told["per_op"], count = litert_profiler.operations(path, self.threads, runs)
+                told["per_op"], count = profiler.operations(path, self.threads, runs)
                 told["per_op_kind"] = Kind.MEASURED
                 conditions["per_op"] = f"LiteRT's profiler, whole microseconds, {count} runs"
-            except litert_profiler.Unprofiled as error:
+            except profiler.Unprofiled as error:
                 conditions["per_op"] = f"not told: {error}"
         return told
 
@@ -191,12 +194,12 @@ class CPU(Target):
         path = self._nominal_path()
         with contextlib.suppress(OSError, ValueError, KeyError):
             stored = json.loads(path.read_text())["nominal_ms"]
-            if all(stored[name] > 0 for name in reference.NAMES):
-                return {name: stored[name] for name in reference.NAMES}
-        with timing.undisturbed(self.threads, _cache()):
+            if all(stored[name] > 0 for name in reference_networks.NAMES):
+                return {name: stored[name] for name in reference_networks.NAMES}
+        with stopwatch.undisturbed(self.threads, _cache()):
             watches = {
-                name: timing.Stopwatch(_reference(name, self.threads), self.threads, 3)
-                for name in reference.NAMES
+                name: stopwatch.Stopwatch(_reference(name, self.threads), self.threads, 3)
+                for name in reference_networks.NAMES
             }
             for _ in range(_NOMINAL_BLOCKS):
                 for watch in watches.values():
@@ -234,11 +237,11 @@ def _cache() -> Path:
 
 @functools.cache
 def _reference(name: str, threads: int) -> Callable[[], None]:
-    return litert.runner(reference.network(name), threads)
+    return convert.runner(reference_networks.network(name), threads)
 
 
 def _take_turns(
-    candidates: Sequence[timing.Stopwatch], beside: Sequence[timing.Stopwatch], runs: int
+    candidates: Sequence[stopwatch.Stopwatch], beside: Sequence[stopwatch.Stopwatch], runs: int
 ) -> np.ndarray:
     """`runs` blocks of each candidate, the references between any two; whose turn each was."""
     order = []
@@ -263,4 +266,4 @@ def _doubts(samples: tuple[float, ...], drift: float) -> list[str]:
     """Why the median cannot be believed."""
     if drift > _TRUSTED or drift < 1 / _TRUSTED:
         return [f"the reference ran at {drift:.2f} times its nominal time"]
-    return timing.doubts(samples)
+    return stopwatch.doubts(samples)

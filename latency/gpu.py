@@ -12,8 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latency import gpu_chips, jax_process, keras_file, nvidia, roofline
-from latency.record import utc_now, write_json
+from latency.jax_runtime import process
+from latency.networks import keras_file
+from latency.nvidia import attached
+from latency.roofline import gpu_chips, kernel_times
+from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
     Found,
@@ -37,7 +40,7 @@ _PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 @dataclasses.dataclass(frozen=True)
 class GPU(Target):
-    """The attached GPU, or the one of `latency.gpu_chips` that `chip` names.
+    """The attached GPU, or the one of `latency.roofline.gpu_chips` that `chip` names.
 
     `how` a figure is found: "measured" on an attached GPU; "compiled": the roofline of the kernels
     that XLA makes for the chip, which need not be there; "layers": the roofline of the network's
@@ -61,7 +64,7 @@ class GPU(Target):
     def found(cls) -> list[Found]:
         """The attached GPUs, and that any known one can be estimated."""
         listed = []
-        for card in dict.fromkeys(one.name for one in nvidia.cards()):
+        for card in dict.fromkeys(one.name for one in attached.cards()):
             chip = gpu_chips.named(card)
             name = "gpu" if chip is None else f"gpu:{chip.name}"
             listed.append(Found(name, card, Kind.MEASURED, _lacks_jax()))
@@ -75,8 +78,8 @@ class GPU(Target):
     def __post_init__(self):
         if self.chip is not None:
             object.__setattr__(self, "chip", gpu_chips.chip(str(self.chip)).name)
-        if self.dtype not in roofline.BYTES:
-            names = ", ".join(roofline.BYTES)
+        if self.dtype not in kernel_times.BYTES:
+            names = ", ".join(kernel_times.BYTES)
             raise ValueError(f"dtype={self.dtype!r}: expected one of {names}")
         if self.how not in HOW:
             raise ValueError(f"how={self.how!r}: expected one of {', '.join(HOW)}")
@@ -109,21 +112,22 @@ class GPU(Target):
             return self._measured(model, batch_size, warmup, runs)
         return self._estimated(model, batch_size, kind, how)
 
-    def costs(self, model: Any, batch_size: int = 1) -> tuple[list[roofline.Kernel], float]:
+    def costs(self, model: Any, batch_size: int = 1) -> tuple[list[kernel_times.Kernel], float]:
         """The kernels that an estimate is made of, and the megabytes that the network needs."""
         kind, how = self._plan()
         if kind is Kind.MEASURED:
             raise ValueError(f"{self!r} is measured: how=layers or how=compiled has costs")
         if how == "compiled":
             return self._compiled(model, batch_size)
-        return roofline.layer_graph(_loaded(model), batch_size, self.dtype)
+        return kernel_times.layer_graph(_loaded(model), batch_size, self.dtype)
 
     def explain(self, model: Any, latency: Latency) -> Any:
         """The kernels under the chip's roof; their times are estimates though a total be measured.
 
         Of an attached GPU the kernels are XLA's where its plugin compiles for it, else the layers.
         """
-        from latency import roof, why
+        from latency.roofline import device_limits
+        from latency.roofline import explain as why
 
         target, chip = self, self._chip()
         if latency.kind is Kind.MEASURED:
@@ -132,13 +136,13 @@ class GPU(Target):
         kind, how = target._plan()
         kernels, _ = target.costs(model, latency.batch_size)
         entry = target._calibration(how)
-        rates = roofline.Rates(**entry["rates"]) if entry else roofline.Rates()
-        ms = roofline.times_ms(kernels, chip, self.dtype, rates).tolist()
-        about = roof.of_gpu(chip, self.dtype, rates.launch_us)
+        rates = kernel_times.Rates(**entry["rates"]) if entry else kernel_times.Rates()
+        ms = kernel_times.times_ms(kernels, chip, self.dtype, rates).tolist()
+        about = device_limits.of_gpu(chip, self.dtype, rates.launch_us)
         return why.explain(kernels, ms, roof=about, latency=latency, kind=kind)
 
     def calibrate(
-        self, points: Sequence[tuple[Sequence[roofline.Kernel], float]]
+        self, points: Sequence[tuple[Sequence[kernel_times.Kernel], float]]
     ) -> dict[str, Any]:
         """Fits the efficiencies to measurements, (`costs`, milliseconds) each, and keeps them.
 
@@ -149,11 +153,11 @@ class GPU(Target):
         chip = self._chip()
         if kind is Kind.MEASURED:
             raise ValueError(f"{self!r} is measured: how=layers or how=compiled is calibrated")
-        rates = roofline.fit(points, chip, self.dtype, roofline.Rates())
+        rates = kernel_times.fit(points, chip, self.dtype, kernel_times.Rates())
         entry = {
             "rates": dataclasses.asdict(rates),
             "points": len(points),
-            "before": _error(points, chip, self.dtype, roofline.Rates()),
+            "before": _error(points, chip, self.dtype, kernel_times.Rates()),
             "after": _error(points, chip, self.dtype, rates),
             "date": utc_now(),
         }
@@ -176,7 +180,7 @@ class GPU(Target):
         return Kind.COMPILED, "compiled"
 
     def _attached(self) -> bool:
-        return any(gpu_chips.CHIPS[self.chip].matches(card.name) for card in nvidia.cards())
+        return any(gpu_chips.CHIPS[self.chip].matches(card.name) for card in attached.cards())
 
     def _chip(self) -> gpu_chips.Chip:
         """The chip to estimate: the one asked for, else that of the attached GPU."""
@@ -189,12 +193,12 @@ class GPU(Target):
             raise ValueError(f"no specification of {card.name} is known (known: {known})")
         return chip
 
-    def _card(self) -> nvidia.Card:
+    def _card(self) -> attached.Card:
         """The attached GPU that is meant."""
-        cards = nvidia.cards()
+        cards = attached.cards()
         if not cards:
             example = f"gpu:{self.chip},how=layers" if self.chip else "gpu:h100"
-            reason = "its driver does not answer" if nvidia.present() else "none is attached"
+            reason = "its driver does not answer" if attached.present() else "none is attached"
             raise TargetUnavailable(
                 f"no NVIDIA GPU can be used here: {reason}; for an estimate name a chip, "
                 f"--target {example} (known: {', '.join(gpu_chips.CHIPS)})"
@@ -221,14 +225,14 @@ class GPU(Target):
             "runs": runs,
         }
         _reach()
-        answer = jax_process.ask(request, model, environment=_CUDA, limit_s=self.limit_s)
+        answer = process.ask(request, model, environment=_CUDA, limit_s=self.limit_s)
         conditions = answer["conditions"]
         used = conditions.get("device_kind", before.name)
         if self.chip is not None and not gpu_chips.CHIPS[self.chip].matches(used):
             raise TargetUnavailable(
                 f"JAX's first GPU is {used}, not {self.chip}: choose with CUDA_VISIBLE_DEVICES"
             )
-        after = next((card for card in nvidia.cards() if card.name == used), before)
+        after = next((card for card in attached.cards() if card.name == used), before)
         busy = before.state.get("utilization_percent", 0)
         if isinstance(busy, (int, float)) and busy > _BUSY_PERCENT:
             reasons = [conditions.get("reason"), f"the GPU was already in use ({busy} %)"]
@@ -255,9 +259,9 @@ class GPU(Target):
                 chip.memory_gb * 1e3,
             )
         entry = self._calibration(how)
-        rates = roofline.Rates(**entry["rates"]) if entry else roofline.Rates()
-        times = roofline.times_ms(kernels, chip, self.dtype, rates)
-        total = roofline.total_ms(kernels, chip, self.dtype, rates)
+        rates = kernel_times.Rates(**entry["rates"]) if entry else kernel_times.Rates()
+        times = kernel_times.times_ms(kernels, chip, self.dtype, rates)
+        total = kernel_times.total_ms(kernels, chip, self.dtype, rates)
         told = f"calibrated from {entry['points']} points" if entry else "public specifications"
         conditions = {
             "how": how,
@@ -269,7 +273,7 @@ class GPU(Target):
             if self.dtype == "float32" and "tf32" in chip.tensor
             else self.dtype,
             "runtime": _runtime() if kind is Kind.COMPILED else "layer graph",
-            "attached": [card.name for card in nvidia.cards()] or None,
+            "attached": [card.name for card in attached.cards()] or None,
             "stable": True,
             "date": utc_now(),
         }
@@ -282,7 +286,7 @@ class GPU(Target):
             (total,), conditions, kind, memory_mb=memory_mb, per_op=rows, per_op_kind=kind
         )
 
-    def _compiled(self, model: Any, batch_size: int) -> tuple[list[roofline.Kernel], float]:
+    def _compiled(self, model: Any, batch_size: int) -> tuple[list[kernel_times.Kernel], float]:
         """The kernels that XLA makes; compiled once for a network, chip and version of XLA."""
         chip = self._chip()
         if (lacking := _lacks_jax()) is not None:
@@ -294,7 +298,7 @@ class GPU(Target):
         answer = _read(path)
         if not answer:
             request = {
-                "operation": "gpu_compile.kernels",
+                "operation": "nvidia.compile.kernels",
                 "platform": "cuda",
                 "chip": chip.name,
                 "dtype": self.dtype,
@@ -302,18 +306,18 @@ class GPU(Target):
             }
             # Without "cpu" the plugin looks for CUDA itself, and fails.
             environment = {"JAX_PLATFORMS": "cpu"}
-            answer = jax_process.ask(request, model, environment=environment, limit_s=self.limit_s)
+            answer = process.ask(request, model, environment=environment, limit_s=self.limit_s)
             write_json(path, answer)
-        return [roofline.Kernel(**row) for row in answer["kernels"]], answer["memory_mb"]
+        return [kernel_times.Kernel(**row) for row in answer["kernels"]], answer["memory_mb"]
 
     def _calibration(self, how: str) -> dict[str, Any] | None:
         """What `calibrate` kept for this chip."""
         return _read(_calibrations(self._chip().name)).get(f"{how} {self.dtype}")
 
 
-def _error(points, chip: gpu_chips.Chip, dtype: str, rates: roofline.Rates) -> float:
+def _error(points, chip: gpu_chips.Chip, dtype: str, rates: kernel_times.Rates) -> float:
     """The mean absolute error of the estimates, as a share of what was measured."""
-    shares = [roofline.total_ms(costs, chip, dtype, rates) / ms - 1 for costs, ms in points]
+    shares = [kernel_times.total_ms(costs, chip, dtype, rates) / ms - 1 for costs, ms in points]
     return float(np.mean(np.abs(shares)))
 
 
@@ -346,7 +350,7 @@ def _reach() -> None:
     """Raises `TargetUnavailable` unless JAX reaches a GPU: before a model can be blamed for it."""
     request = {"operation": "devices", "platform": "cuda"}
     try:
-        jax_process.ask(request, environment=_CUDA, limit_s=120)
+        process.ask(request, environment=_CUDA, limit_s=120)
     except TargetUnavailable as error:
         raise TargetUnavailable(
             f"{error}; {_lacks_jax() or 'does `nvidia-smi` show a driver for ' + _runtime() + '?'}"
@@ -365,7 +369,7 @@ def _plugin() -> str | None:
 
 def _compilable(chip: gpu_chips.Chip) -> bool:
     """Whether the installed plugin makes code for the chip: CUDA 13 has none before Turing."""
-    from latency.gpu_compile import COMPILED_FOR
+    from latency.nvidia.compile import COMPILED_FOR
 
     before_turing = (_plugin() or "").startswith("jax-cuda13") and chip.capability < (7, 5)
     return chip.capability in COMPILED_FOR and not before_turing

@@ -4,7 +4,7 @@ import dataclasses
 import platform
 from typing import Any, ClassVar
 
-from latency import coreml
+from latency.apple import package as coreml
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing
 
 

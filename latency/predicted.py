@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency import predictor, workload
-from latency.predictor import Predictor
+from latency.prediction import operation_features, predictor
+from latency.prediction.predictor import Predictor
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -77,7 +77,7 @@ class Predicted(Target):
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: {self!r} was learned at batch 1")
         learned = self._predictor
-        works, called = workload.read(model, batch_size)
+        works, called = operation_features.read(model, batch_size)
         prediction = learned.predict(works)
         about = self._about
         conditions = {

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency import attached, board_python, board_state, board_tool, openssh
-from latency.record import utc_now, write_json
+from latency.benchmark_tool import invocations
+from latency.boards import benchmark_tool, openssh, python_runtime
+from latency.boards import state as board_state
+from latency.system.json_records import utc_now, write_json
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
 
 _RUNTIMES = ("auto", "python", "benchmark_model")
@@ -80,11 +82,11 @@ class SSH(Target):
         if self.host is None or isinstance(self.host, float):
             raise ValueError(f"host={self.host}: expected a board, ssh:user@host (quote a number)")
         object.__setattr__(self, "host", str(self.host))
-        attached.check_options(self)
+        invocations.check_options(self)
         if self.runtime not in _RUNTIMES:
             raise ValueError(f"runtime={self.runtime!r}: expected one of {', '.join(_RUNTIMES)}")
         if self.python is not None:
-            board_python.check_path(self.python)
+            python_runtime.check_path(self.python)
         _ = self._address
 
     @property
@@ -106,7 +108,7 @@ class SSH(Target):
             after = board_state.read(board)
         conditions |= {"after": after.conditions(), **told.conditions(), "date": utc_now()}
         doubts = board_state.doubts(before, after) + told.doubts()
-        return attached.result(told, conditions, doubts)
+        return invocations.result(told, conditions, doubts)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """From a cool board on; Python tells every run, the tool the median of a spell."""
@@ -116,7 +118,7 @@ class SSH(Target):
                 return board_state.read(board).conditions()
 
             with program.again(*job) as sample:
-                yield from attached.spells(sample, state, conditions, seconds)
+                yield from invocations.spells(sample, state, conditions, seconds)
 
     @contextlib.contextmanager
     def _ready(self, model: Any, batch_size: int) -> Iterator[tuple]:
@@ -127,12 +129,12 @@ class SSH(Target):
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         with tempfile.TemporaryDirectory() as folder:
-            file = attached.checked_file(model, Path(folder))
+            file = invocations.checked_file(model, Path(folder))
             board = self._board()
             about = board_state.about(board)
             program = self._program(board, about)
-            with attached.alone("ssh", about.identifier, f"board {board.where}") as records:
-                attached.remove_left(records, functools.partial(board_tool.remove, board))
+            with invocations.alone("ssh", about.identifier, f"board {board.where}") as records:
+                invocations.remove_left(records, functools.partial(benchmark_tool.remove, board))
                 before, waited_s = self._cooled(board)
                 conditions = self._conditions(about, program, before) | before.conditions()
                 conditions["waited_s"] = round(waited_s, 1)
@@ -142,10 +144,10 @@ class SSH(Target):
                 yield board, about, before, conditions, program, job
         self._remember(about)
 
-    def _with_operations(self, told: board_python.Run, about, job: tuple, runs: int):
+    def _with_operations(self, told: python_runtime.Run, about, job: tuple, runs: int):
         """The timed runs with the operations of the tool, or with the reason why they lack."""
         try:
-            tool = board_tool.find(job[0], about.machine, self.benchmark)
+            tool = benchmark_tool.find(job[0], about.machine, self.benchmark)
         except TargetUnavailable:
             missing = f"no benchmark_model for linux-{about.machine} (runtime=benchmark_model)"
             return dataclasses.replace(told, operations_missing=missing)
@@ -157,32 +159,33 @@ class SSH(Target):
 
     def _program(
         self, board: openssh.Board, about: board_state.About
-    ) -> board_python.Python | board_tool.Tool:
+    ) -> python_runtime.Python | benchmark_tool.Tool:
         """What times networks on the board; `TargetUnavailable` says how to get it."""
         if self.runtime == "python" or self.runtime == "auto" and self.python:
-            python = board_python.find(board, self.python)
+            python = python_runtime.find(board, self.python)
             if python is None:
                 named = self.python or "python3, nor that of ~/venv"
                 raise TargetUnavailable(
-                    f"board {board.where} has no LiteRT in {named}: {board_python.INSTALL}"
+                    f"board {board.where} has no LiteRT in {named}: {python_runtime.INSTALL}"
                 )
             return python
         if self.runtime == "auto" and not self.benchmark:
-            python = board_python.find(board, None)
+            python = python_runtime.find(board, None)
             if python is not None:
                 return python
         try:
-            return board_tool.find(board, about.machine, self.benchmark)
+            return benchmark_tool.find(board, about.machine, self.benchmark)
         except TargetUnavailable as error:
             if self.runtime == "benchmark_model":
                 raise
             raise TargetUnavailable(
-                f"board {board.where} has no Python with LiteRT: {board_python.INSTALL}; or {error}"
+                f"board {board.where} has no Python with LiteRT: {python_runtime.INSTALL};"
+                f" or {error}"
             ) from error
 
     def _cooled(self, board: openssh.Board) -> tuple[board_state.State, float]:
         """The board's state once it is cool, and the seconds waited for that."""
-        return attached.cooled(
+        return invocations.cooled(
             lambda: board_state.read(board),
             lambda state: state.too_hot(self.max_temperature_c),
             self.cool_down_s,
@@ -198,7 +201,7 @@ class SSH(Target):
             "board": hashlib.sha256(about.identifier.encode()).hexdigest()[:12],
             "runtime": program.runtime,
             "threads": self.threads,
-            "pinned_cores": attached.pinned(self.cores, self.threads, usual, online, "board"),
+            "pinned_cores": invocations.pinned(self.cores, self.threads, usual, online, "board"),
             "governor": state.governor,
         }
 

@@ -206,7 +206,7 @@ class Target(abc.ABC):
                 f"{self!r}: what it can do at most is not known (it is of cpu, android, ssh, tpu, "
                 "gpu)"
             )
-        from latency import why
+        from latency.roofline import explain as why
 
         return why.of_litert(self, model, latency)
 

@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency import jax_process, keras_file, tpu_calibration, tpu_chips, tpu_compile
-from latency.record import utc_now, write_json
+from latency.jax_runtime import process
+from latency.networks import keras_file
+from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
     Found,
@@ -23,6 +24,9 @@ from latency.target import (
     Timing,
     cache_directory,
 )
+from latency.tpu_compiler import calibration as tpu_calibration
+from latency.tpu_compiler import chips
+from latency.tpu_compiler import compile as tpu_compile
 
 _LIMIT_S = 1800.0  # the slowest network tried, EfficientNet-B4 at 380 pixels, compiles in 170 s
 _LOOK_S = 120.0  # to ask JAX for its devices
@@ -64,7 +68,7 @@ class TPU(Target):
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype={self.dtype!r}: expected one of {', '.join(_DTYPES)}")
         if self.chip is not None:
-            tpu_chips.device_count(tpu_chips.named(self.chip), self.topology)
+            chips.device_count(chips.named(self.chip), self.topology)
         elif self.topology is not None:
             raise ValueError(f"topology={self.topology!r} needs a chip, e.g. tpu:v5e,topology=2x4")
 
@@ -81,7 +85,7 @@ class TPU(Target):
         here = [Found("tpu", "TPU", Kind.MEASURED, why)] if why else []
         return here + [
             Found(f"tpu:{name}", f"{chip.device}, through {compiler}", Kind.COMPILED, missing)
-            for name, chip in tpu_chips.CHIPS.items()
+            for name, chip in chips.CHIPS.items()
         ]
 
     @property
@@ -89,7 +93,7 @@ class TPU(Target):
         if self._measures():
             count = 1 if self.chip is None else self._count()
             return attached()[0][0] + (f", {count} devices" if count > 1 else "")
-        chip = tpu_chips.named(self.chip)
+        chip = chips.named(self.chip)
         return f"TPU {chip.name}, {self.topology} slice" if self.topology else chip.device
 
     def identity(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ class TPU(Target):
             "runs": runs,
             "devices": 1 if self.chip is None else self._count(),
         }
-        answer = jax_process.ask(request, model, environment=_ATTACHED, limit_s=_LIMIT_S)
+        answer = process.ask(request, model, environment=_ATTACHED, limit_s=_LIMIT_S)
         conditions = answer["conditions"] | {"date": utc_now()}
         return Timing(tuple(answer["samples_ms"]), conditions, Kind.MEASURED, answer["memory_mb"])
 
@@ -136,9 +140,9 @@ class TPU(Target):
         a known program no compilation. Raises `DoesNotFit` as the compiler does.
         """
         request = {
-            "operation": "tpu_compile.compile_model",
+            "operation": "tpu_compiler.compile.compile_model",
             "platform": "tpu",
-            "chip": tpu_chips.named(self.chip).name,
+            "chip": chips.named(self.chip).name,
             "topology": self.topology,
             "dtype": self.dtype,
             "batch_size": batch_size,
@@ -152,7 +156,7 @@ class TPU(Target):
         record = _record(folder, _read(index) if index else None)
         if record is None:
             with tempfile.TemporaryDirectory(prefix="nas_tpu_") as dump:
-                answer = jax_process.ask(
+                answer = process.ask(
                     request | {"dump": dump, "cache": str(folder), "weights": False},
                     model,
                     environment=tpu_compile.environment(Path(dump)),
@@ -176,7 +180,7 @@ class TPU(Target):
         """
         if not self._measures():
             raise TargetUnavailable(f"calibrating needs an attached TPU: {attached()[1] or 'none'}")
-        chip = self.chip or getattr(tpu_chips.of_kind(attached()[0][0]), "name", None)
+        chip = self.chip or getattr(chips.of_kind(attached()[0][0]), "name", None)
         target = dataclasses.replace(self, chip=chip)
         points = []
         for model in models:
@@ -186,7 +190,7 @@ class TPU(Target):
 
     def estimate(self, record: dict[str, Any]) -> tuple[float, list[dict[str, Any]]]:
         """Milliseconds of a compiled network before calibration, and of each of its layers."""
-        chip = tpu_chips.named(self.chip)
+        chip = chips.named(self.chip)
         rows: dict[str, dict[str, Any]] = {}
         total, traffic = (record["dispatch_cycles"] or 0) / chip.clock_ghz / 1e6, 0.0
         for operation in record["operations"]:
@@ -207,11 +211,13 @@ class TPU(Target):
 
         An operation that runs beside others has none. FLOPs are the layers', bytes those of HBM.
         """
-        from latency import roof, tpu_kernels, why
+        from latency.roofline import device_limits
+        from latency.roofline import explain as why
+        from latency.tpu_compiler import kernels as tpu_kernels
 
         target = self
         if self.chip is None:
-            chip = tpu_chips.of_kind(attached()[0][0])
+            chip = chips.of_kind(attached()[0][0])
             if chip is None:
                 raise ValueError(f"{self.device}: what it can do at most is not known")
             target = dataclasses.replace(self, chip=chip.name)
@@ -223,12 +229,14 @@ class TPU(Target):
             times = latency.median_ms / self.estimate(record)[0]
             ms = [one and one * times for one in ms]
         ms += [None] * (len(kernels) - len(ms))
-        roof = roof.of_tpu(tpu_chips.named(target.chip))
-        return why.explain(kernels, ms, roof=roof, latency=latency, kind=Kind.COMPILED, notes=notes)
+        limits = device_limits.of_tpu(chips.named(target.chip))
+        return why.explain(
+            kernels, ms, roof=limits, latency=latency, kind=Kind.COMPILED, notes=notes
+        )
 
     def _ms(self, operation: dict[str, Any]) -> float:
         """The longer of an operation's cycles and its traffic, as often as it runs."""
-        chip = tpu_chips.named(self.chip)
+        chip = chips.named(self.chip)
         computing = self._cycles(operation)[0] / chip.clock_ghz / 1e6
         copying = operation["hbm_bytes"] / chip.bandwidth_gbs / 1e6
         return max(computing, copying) * operation["times"]
@@ -284,17 +292,17 @@ class TPU(Target):
         seen, why = attached()
         if self.chip is None:
             if not seen:
-                names = ", ".join(f"tpu:{name}" for name in tpu_chips.CHIPS)
+                names = ", ".join(f"tpu:{name}" for name in chips.CHIPS)
                 raise TargetUnavailable(
                     f"no TPU is attached{f' ({why})' if why else ''}; compiled for one without it:"
                     f" {names}"
                 )
             return True
-        kind = tpu_chips.named(self.chip).device_kind
+        kind = chips.named(self.chip).device_kind
         return len(seen) >= self._count() and all(one == kind for one in seen)
 
     def _count(self) -> int:
-        return tpu_chips.device_count(tpu_chips.named(self.chip), self.topology)
+        return chips.device_count(chips.named(self.chip), self.topology)
 
     def _calibration_path(self) -> Path:
         return Path(self.calibration) if self.calibration else tpu_calibration.default_path()
@@ -319,7 +327,7 @@ def attached() -> tuple[tuple[str, ...], str | None]:
         return (), None
     request = {"operation": "devices", "platform": "tpu"}
     try:
-        answer = jax_process.ask(request, environment=_ATTACHED, limit_s=_LOOK_S)
+        answer = process.ask(request, environment=_ATTACHED, limit_s=_LOOK_S)
     except TargetUnavailable as error:
         return (), str(error)
     return tuple(device["kind"] for device in answer["devices"]), None

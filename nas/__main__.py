@@ -2,7 +2,7 @@
 
 import sys
 
-from nas.main import main
+from nas.cli.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

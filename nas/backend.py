@@ -9,8 +9,8 @@ import os
 import pathlib
 import sys
 
-from latency import keras_file
-from latency.quiet import silent_stderr
+from latency.networks import keras_file
+from latency.system.silent_stderr import silent_stderr
 
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0")  # below /dev: NVIDIA GPU, TPU v4, TPU v5 and later
 

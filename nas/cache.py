@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from latency.record import write_json
+from latency.system.json_records import write_json
 from latency.target import cache_directory
-from nas.storage import locked
+from nas.searching.journal import locked
 
 
 def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tuple[dict, bool]:

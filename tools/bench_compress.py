@@ -16,7 +16,7 @@ import pathlib
 import shlex
 import tempfile
 
-from nas.main import main as nas
+from nas.cli.command_line import main as nas
 
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
 RESNET = [f"{DATA}/checkpoints/pretrainedResnet.h5", "--task"]

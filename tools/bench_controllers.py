@@ -4,8 +4,8 @@
     python tools/bench_controllers.py --sections front --controllers surrogate tpe --seeds 3
     python tools/bench_controllers.py --tables accel --samples 50 100 200 500
 
-Every search is the real loop (nas/search.py) on a study in memory. A sample is one network trained;
-what is only profiled is not counted, and no network is trained twice. Sections:
+Every search is the real loop (nas/searching/loop.py) on a study in memory. A sample is one network
+trained; what is only profiled is not counted, and no network is trained twice. Sections:
 
 front: several objectives (quality, latency). Hypervolume of the networks trained, as a share of
     that of the whole table; linear axes, the reference is the table's worst quality and cost.
@@ -44,10 +44,11 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from nas import pareto, search, spec
-from nas.reward import Reward
-from nas.search import Objective
-from nas.storage import Worker, open_storage
+from nas import pareto, registry
+from nas.searching import loop
+from nas.searching.journal import Worker, open_storage
+from nas.searching.loop import Objective
+from nas.searching.reward import Reward
 from nas.tasks.table import Table, load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -94,7 +95,7 @@ def explore(job: Job, table: Table) -> list[int]:
     """Rows of the networks that one search trains, in order."""
     budget = Reward("absolute", (job.target,)) if job.section != "front" else None
     objective = Objective((job.target,), budget)
-    sampler = spec.controller(
+    sampler = registry.controller(
         job.controller, seed=job.seed, reward=objective.reward, candidates=table.candidates
     )
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
@@ -106,7 +107,7 @@ def explore(job: Job, table: Table) -> list[int]:
 
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(pathlib.Path(folder))
-        search.explore(
+        loop.explore(
             study,
             table,
             objective,
@@ -205,7 +206,7 @@ def milliseconds(job: Job) -> dict:
                         study_name=name,
                         storage=open_storage(f"{folder}/{name}") if kind == "journal" else None,
                         directions=["maximize", "minimize"] if multi else ["maximize"],
-                        sampler=spec.controller(name, seed=job.seed),
+                        sampler=registry.controller(name, seed=job.seed),
                     )
                     for name in (job.controller, "random")
                 ]
@@ -341,7 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = sorted(spec.listing("controller"))
+    known = sorted(registry.listing("controller"))
     sections = ["front", "budget", "landing", "time"]
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
     parser.add_argument("--controllers", nargs="+", choices=known, default=None)

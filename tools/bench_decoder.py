@@ -22,10 +22,10 @@ from nas import backend
 keras = backend.load()
 
 from families import decoder  # noqa: E402
-from nas import spec  # noqa: E402
-from nas.recipe import Recipe  # noqa: E402
-from nas.step import engine  # noqa: E402
-from nas.train import batches, fit  # noqa: E402
+from nas import registry  # noqa: E402
+from nas.training.batches import engine  # noqa: E402
+from nas.training.loop import batches, fit  # noqa: E402
+from nas.training.recipe import Recipe  # noqa: E402
 
 RECIPE = Recipe(batch_size=32, learning_rate=3e-3, clip=1.0)
 STEPS = 20  # of one turn
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="turns of each network; 0: none")
     arguments = parser.parse_args()
     data = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
-    task = spec.task(f"text:{data}/text/tinyshakespeare.txt")
+    task = registry.task(f"text:{data}/text/tinyshakespeare.txt")
     config = dataclasses.replace(decoder.VARIANTS["tiny"], **task.fields)
     print(f"{config}\n{task.recipe}\n{RECIPE}")
     if arguments.rounds:

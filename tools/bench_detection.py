@@ -28,9 +28,10 @@ from rows import append, read
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from nas import backend, spec
-from nas import main as command
-from nas.tasks import average_precision, detection
+from nas import backend, registry
+from nas.cli import command_line as command
+from nas.tasks import detection
+from nas.tasks.scoring import average_precision
 
 NETWORK = "efficientdet:d0,anchor_scale=2.0"  # at 160 pixels platelets have 10: anchors from 16
 
@@ -75,8 +76,9 @@ def judged(file: pathlib.Path, arguments: argparse.Namespace) -> dict:
     """Precisions of the trained network and of its .tflite file, and how far these are apart."""
     from families.layers import copy_weights
     from families.objectives import boxes
-    from latency import keras_file, litert
-    from nas import evaluate
+    from latency.networks import keras_file
+    from latency.tflite import convert
+    from nas.searching import networks
 
     record = json.loads(file.with_suffix(".json").read_text())
     row = {"params": record["params"], "train_minutes": record["seconds"] / 60}
@@ -85,11 +87,11 @@ def judged(file: pathlib.Path, arguments: argparse.Namespace) -> dict:
         "val": detection.load(size=arguments.size),
         "test": detection.load(size=arguments.size, test=True),
     }
-    family, config = spec.network(arguments.network)
-    deployed = evaluate.build(evaluate.deploy(evaluate.suited(config, tasks["val"].fields, "")))
+    family, config = registry.network(arguments.network)
+    deployed = networks.build(networks.deploy(networks.suited(config, tasks["val"].fields, "")))
     copy_weights(keras_file.load(file), deployed)
     found = {part: of_keras(deployed, task.valid[0]) for part, task in tasks.items()}
-    tflite = litert.convert(deployed)
+    tflite = convert.convert(deployed)
     file.with_suffix(".tflite").write_bytes(tflite)
     row["tflite_mb"] = len(tflite) / 2**20
     found["test, .tflite"] = of_file(tflite, tasks["test"].valid[0], row)
@@ -129,10 +131,10 @@ def of_keras(model, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def of_file(tflite: bytes, images: np.ndarray, row: dict) -> dict[str, np.ndarray]:
     """Objects in images, one by one; the milliseconds of each go into `row`."""
-    from latency import litert
+    from latency.tflite import convert
     from nas.tasks.task import pixels
 
-    session, parts, times = litert.Session(tflite), [], []
+    session, parts, times = convert.Session(tflite), [], []
     for image in images:
         started = time.perf_counter()
         parts.append(session({"image": pixels(image[None])}))

@@ -26,17 +26,17 @@ from nas import backend
 
 keras = backend.load()
 
-from compress.blocks import kept_units  # noqa: E402
-from compress.bundles import bundles  # noqa: E402
+from compress.channels.hidden_units import bundles  # noqa: E402
+from compress.channels.unit_blocks import kept_units  # noqa: E402
 from compress.dynamic_sparsity import DynamicSparsity  # noqa: E402
 from compress.instruction_pruning import InstructionPruning  # noqa: E402
 from compress.method import compress  # noqa: E402
-from compress.record import Record  # noqa: E402
+from compress.rewriting.record import Record  # noqa: E402
 from families.layers.instruction_mask import MaskedFeedForward  # noqa: E402
-from latency import litert  # noqa: E402
-from nas import spec  # noqa: E402
-from nas.train import evaluate, fit  # noqa: E402
-from nas.writers.litert import write  # noqa: E402
+from latency.tflite import convert  # noqa: E402
+from nas import registry  # noqa: E402
+from nas.files.writers.litert import write  # noqa: E402
+from nas.training.loop import evaluate, fit  # noqa: E402
 
 LEVELS = (0.0, 0.5, 0.75, 0.9)
 
@@ -77,7 +77,7 @@ def mlp(task, hidden, seed: int) -> keras.Model:
 
 
 def levels(arguments) -> None:
-    task = spec.task(arguments.task)
+    task = registry.task(arguments.task)
     method = DynamicSparsity(LEVELS, pattern=arguments.pattern)
     model = mlp(task, arguments.hidden, 0)
     counts = kept_units(model, bundles(model), LEVELS[1:])
@@ -131,8 +131,8 @@ def file(arguments) -> None:
     whole = write(folder / "levels.tflite", done.model, done.record)
     share = whole.bytes / dense.bytes
     print(f"dense {dense.bytes:,} bytes; {len(LEVELS)} levels {whole.bytes:,}: {share:.4f} of it")
-    interpreter = litert.load(whole.path)
-    runs = {"dense file": litert.load(dense.path).get_signature_runner()}
+    interpreter = convert.load(whole.path)
+    runs = {"dense file": convert.load(dense.path).get_signature_runner()}
     runs |= {name: interpreter.get_signature_runner(name) for name in done.record.variants}
     x = np.random.default_rng(0).normal(size=(1, arguments.width)).astype(np.float32)
     first = {name: timed(lambda run=run: run(x=x)) for name, run in runs.items()}
@@ -150,10 +150,10 @@ def ifp(arguments) -> None:
     layer = MaskedFeedForward(hidden, width, blocks, name="feed")
     masked = keras.Model({"x": inputs, "masks": masks}, layer(inputs, masks))
     layer.set_weights(plain.get_weights())
-    files = {"dense": litert.convert(plain), "masked": litert.convert(masked)}
+    files = {"dense": convert.convert(plain), "masked": convert.convert(masked)}
     print({name: f"{len(content):,} bytes" for name, content in files.items()})
     x = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
-    sessions = {name: litert.Session(content) for name, content in files.items()}
+    sessions = {name: convert.Session(content) for name, content in files.items()}
     runs = {"dense": lambda: sessions["dense"]({"x": x})}
     for active in (1, 2, 4, 8):
         mask = (np.arange(blocks) < active).astype(np.float32)[None, None]
@@ -168,8 +168,8 @@ def ifp(arguments) -> None:
 
 def train_ifp(arguments) -> None:
     """Accuracy of a network as it is, with masks of its input, and with as few hidden units."""
-    task = spec.task(arguments.task)
-    family, config = spec.network(arguments.network)
+    task = registry.task(arguments.task)
+    family, config = registry.network(arguments.network)
     config = dataclasses.replace(config, **task.fields)
     method = InstructionPruning()
     few = dataclasses.replace(config, hidden=round(config.hidden * method.active))

@@ -26,16 +26,16 @@ from nas import backend
 
 keras = backend.load()
 
-from compress.data import Data  # noqa: E402
 from compress.drop_experts import DropExperts  # noqa: E402
-from compress.expert_criteria import CRITERIA  # noqa: E402
+from compress.examples.data import Data  # noqa: E402
+from compress.experts.criteria import CRITERIA  # noqa: E402
 from compress.method import compress  # noqa: E402
 from families import decoder, mobile_vmoe  # noqa: E402
-from nas import spec  # noqa: E402
-from nas.recipe import Recipe  # noqa: E402
-from nas.step import labels, prepared  # noqa: E402
+from nas import registry  # noqa: E402
 from nas.tasks.task import pixels  # noqa: E402
-from nas.train import fit  # noqa: E402
+from nas.training.batches import labels, prepared  # noqa: E402
+from nas.training.loop import fit  # noqa: E402
+from nas.training.recipe import Recipe  # noqa: E402
 
 OTHERS = ("random", "EUF", "REAP")
 MOST = 1.5  # points that half of the experts may cost
@@ -143,12 +143,12 @@ def judge(lost: dict[str, list[float]]) -> None:
 
 def fashion_mnist():
     images, right = fashion.test()
-    return spec.task(f"fashion_mnist:path={fashion.DATA}"), (pixels(images), right)
+    return registry.task(f"fashion_mnist:path={fashion.DATA}"), (pixels(images), right)
 
 
 def shakespeare():
     data = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
-    task = spec.task(f"text:{data}/text/tinyshakespeare.txt,length={TEXT.length}")
+    task = registry.task(f"text:{data}/text/tinyshakespeare.txt,length={TEXT.length}")
     return task, task.valid
 
 

@@ -4,9 +4,9 @@
     python tools/bench_factorized.py fashion --jsonl factorized.jsonl    # hours, see below
     python tools/bench_factorized.py report --jsonl factorized.jsonl
 
-Every search is the real loop (nas/search.py) with the real controllers; a sample is one network
-trained, and no network is trained twice. Rows are appended as they are known, and what is there is
-not done again.
+Every search is the real loop (nas/searching/loop.py) with the real controllers; a sample is one
+network trained, and no network is trained twice. Rows are appended as they are known, and what is
+there is not done again.
 
 tables: NAS-Bench-Macro, the one table with a choice for every layer (8 layers, 3 choices each, all
     6,561 networks). Its factorized view: the stages of 2, 3 and 3 layers choose an operation and
@@ -44,10 +44,11 @@ import numpy as np
 import optuna
 from rows import append, read
 
-from nas import evaluate, pareto, search, spec
-from nas.reward import Reward
-from nas.search import Objective
-from nas.storage import Worker
+from nas import pareto, registry
+from nas.searching import loop, networks
+from nas.searching.journal import Worker
+from nas.searching.loop import Objective
+from nas.searching.reward import Reward
 from nas.tasks.table import Table, load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -103,7 +104,7 @@ def factorized_rows(table: Table) -> np.ndarray:
 
 def explore(evaluator, objective: Objective, controller: str, seed: int, samples: int, note):
     """One search; `note(trial)` of each network trained."""
-    sampler = spec.controller(controller, seed=seed, reward=objective.reward)
+    sampler = registry.controller(controller, seed=seed, reward=objective.reward)
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     with tempfile.TemporaryDirectory() as folder:
         worker = Worker(pathlib.Path(folder))
@@ -112,7 +113,7 @@ def explore(evaluator, objective: Objective, controller: str, seed: int, samples
             if event.kind == "trained":
                 note(event.trial)
 
-        search.explore(study, evaluator, objective, trials=samples, worker=worker, on_event=tell)
+        loop.explore(study, evaluator, objective, trials=samples, worker=worker, on_event=tell)
         worker.leave()
 
 
@@ -170,10 +171,10 @@ def fashion(options, path: pathlib.Path) -> None:
     """Searches of both spaces on Fashion-MNIST; one row a network trained."""
     import keras
 
-    from latency.cost import count
-    from nas.train import fit
+    from latency.networks.count import count
+    from nas.training.loop import fit
 
-    task = spec.task("fashion_mnist")
+    task = registry.task("fashion_mnist")
     chosen = np.random.default_rng(0).permutation(len(task.train[1]))[: options.images]
     task = dataclasses.replace(task, train=tuple(part[chosen] for part in task.train))
     rows = [row for row in read(path) if row["figure"] == "fashion"]
@@ -188,18 +189,18 @@ def fashion(options, path: pathlib.Path) -> None:
         def config(self, trial):
             return dataclasses.replace(self.space.sample(trial), **task.fields)
 
-        key = staticmethod(evaluate.key)
+        key = staticmethod(networks.key)
 
         def profile(self, config):
             key = self.key(config)
-            macs = known[key]["macs"] if key in known else count(evaluate.build(config)).macs
+            macs = known[key]["macs"] if key in known else count(networks.build(config)).macs
             return {"key": key, "costs": [macs / 1e6]}
 
         def train(self, config, **_):
             key = self.key(config)
             if key not in known:
                 started = time.process_time()
-                model = evaluate.build(config)
+                model = networks.build(config)
                 quality = fit(model, task, options.epochs, 0).quality
                 spent = time.process_time() - started
                 known[key] = {"macs": count(model).macs, "quality": quality, "cpu_s": spent}

@@ -142,27 +142,28 @@ def published(arguments) -> None:
 def _compare(name, chip, dtype, batch, rows, build, measured_ms, arguments, accel) -> None:
     from scipy.stats import spearmanr
 
-    from latency import cost, gpu_chips, roofline
+    from latency.networks import count
+    from latency.roofline import gpu_chips, kernel_times
 
     order = np.random.default_rng(arguments.seed).permutation(len(rows))
     points, macs = [], []
     for index in order[: arguments.networks]:
         model = build(rows[index])
-        counted = cost.count(model)
+        counted = count.count(model)
         if build is accel_nasbench:
             _check(counted, accel["mmacs"][index], accel["mparams"][index])
         fusion = "elementwise" if build is accel_nasbench else "none"
-        kernels, _ = roofline.layer_graph(model, batch, dtype, fusion)
+        kernels, _ = kernel_times.layer_graph(model, batch, dtype, fusion)
         points.append((kernels, float(measured_ms[index])))
         macs.append(counted.macs)
     half = len(points) // 2
     gpu = gpu_chips.chip(chip)
-    fitted = roofline.fit(points[:half], gpu, dtype, roofline.Rates())
+    fitted = kernel_times.fit(points[:half], gpu, dtype, kernel_times.Rates())
     real = np.array([ms for _, ms in points])
     linear = np.polyfit(macs[:half], real[:half], 1)
     estimates = [np.polyval(linear, macs)] + [
-        np.array([roofline.total_ms(kernels, gpu, dtype, rates) for kernels, _ in points])
-        for rates in (roofline.Rates(), fitted)
+        np.array([kernel_times.total_ms(kernels, gpu, dtype, rates) for kernels, _ in points])
+        for rates in (kernel_times.Rates(), fitted)
     ]
     ranks = [spearmanr(one[half:], real[half:]).statistic for one in estimates]
     errors = [np.mean(np.abs(one[half:] / real[half:] - 1)) for one in estimates]
@@ -239,8 +240,8 @@ def measured(arguments) -> None:
     import keras
 
     from families import mnasnet
-    from latency import roofline
     from latency.gpu import GPU
+    from latency.roofline import kernel_times
 
     attached = GPU(dtype=arguments.dtype, how="measured")
     print(f"{attached.device}, {arguments.dtype}")
@@ -266,10 +267,10 @@ def measured(arguments) -> None:
         errors = []
         for (name, batch), (kernels, real) in points.items():
             others = [point for key, point in points.items() if key[0] != name]
-            fitted = roofline.fit(others, chip, arguments.dtype, roofline.Rates())
+            fitted = kernel_times.fit(others, chip, arguments.dtype, kernel_times.Rates())
             estimates = [
-                roofline.total_ms(kernels, chip, arguments.dtype, rates)
-                for rates in (roofline.Rates(), fitted)
+                kernel_times.total_ms(kernels, chip, arguments.dtype, rates)
+                for rates in (kernel_times.Rates(), fitted)
             ]
             errors.append([abs(estimate / real - 1) for estimate in estimates])
             stable = "" if times[name, batch].conditions.get("stable", True) else "  not stable"

@@ -35,13 +35,13 @@ USUAL = ("mnasnet:tiny", "mnasnet:a1_x0.35 @ 96", "mobilenet_v2 @ 160")  # 0.1, 
 
 def models(names=USUAL) -> dict:
     """Networks by name: FAMILY:VARIANT @ RESOLUTION, the variant's own where none is given."""
-    from nas import spec
+    from nas import registry
 
     made = {}
     for name in names:
         network, _, resolution = name.partition(" @ ")
         family, _, variant = network.partition(":")
-        module = spec.module("family", family)
+        module = registry.module("family", family)
         config = module.VARIANTS[variant or next(iter(module.VARIANTS))]
         if resolution:
             shape = (int(resolution), int(resolution), 3)
@@ -68,13 +68,13 @@ def profile(arguments) -> None:
 
 def repeatability(arguments) -> None:
     """Fresh processes, alternately idle and with one core kept busy by another process."""
-    from latency import litert
+    from latency.tflite import convert
 
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for name, model in models().items():
             files.append(Path(folder) / f"{name.replace(' ', '').replace(':', '_')}.tflite")
-            files[-1].write_bytes(litert.assemble(model))
+            files[-1].write_bytes(convert.assemble(model))
         found: dict[str, list] = {"as it is": [], "a core kept busy": []}
         for _ in range(arguments.processes):
             for mode, rows in found.items():
@@ -155,14 +155,14 @@ def pair(arguments) -> None:
 
 def _profiles(names, arguments, *options) -> list[list[dict]]:
     """What `profile` prints in each of the fresh processes, which take the networks in turns."""
-    from latency import litert
+    from latency.tflite import convert
 
     made = models(names)
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for number, name in enumerate(names):
             files.append(Path(folder) / f"{number}.tflite")
-            files[-1].write_bytes(litert.assemble(made[name]))
+            files[-1].write_bytes(convert.assemble(made[name]))
         rows = []
         for number in range(arguments.processes):
             rows.append(_fresh(files, arguments, *options))
@@ -182,17 +182,17 @@ def _print_apart(what: str, values: list[float]) -> None:
 
 def conversion(arguments) -> None:
     """Direct writer against the official converter, and the converter's slower route."""
-    from latency import litert
     from latency.cpu import CPU
-    from latency.graph import operations
+    from latency.tflite import convert
+    from latency.tflite.graph import operations
 
     for name, model in models().items():
-        litert.assemble(model)
-        direct, direct_s = _timed(litert.assemble, model)
-        official, official_s = _timed(litert.convert, model)
+        convert.assemble(model)
+        direct, direct_s = _timed(convert.assemble, model)
+        official, official_s = _timed(convert.convert, model)
         _, saved_s = _timed(_through_saved_model, model)
         inputs = np.random.default_rng(0).random((1, *model.input_shape[1:]), np.float32)
-        difference = np.abs(litert.run(direct, inputs) - litert.run(official, inputs)).max()
+        difference = np.abs(convert.run(direct, inputs) - convert.run(official, inputs)).max()
         latencies = []
         with tempfile.TemporaryDirectory() as folder:
             for position, tflite in enumerate((direct, official)):

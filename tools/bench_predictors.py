@@ -24,9 +24,9 @@ from scipy import stats
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from latency import predictor, probes  # noqa: E402
-from latency.graph import Operation  # noqa: E402
-from latency.workload import Work, of_operations  # noqa: E402
+from latency.prediction import predictor, probe_networks  # noqa: E402
+from latency.prediction.operation_features import Work, of_operations  # noqa: E402
+from latency.tflite.graph import Operation  # noqa: E402
 
 DATA = Path(os.environ.get("NAS_DATA", ROOT.parent / "shared" / "data")) / "nas"
 HELD_OUT = 500  # networks at most that are predicted
@@ -275,14 +275,15 @@ def learn(arguments) -> None:
     import functools
 
     from latency.predicted import Predicted
-    from nas import backend, device, spec
+    from nas import backend, registry
+    from nas.profiling import learn_device
 
     backend.load()
     say = functools.partial(print, file=sys.stderr, flush=True)
-    target = spec.target(arguments.target)
+    target = registry.target(arguments.target)
     truth: dict[str, list[tuple[bytes, float]]] = {}
     for count in arguments.counts:
-        report = device.add("bench", target, arguments.target, probes=count, say=say)
+        report = learn_device.add("bench", target, arguments.target, probes=count, say=say)
         print(f"{count} probes\n{report}", flush=True)
         truth = truth or held_out(target, arguments.networks, say)
         learned = Predicted("bench")
@@ -300,12 +301,12 @@ def learn(arguments) -> None:
 
 def held_out(target, count: int, say) -> dict[str, list[tuple[Path, float]]]:
     """Networks of three spaces as files, with their measured milliseconds; kept in the cache."""
-    from latency import litert
     from latency.target import cache_directory
-    from nas.device import _sampled
+    from latency.tflite import convert
+    from nas.profiling.learn_device import _sampled
 
     def mnasnet(number: int) -> bytes:
-        return litert.assemble(_sampled("mnasnet", 100_000 + number))
+        return convert.assemble(_sampled("mnasnet", 100_000 + number))
 
     spaces = {"mnasnet": (mnasnet, count), "fbnet_style": (fbnet_style, count // 3)}
     spaces["efficientnet_style"] = (efficientnet_style, count // 3)
@@ -331,7 +332,7 @@ def fbnet_style(seed: int) -> bytes:
     """FBNet's macro-architecture (arXiv 1812.03443, table 1) with random blocks, sizes, sigmas."""
     random = np.random.default_rng([7, seed])
     activation = str(random.choice(["relu", "hard_swish"]))
-    writer = probes.Writer(int(random.choice([128, 160, 192, 224])))
+    writer = probe_networks.Writer(int(random.choice([128, 160, 192, 224])))
     x = writer.conv(writer.image, 16, 3, 2, activation)
     for filters, repeats, stride in FBNET:
         for repeat in range(repeats):
@@ -348,7 +349,7 @@ def efficientnet_style(seed: int) -> bytes:
     """EfficientNet (arXiv 1905.11946, table 1) at random kernels, expansions and scales."""
     random = np.random.default_rng([8, seed])
     width, depth = float(random.choice([0.5, 0.75, 1.0, 1.1])), float(random.choice([0.7, 1, 1.2]))
-    writer = probes.Writer(int(random.choice([128, 160, 192, 224, 240])))
+    writer = probe_networks.Writer(int(random.choice([128, 160, 192, 224, 240])))
     x = writer.conv(writer.image, _scaled(32, width), 3, 2, "silu")
     for index, (filters, repeats, stride) in enumerate(EFFICIENTNET):
         kernel, expand = int(random.choice([3, 5])), int(random.choice([3, 4, 6])) if index else 1

@@ -14,7 +14,7 @@ far one of them agrees with another. judge: what costs less,
 
     train:E,N       E epochs on N training images (the search's own evaluator), judged as a search
     supernet:E      shared weights of the whole space, trained for E epochs once (nas/supernets)
-    synflow, naswot zero-cost scores (nas/zero_cost.py) of untrained networks
+    synflow, naswot zero-cost scores (nas/searching/zero_cost.py) of untrained networks
     flops, params   counts, the baselines
 
 Every row is appended as soon as it is known, and what is there is not done again: the same command
@@ -43,7 +43,8 @@ import numpy as np
 import optuna
 from rows import append, read
 
-from nas import evaluate, spec
+from nas import registry
+from nas.searching import networks
 
 EVALUATORS = (
     *("train:1,2000", "train:1,4000", "train:1,16000", "train:4,16000"),
@@ -56,26 +57,26 @@ def sample(count: int, space: str, size: int) -> list:
     """Distinct networks (Configs) of a space, the same ones at every call."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    proposed, _ = spec.space(space)
+    proposed, _ = registry.space(space)
     found = {}
     while len(found) < count:
         config = dataclasses.replace(proposed(study.ask()), input_shape=(size, size, 1), classes=10)
-        found.setdefault(evaluate.key(config), config)
+        found.setdefault(networks.key(config), config)
     return list(found.values())
 
 
 def train(config, task, epochs: int, seed: int = 0) -> dict:
     """Accuracy and loss after training; of seed 0 with weights and order as in a search."""
-    from nas.train import fit
+    from nas.training.loop import fit
 
-    kept = fit(evaluate.build(config, seed or None), task, epochs, seed).kept
+    kept = fit(networks.build(config, seed or None), task, epochs, seed).kept
     return {"quality": kept.quality, "loss": kept.valid_loss}
 
 
 @functools.cache
 def task_of(size: int):
     """With new images in every epoch: without, large networks learn these by heart."""
-    return spec.task("fashion_mnist", size=size, augmented=True)
+    return registry.task("fashion_mnist", size=size, augmented=True)
 
 
 def truth(config, epochs: int, seed: int) -> dict:
@@ -98,10 +99,10 @@ def judge(config, evaluator: str) -> dict:
         chosen = np.random.default_rng(0).permutation(len(labels))[:images]
         task = dataclasses.replace(task, train=(inputs[chosen], labels[chosen]))
         return train(config, task, epochs)
-    from nas import zero_cost
+    from nas.searching import zero_cost
 
     task = task_of(config.input_shape[0])
-    return {"quality": zero_cost.score(evaluator, evaluate.build(config), task)}
+    return {"quality": zero_cost.score(evaluator, networks.build(config), task)}
 
 
 def supernet(path: pathlib.Path, name: str, space: str, size: int):
@@ -109,12 +110,12 @@ def supernet(path: pathlib.Path, name: str, space: str, size: int):
 
     Each epoch has a row with its time; killed, it goes on from its checkpoint.
     """
-    from nas.resume import Checkpoint
     from nas.supernets import supernet as shared
+    from nas.training.checkpoint import Checkpoint
 
     epochs = int(name.removeprefix("supernet:"))
     task = task_of(size)
-    sample, _ = spec.space(space)
+    sample, _ = registry.space(space)
     weights = path.with_suffix(f".{name.replace(':', '_')}.weights.h5")
     if weights.exists():
         found = shared.Supernet(sample, task)
@@ -145,7 +146,7 @@ def fill(path: pathlib.Path, configs: list, name: str, work: Callable, seed: int
     rows = [r for r in read(path) if (r["evaluator"], r.get("seed", 0)) == (name, seed)]
     done = {row["network"] for row in rows if "network" in row}
     for number, config in enumerate(configs):
-        if (network := evaluate.key(config)) in done:
+        if (network := networks.key(config)) in done:
             continue
         cpu, wall = time.process_time(), time.monotonic()
         row = {"evaluator": name, "network": network, "number": number} | work(config)

@@ -114,9 +114,9 @@ def ours(kind: str, seed: int, epochs: int, folder: pathlib.Path) -> dict:
     keras = backend.load()
     from compress.method import compress
     from compress.prune import Prune
-    from nas.recipe import Recipe
     from nas.tasks import digits
-    from nas.train import batches, evaluate, fit
+    from nas.training.loop import batches, evaluate, fit
+    from nas.training.recipe import Recipe
 
     task = digits.load(size=8, seed=seed)
     recipe = Recipe(batch_size=BATCH, learning_rate=RATE, schedule="constant", warm_up=0)

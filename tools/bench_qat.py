@@ -25,16 +25,16 @@ from nas import backend
 
 keras = backend.load()
 
-from compress.data import Data  # noqa: E402
 from compress.distill import Distill  # noqa: E402
-from compress.graph import rewritten  # noqa: E402
+from compress.examples.data import Data  # noqa: E402
 from compress.method import compress  # noqa: E402
 from compress.palettize import Palettize  # noqa: E402
 from compress.ptq import PTQ  # noqa: E402
 from compress.qat import QAT  # noqa: E402
-from nas import spec  # noqa: E402
+from compress.rewriting.graph import rewritten  # noqa: E402
+from nas import registry  # noqa: E402
 from nas.tasks.task import classification, pixels  # noqa: E402
-from nas.train import evaluate, fit  # noqa: E402
+from nas.training.loop import evaluate, fit  # noqa: E402
 
 TASKS = {"digits": "digits:size=8", "fashion_mnist": "fashion_mnist", "fsdd": "fsdd"}
 EPOCHS = {"digits": 30, "fashion_mnist": 15, "fsdd": 20}
@@ -148,7 +148,7 @@ def one_row(row, model, task, data, epochs, seed) -> float:
 
 def task_of(name):
     """The task; spoken digits as images of features, of which one of ten classes is asked."""
-    task = spec.task(TASKS[name])
+    task = registry.task(TASKS[name])
     if name != "fsdd":
         return task
     parts = [
@@ -157,7 +157,7 @@ def task_of(name):
     ]
     shape = parts[0][0].shape[1:]
     return dataclasses.replace(
-        spec.task("digits"),
+        registry.task("digits"),
         name="fsdd",
         train=parts[0],
         valid=parts[1],
@@ -225,16 +225,16 @@ def edge(model, recipe, algorithm=None):
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer import recipe as recipes
 
-    from latency import litert
+    from latency.tflite import convert
 
     if "wi2" in recipe and any(hasattr(layer, "kernel_size") for layer in model.layers):
         raise ValueError("LiteRT's convolutions of 2 bits give NaN")
     rules = getattr(recipes, recipe)()
     if algorithm:
         rules = [rule | {"algorithm_key": algorithm} for rule in rules]
-    work = quantizer.Quantizer(litert.convert(model), rules)
+    work = quantizer.Quantizer(convert.convert(model), rules)
     file = bytes(work.quantize().quantized_model)
-    return lambda inputs: litert.run(file, inputs)
+    return lambda inputs: convert.run(file, inputs)
 
 
 def table(found, options) -> None:

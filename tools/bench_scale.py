@@ -18,7 +18,7 @@ import fashion
 import numpy as np
 
 from nas import cache
-from nas.main import main as nas
+from nas.cli.command_line import main as nas
 
 BASE, PIXELS = "mnasnet:tiny", 16
 BUDGETS = "0.04,0.06,0.09,0.13"

@@ -43,7 +43,7 @@ def main() -> None:
     backend.threads(arguments.threads)
     keras = backend.load()
     from families import conformer
-    from nas.train import evaluate, fit
+    from nas.training.loop import evaluate, fit
 
     task = fsdd.load(units=arguments.units)
     config = dataclasses.replace(conformer.VARIANTS["tiny"], **task.fields)
@@ -144,12 +144,12 @@ def share_right(labels, targets, units: str) -> float:
 def exported(networks, task, out: pathlib.Path, expected, units: str) -> None:
     """The parts as .tflite files: their sizes, texts and times."""
     from families.objectives import streaming
-    from latency import litert
+    from latency.tflite import convert
 
     runs = {}
     for name in ("stream", "prediction", "joint"):
         file = out / f"speech_{name}.tflite"
-        file.write_bytes(litert.convert(networks[name]))
+        file.write_bytes(convert.convert(networks[name]))
         runs[name] = litert_network(file)
         print(f"{file.name}: {file.stat().st_size / 1024:.0f} KiB")
     seconds = dict.fromkeys(runs, 0.0)
@@ -176,9 +176,9 @@ def exported(networks, task, out: pathlib.Path, expected, units: str) -> None:
 def litert_network(file: pathlib.Path):
     """A .tflite file on one thread, batch 1."""
     from families.objectives import streaming
-    from latency import litert
+    from latency.tflite import convert
 
-    session = litert.Session(file)
+    session = convert.Session(file)
     inputs = {name: (shape[1:], dtype) for name, (shape, dtype) in session.inputs.items()}
     return streaming.Network(session, inputs, frozenset(session.outputs))
 

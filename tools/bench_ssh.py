@@ -2,7 +2,8 @@
 
     python tools/bench_ssh.py ssh:pi@raspberrypi --repeat 10
 
-Without a board: `python tests/sshd.py` serves this machine as one and prints how to name it.
+Without a board: `python tests/support/sshd.py` serves this machine as one, and
+prints how to name it.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import time
 
 import numpy as np
 
-from latency import openssh, reference
+from latency.boards import openssh
+from latency.measuring import reference_networks
 from latency.target import TargetUnavailable
-from nas import spec
+from nas import registry
 
 
 def main() -> None:
@@ -24,11 +26,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     parser.add_argument("--runs", type=int, default=50)
     arguments = parser.parse_args()
-    target = spec.target(arguments.target)
+    target = registry.target(arguments.target)
     with tempfile.TemporaryDirectory() as folder:
-        models = {name: pathlib.Path(folder) / f"{name}.tflite" for name in reference.NAMES}
+        models = {
+            name: pathlib.Path(folder) / f"{name}.tflite" for name in reference_networks.NAMES
+        }
         for name, path in models.items():
-            path.write_bytes(reference.network(name))
+            path.write_bytes(reference_networks.network(name))
         print(f"{target.device}: {arguments.repeat} measurements of {arguments.runs} runs")
         openssh.disconnect()
         say("connection", seconds(lambda: target.device))

@@ -22,24 +22,24 @@ from nas import backend
 
 keras = backend.load()
 
-from compress import graph  # noqa: E402
 from compress.distill import Distill  # noqa: E402
 from compress.method import compress  # noqa: E402
 from compress.ptq import PTQ  # noqa: E402
 from compress.qat import QAT  # noqa: E402
-from compress.record import Record  # noqa: E402
 from compress.recover import Recover  # noqa: E402
-from compress.weights import kernels  # noqa: E402
+from compress.rewriting import graph  # noqa: E402
+from compress.rewriting.record import Record  # noqa: E402
+from compress.rewriting.weights import kernels  # noqa: E402
 from families import decoder  # noqa: E402
 from families.layers import copy_weights  # noqa: E402
-from nas.checkpoints import llama2c  # noqa: E402
-from nas.recipe import Recipe  # noqa: E402
-from nas.resume import Checkpoint  # noqa: E402
+from nas.files.readers import llama2c  # noqa: E402
 from nas.tasks.task import Task, geometric_mean  # noqa: E402
 from nas.tasks.text import likelihood, next_token  # noqa: E402
-from nas.tokenizers import files  # noqa: E402
-from nas.train import fit, measure  # noqa: E402
-from nas.training_line import Line  # noqa: E402
+from nas.text import tokenizer_files  # noqa: E402
+from nas.training.checkpoint import Checkpoint  # noqa: E402
+from nas.training.loop import fit, measure  # noqa: E402
+from nas.training.progress_line import Line  # noqa: E402
+from nas.training.recipe import Recipe  # noqa: E402
 
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
 START = 1  # the token that begins a story
@@ -127,7 +127,7 @@ def tasks(model, config, arguments, out: pathlib.Path) -> tuple[Task, Task]:
         print(f"{sum(p.size for p in parts.values()):,} tokens in {time.monotonic() - since:.0f} s")
     with np.load(file) as found:
         train, valid = found["train"], found["valid"]
-    tokenizer = files.read(DATA / "checkpoints" / "tok512.bin")
+    tokenizer = tokenizer_files.read(DATA / "checkpoints" / "tok512.bin")
     text = (DATA / "text" / "tinyshakespeare.txt").read_text()[: 8 * FOREIGN * length]
     tokens = np.array(tokenizer.encode(text), np.int32)[: FOREIGN * length]
     tokens = tokens[: len(tokens) // length * length].reshape(-1, length)

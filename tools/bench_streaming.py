@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from families import conformer  # noqa: E402
 from families.layers import copy_weights  # noqa: E402
 from families.objectives import decoding  # noqa: E402
-from latency import litert  # noqa: E402
+from latency.tflite import convert  # noqa: E402
 from nas.tasks import fsdd  # noqa: E402
 
 
@@ -108,8 +108,8 @@ class Streaming:
         for name, form in forms.items():
             model = conformer.build(form)
             copy_weights(whole, model)
-            content = litert.convert(model)
-            self.sessions[name] = litert.Session(content)
+            content = convert.convert(model)
+            self.sessions[name] = convert.Session(content)
             print(f"{name}: {model.count_params():,} parameters, .tflite {len(content):,} bytes")
 
     def text(self, audio: np.ndarray, frames: int) -> tuple[list[int], np.ndarray]:

@@ -51,7 +51,7 @@ def block(size: int, channels: int, fused: bool):
 
 def blocks(chips: list[str], sizes: tuple, again: bool) -> dict:
     """The ratios; with `again` everything is compiled a second time in an empty cache."""
-    from latency.cost import count
+    from latency.networks.count import count
     from latency.tpu import TPU
 
     result = {}
@@ -129,9 +129,9 @@ def rank(chip: str, networks: int, batch: int, seed: int) -> dict:
     import keras
     from scipy.stats import spearmanr
 
-    from latency import tpu_chips
-    from latency.cost import count
+    from latency.networks.count import count
     from latency.tpu import TPU
+    from latency.tpu_compiler import chips as tpu_chips
 
     table = np.load(DATA / "nas" / "accel_nasbench_dev.npz")
     names = [str(name) for name in table["arch_names"]]

@@ -20,8 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import numpy as np
 
-from nas import backend, recipe, train
+from nas import backend
 from nas.tasks import digits
+from nas.training import loop, recipe
 
 
 def main() -> None:
@@ -77,13 +78,14 @@ def main() -> None:
 
 def steps(keras, arguments) -> None:
     """Milliseconds (wall, cpu) of a step: ours, ours in mixed precision, stock `fit`."""
-    from compress.data import taken
-    from nas import evaluate, spec
-    from nas.step import engine, labels, prepared
+    from compress.examples.data import taken
+    from nas import registry
+    from nas.searching import networks
+    from nas.training.batches import engine, labels, prepared
 
-    task = spec.task(arguments.task)
-    family, config = spec.network(arguments.network)
-    config, chosen = evaluate.suited(config, task.fields, task.name), recipe.recipe_of(task)
+    task = registry.task(arguments.task)
+    family, config = registry.network(arguments.network)
+    config, chosen = networks.suited(config, task.fields, task.name), recipe.recipe_of(task)
     rows = [slice(n * chosen.batch_size, (n + 1) * chosen.batch_size) for n in range(4)]
     found = {name: [] for name in ("nas", "nas bfloat16", "fit", "fit bfloat16")}
     with contextlib.ExitStack() as stack:
@@ -138,8 +140,8 @@ def builder(config):
 
 
 def engine_nas(keras, model, task, epochs: int) -> dict:
-    """Seconds (wall, cpu) of the phases of `nas.train.fit`."""
-    result, spent = timed(lambda: train.fit(model, task, epochs, 0))
+    """Seconds (wall, cpu) of the phases of `nas.training.loop.fit`."""
+    result, spent = timed(lambda: loop.fit(model, task, epochs, 0))
     share = spent[1] / spent[0]
     phases = {name: (wall, wall * share) for name, wall in result.phases.items()}
     return phases | {"quality": result.quality}
@@ -194,7 +196,7 @@ def leak(count: int, space, study, task) -> None:
     few = dataclasses.replace(task, train=tuple(part[: 2 * size] for part in task.train))
     for number in range(count):
         config = sampled(space, study, task)
-        train.fit(builder(config)(config), few, 1, 0)
+        loop.fit(builder(config)(config), few, 1, 0)
         keras.backend.clear_session()
         gc.collect()
         if number % 10 == 9:

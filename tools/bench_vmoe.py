@@ -26,13 +26,13 @@ from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 from families import mobile_vmoe  # noqa: E402
 from families.layers import Experts, experts, gelu  # noqa: E402
 from families.objectives.super_classes import super_classes  # noqa: E402
-from latency.cost import count  # noqa: E402
-from latency.litert import convert  # noqa: E402
-from nas import spec  # noqa: E402
-from nas.recipe import Recipe  # noqa: E402
+from latency.networks.count import count  # noqa: E402
+from latency.tflite.convert import convert  # noqa: E402
+from nas import registry  # noqa: E402
 from nas.tasks.routed import routed  # noqa: E402
 from nas.tasks.task import pixels  # noqa: E402
-from nas.train import fit  # noqa: E402
+from nas.training.loop import fit  # noqa: E402
+from nas.training.recipe import Recipe  # noqa: E402
 
 SHIFT = 2  # pixels
 RECIPE = Recipe(learning_rate=3e-3, optimizer="adamw", weight_decay=0.05, ema=0.998)
@@ -57,7 +57,7 @@ def main():
 
 
 def compare(arguments) -> None:
-    task = spec.task(f"fashion_mnist:path={fashion.DATA}")
+    task = registry.task(f"fashion_mnist:path={fashion.DATA}")
     task = dataclasses.replace(task, augment=moved)
     images, labels = fashion.test()
     test = pixels(images), labels

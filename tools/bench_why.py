@@ -33,7 +33,7 @@ def explained(name: str, spec: str, batch: int):
     Of a TPU that is by the compiler's own estimate of cycles, not by its schedule; else None.
     """
     from latency.tpu import TPU
-    from nas import spec as specs
+    from nas import registry as specs
 
     family, config = specs.network(name)
     model = family.build(config)
@@ -47,7 +47,7 @@ def explained(name: str, spec: str, batch: int):
 
 def row(pair: str, spec: str, batch: int) -> dict[str, Any]:
     """One pair on one target: what was found of each, and the ratios."""
-    from nas.report import why_table
+    from nas.report.tables import explanation
 
     names = [f"efficientnet:{pair}", f"efficientnet_x:{pair}"]
     found, record = {}, {"pair": pair, "target": spec, "batch": batch}
@@ -67,16 +67,16 @@ def row(pair: str, spec: str, batch: int) -> dict[str, Any]:
         "time_ratio": other.latency_ms / one.latency_ms,
         "flops_ratio": other.total.flops / one.total.flops,
         "faster": other.latency_ms < one.latency_ms,
-        "verdict": why_table.verdict(names[0], one, names[1], other),
+        "verdict": explanation.verdict(names[0], one, names[1], other),
     }
-    print("\n".join(why_table.side_by_side(spec, batch, found)), flush=True)
+    print("\n".join(explanation.side_by_side(spec, batch, found)), flush=True)
     return record
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a row."""
-    from nas.report.latency_table import align
-    from nas.report.why_table import number, percent
+    from nas.report.tables.explanation import number, percent
+    from nas.report.tables.latency import align
 
     head = [
         "pair",

@@ -23,9 +23,9 @@ keras = backend.load()
 
 from keras import layers  # noqa: E402
 
-from compress.record import Record, Weight  # noqa: E402
-from latency import litert  # noqa: E402
-from nas.writers.litert import write  # noqa: E402
+from compress.rewriting.record import Record, Weight  # noqa: E402
+from latency.tflite import convert  # noqa: E402
+from nas.files.writers.litert import write  # noqa: E402
 
 LEVELS = {
     8: np.arange(-127, 128, dtype=np.float32),
@@ -53,7 +53,7 @@ def main() -> None:
 def bits(arguments, path: pathlib.Path) -> None:
     """The gate of issue 5: 2 bits at least 12x smaller than float32 and at least 5x faster."""
     model = products(arguments.width, arguments.layers)
-    files = {"float32": litert.file_of(model)}
+    files = {"float32": convert.file_of(model)}
     for width in LEVELS:
         record = quantize(model := products(arguments.width, arguments.layers), width)
         told = write(path, model, record)
@@ -85,7 +85,7 @@ def kernels(arguments, path: pathlib.Path) -> None:
         "product": lambda: one(layers.Dense(512), (512,)),
     }
     for name, make in made.items():
-        files = {f"{name} float32": litert.file_of(make())}
+        files = {f"{name} float32": convert.file_of(make())}
         for width in LEVELS:
             for prefer in ("size", "speed"):
                 model = make()
@@ -139,7 +139,7 @@ def prune(model: keras.Model, share: float, block: int) -> Record:
 
 def report(files: dict[str, bytes], rounds: int) -> None:
     """Kilobytes and microseconds of each file, and how much less than the first."""
-    runs = {name: litert.runner(tflite) for name, tflite in files.items()}
+    runs = {name: convert.runner(tflite) for name, tflite in files.items()}
     times = {name: [] for name in files}
     for _ in range(rounds):
         for name, run in runs.items():

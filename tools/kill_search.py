@@ -26,7 +26,7 @@ from collections import Counter
 import optuna
 from optuna.trial import TrialState
 
-from nas import storage
+from nas.searching import journal
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -38,10 +38,10 @@ def command(out: pathlib.Path, flags: list[str]) -> list[str]:
 def finished(out: pathlib.Path) -> list[optuna.trial.FrozenTrial]:
     """Finished trials of the study, by number; none before it exists."""
     folder = out / "s"
-    if not (folder / storage.JOURNAL).exists():
+    if not (folder / journal.JOURNAL).exists():
         return []
     try:
-        study = optuna.load_study(study_name="s", storage=storage.open_storage(folder))
+        study = optuna.load_study(study_name="s", storage=journal.open_storage(folder))
     except KeyError:
         return []
     return study.get_trials(states=FINISHED)

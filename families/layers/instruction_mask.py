@@ -192,7 +192,8 @@ class MaskedFeedForward(keras.layers.Layer):
     def _branches(self, inputs, mask):
         """The sum of the blocks that are used, each a branch with constants of its own.
 
-        They are cut before the branch, where an exporter (latency/branches.py) can do it once.
+        They are cut before the branch, where an exporter (latency/tflite/branch_constants.py) can
+        do it once.
         """
         owner = unit_blocks(self.hidden, self.blocks)
         total = None

@@ -9,7 +9,7 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 
-from nas.controllers.history import FromHistory, History, Space
+from nas.proposals.history import FromHistory, History, Space
 
 
 class Evolution(FromHistory, BaseSampler):

@@ -7,7 +7,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from nas.controllers.history import Reseeded
+from nas.proposals.history import Reseeded
 
 
 class SameParents(Reseeded):

@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 from optuna.samplers import BaseSampler
 
-from nas.controllers.history import Space
-from nas.controllers.policy import PolicyGradient
+from nas.proposals.history import Space
+from nas.proposals.policy import PolicyGradient
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from optuna.samplers import RandomSampler
 
-from nas.controllers.history import Reseeded
+from nas.proposals.history import Reseeded
 
 
 class Random(Reseeded, RandomSampler):

@@ -1,8 +1,9 @@
 """Our default: a small model of quality and log cost, and the networks that promise most.
 
-Two Gaussian processes over the choices (nas/gaussian_process.py), expected improvement of value or
-reward or of the front's hypervolume (nas/controllers/improvement.py). Costs of networks that were
-only profiled train the cost model; once profiled, `select` picks the one worth training.
+Two Gaussian processes over the choices (nas/proposals/gaussian_process.py), expected improvement of
+value or reward or of the front's hypervolume (nas/proposals/expected_improvement.py). Costs of
+networks that were only profiled train the cost model; once profiled, `select` picks the one worth
+training.
 """
 
 import dataclasses
@@ -17,8 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from nas import pareto
-from nas.controllers.history import FromHistory, History, Space, generator
-from nas.controllers.improvement import (
+from nas.proposals.expected_improvement import (
     Costs,
     HypervolumeGain,
     Pool,
@@ -27,7 +27,8 @@ from nas.controllers.improvement import (
     ValueGain,
     within_budgets,
 )
-from nas.controllers.records import MOST_FITTED, SPENT, Records, choices_of, spent_on, thinned
+from nas.proposals.history import FromHistory, History, Space, generator
+from nas.proposals.records import MOST_FITTED, SPENT, Records, choices_of, spent_on, thinned
 
 MOST_KNOWN = 300  # networks that a model is conditioned on
 RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates

@@ -4,9 +4,9 @@ All are made from the Optuna study and the content of result.json (`summary`), a
 be missing: an interrupted search is reported with what it has.
 """
 
-from nas.report.page import html
-from nas.report.png import pareto_png
-from nas.report.records import Network, front, networks
-from nas.report.table import table
+from nas.report.html.page import html
+from nas.report.plots.pareto import pareto_png
+from nas.report.study_rows import Network, front, networks
+from nas.report.tables.search import table
 
 __all__ = ["Network", "front", "html", "networks", "pareto_png", "table"]

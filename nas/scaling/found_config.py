@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from nas import spec
+from nas import registry
 
 EXPECTED = (
     "expected what a search writes: from families.FAMILY import ..., then config = Config(...)"
@@ -34,7 +34,7 @@ def read(path: pathlib.Path) -> Any:
             ast.ImportFrom(module=str(module), level=0),
             ast.Assign(targets=[ast.Name(id="config")], value=value),
         ] if module.startswith("families."):
-            family = spec.module("family", module.removeprefix("families."))
+            family = registry.module("family", module.removeprefix("families."))
         case _:
             raise ValueError(f"{file}: {EXPECTED}")
     try:

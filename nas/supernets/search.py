@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nas import spec, storage
-from nas.evaluate import Fitted, Networks
-from nas.step import count
+from nas import registry
+from nas.searching import journal
+from nas.searching.networks import Fitted, Networks
 from nas.supernets.supernet import EXAMPLES, Supernet, outline, recipe_of_supernet
+from nas.training.batches import count
 
 STEPS = 6000  # of the supernet's training, where its epochs are not given
 SHARE = 0.4  # of the minutes of a search, which it may take
@@ -46,7 +47,7 @@ class SupernetNetworks(Networks):
     folder: pathlib.Path = pathlib.Path()
 
     def __post_init__(self):
-        named = spec.parse(self.evaluator)
+        named = registry.parse(self.evaluator)
         self._options = {"epochs": named.value, **dict(named.options)}
         for name, value in self._options.items():
             if name not in ("epochs", "examples"):
@@ -73,15 +74,15 @@ class SupernetNetworks(Networks):
         `minutes` are those of the whole search. Of several workers one trains, the others wait.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with storage.locked(self.folder / "supernet.lock"):
+        with journal.locked(self.folder / "supernet.lock"):
             if not self._path.exists():
                 self._train_supernet(SHARE * minutes, say)
 
     def _train_supernet(self, minutes: float, say: Callable[[str], None]) -> None:
-        from nas import train
-        from nas.resume import Checkpoint
         from nas.supernets import supernet
-        from nas.training_line import Line
+        from nas.training import loop
+        from nas.training.checkpoint import Checkpoint
+        from nas.training.progress_line import Line
 
         recipe = recipe_of_supernet(self.task)
         examples = count(self.task.train)
@@ -111,7 +112,7 @@ class SupernetNetworks(Networks):
                     checkpoint=checkpoint,
                     watch=line,
                 )
-        except train.Interrupted:
+        except loop.Interrupted:
             line.end()
             say(f"interrupted at step {line.step}: the same command goes on from there")
             raise
@@ -163,14 +164,14 @@ class SupernetNetworks(Networks):
 
     def fitted(self, config: Any, task: Any, epochs: int, on_epoch: Callable | None) -> Fitted:
         """Fine-tune a network from its inherited weights."""
-        from nas import train
-        from nas.recipe import recipe_of
+        from nas.training import loop
+        from nas.training.recipe import recipe_of
 
         model = self.supernet.inherited(config)
         rate = FINE_TUNING * recipe_of(task).learning_rate
         return Fitted(
             model,
-            train.fit(model, task, epochs, self.seed, on_epoch=on_epoch, learning_rate=rate),
+            loop.fit(model, task, epochs, self.seed, on_epoch=on_epoch, learning_rate=rate),
         )
 
     def untrained(self, config: Any) -> Any:

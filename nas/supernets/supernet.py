@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from compress.data import taken
-from nas import evaluate
-from nas.recipe import Recipe, recipe_of
-from nas.step import count, labels, prepared
+from compress.examples.data import taken
+from nas.searching import networks
 from nas.tasks.task import Task
+from nas.training.batches import count, labels, prepared
+from nas.training.recipe import Recipe, recipe_of
 
 # Share of the steps in which more is on than was sampled, ever less often (TuNAS, appendix).
 WARM_UP = 0.25
@@ -87,7 +87,7 @@ class Supernet:
 
         self._network = network
         self.task, self.seed = task, seed
-        self.sample = lambda trial: evaluate.suited(sample(trial), task.fields, task.name)
+        self.sample = lambda trial: networks.suited(sample(trial), task.fields, task.name)
         configs = [drawn(self.sample, seed, number) for number in range(DRAWN)]
         keras.utils.set_random_seed(seed)
         self.model = network.build(map(outline, configs))
@@ -156,7 +156,7 @@ class Supernet:
 
         Its norms have no averages yet: train it, or `calibrate` it.
         """
-        model = evaluate.build(config)
+        model = networks.build(config)
         self.inherit(config, model)
         return model
 
@@ -200,7 +200,8 @@ class Supernet:
             ) from error
 
     def choices(self, per_epoch: int) -> Callable[[int, int], bool]:
-        """What `nas.train.fit` calls before a step: samples the network that the step trains.
+        """What `nas.training.loop.fit` calls before a step: samples the network that the step
+        trains.
 
         The last step of an epoch trains the largest network, which the epoch is judged by.
         """
@@ -236,10 +237,10 @@ def train(
     """Train the supernet of a space on a task, each step another network of it.
 
     `sample` is a space's: `functools.partial(search_spaces.mnasnet.sample, base="tiny")`. `epochs`,
-    `minutes`, `checkpoint` and `watch` are those of `nas.train.fit`; `changes` are fields of its
-    `Recipe`. Then `Supernet.quality(config)` takes a fraction of a second a network.
+    `minutes`, `checkpoint` and `watch` are those of `nas.training.loop.fit`; `changes` are fields
+    of its `Recipe`. Then `Supernet.quality(config)` takes a fraction of a second a network.
     """
-    from nas import train as training
+    from nas.training import loop as training
 
     supernet = Supernet(sample, task, seed=seed)
     recipe = dataclasses.replace(recipe_of_supernet(task), **changes)

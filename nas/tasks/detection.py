@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nas.tasks import average_precision
+from nas.tasks.scoring import average_precision
 from nas.tasks.task import Task, fingerprint, whole
 
 SPLITS = ("train", "val", "test")
@@ -45,8 +45,8 @@ def load(path: str = "bccd", size: int = 320, test: bool = False, augmented: boo
     filled up with rows of class -1 and zeros, and `number` (n,), how many are boxes. `augmented`
     training images are mirrored, scaled, moved and lit otherwise, with their boxes.
 
-    The quality is COCO's mean average precision (`nas.tasks.average_precision`), of overlaps .5 to
-    .95; the loss, of anchors, is `families.objectives.detection.loss`.
+    The quality is COCO's mean average precision (`nas.tasks.scoring.average_precision`), of
+    overlaps .5 to .95; the loss, of anchors, is `families.objectives.detection.loss`.
     """
     whole("size", size, 8)
     for name, value in (("test", test), ("augmented", augmented)):

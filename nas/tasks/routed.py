@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from latency import keras_file
+from latency.networks import keras_file
 from nas.tasks.task import Task, pixels
 
 WEIGHT = 0.3  # of the router's loss: the paper's lambda
@@ -28,9 +28,9 @@ def load(
     a .keras file of a network trained on the same task.
     """
     from families.objectives.super_classes import super_classes
-    from nas import spec
+    from nas import registry
 
-    inner = spec.task(task, **options)
+    inner = registry.task(task, **options)
     if groups is None:
         groups = inner.classes
     if groups < inner.classes and model is None:

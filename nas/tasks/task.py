@@ -44,7 +44,8 @@ class Task:
     rows of numbers (batch, ...), of which `average` makes the quality, from those of all examples;
     `predict(inputs)` runs the network on a batch, `model` is there for what needs parts of it.
     `metric` is the score's name.
-    `training` are the fields of nas.recipe.Recipe in which this task differs, and "epochs".
+    `training` are the fields of nas.training.recipe.Recipe in which this task differs, and
+    "epochs".
     `augment(inputs, targets, generator)` gives a changed batch of training data, before `pixels`.
     `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
     comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).

@@ -9,8 +9,8 @@ import re
 import numpy as np
 
 from nas.tasks.task import Task, fingerprint, geometric_mean, whole
-from nas.tokenizers import files, sentence_piece
-from nas.tokenizers.tokenizer import Characters, Tokenizer
+from nas.text import sentence_piece, tokenizer_files
+from nas.text.tokenizer import Characters, Tokenizer
 
 LARGEST_MB = 1024  # the tokens of a file are held in memory, four bytes each
 
@@ -25,7 +25,7 @@ def load(
     """Tokens (n, length) int32 and the tokens that follow each, of a UTF-8 file.
 
     `tokenizer`: characters, bpe:N (N pieces, learned from the training part) or a file, see
-    `nas.tokenizers.files.read`. `valid`: the share of the file held out at its end, or another
+    `nas.text.tokenizer_files.read`. `valid`: the share of the file held out at its end, or another
     file. `stride`: training windows begin every so many tokens (`length`: each token once an
     epoch); they are views of one array. What is left at the end of a part is not used.
 
@@ -125,7 +125,7 @@ def _tokenizer(name: str | int, train: str, held: str) -> tuple[Tokenizer, str]:
         return sentence_piece.train(train, int(learned[1])), str(name)
     if not pathlib.Path(str(name)).expanduser().is_file():
         raise ValueError(f"tokenizer={name!r}; expected characters, bpe:N, or a file")
-    found = files.read(str(name))
+    found = tokenizer_files.read(str(name))
     if isinstance(found, sentence_piece.SentencePiece):
         found = found.without_start()
     return found, fingerprint(np.frombuffer(found.to_bytes(), np.uint8))

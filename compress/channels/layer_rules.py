@@ -1,0 +1,322 @@
+"""What each kind of layer does with channels: one rule a kind, for
+`compress.channels.channel_graph`.
+
+A rule (channels, layer, node, labels of the inputs) -> labels of the outputs says where the
+channels are in the weights, which are tied and which must stay; None: it does not know.
+"""
+
+import numpy as np
+from keras import layers
+
+from compress.channels.channel_graph import Channels, channels_last, elementwise
+from compress.experts.masked import MaskedExperts
+from families.layers import (
+    LSTM,
+    Attention,
+    ClassToken,
+    Experts,
+    FrameAttention,
+    HeadNormalization,
+    KeepLast,
+    LastFrames,
+    Positions,
+    RelativeAttention,
+    Rotary,
+)
+
+
+def rule(layer):
+    """The rule for a layer of exactly this class, or None: a subclass may do anything."""
+    return _RULES.get(type(layer))
+
+
+def _made(channels: Channels, layer, count: int, *, keep_if: bool = False):
+    """New channels of a layer, which stay where its activation sees them all."""
+    made = channels.fresh(count, layer.name)
+    if keep_if or not elementwise(getattr(layer, "activation", None)):
+        channels.keep(made, f"{layer.name} has an activation over all channels")
+    return made
+
+
+def _dense(channels, layer, node, labels):
+    outputs = _made(channels, layer, layer.units)
+    channels.slot(layer, "kernel", 0, labels[0], "in", node.input_tensors[0])
+    channels.slot(layer, "kernel", 1, outputs, "out")
+    channels.slot(layer, "bias", 0, outputs, "other")
+    channels.size(layer, units=lambda count: count(outputs))
+    return [outputs]
+
+
+def _convolution(channels, layer, node, labels, read=-2, made=-1):
+    """`read` and `made`: the axes of the kernel that count inputs and outputs."""
+    if not channels_last(layer) or getattr(layer, "groups", 1) != 1:
+        return None
+    outputs = _made(channels, layer, layer.filters)
+    channels.slot(layer, "kernel", read, labels[0], "in", node.input_tensors[0])
+    channels.slot(layer, "kernel", made, outputs, "out")
+    channels.slot(layer, "bias", 0, outputs, "other")
+    channels.size(layer, filters=lambda count: count(outputs))
+    return [outputs]
+
+
+def _transposed(channels, layer, node, labels):
+    return _convolution(channels, layer, node, labels, read=-1, made=-2)
+
+
+def _depthwise(channels, layer, node, labels):
+    if not channels_last(layer) or not elementwise(layer.activation):
+        return None
+    outputs = np.repeat(labels[0], layer.depth_multiplier)
+    channels.slot(layer, "kernel", -2, labels[0], "scale")
+    channels.slot(layer, "bias", 0, outputs, "other")
+    return [outputs]
+
+
+def _separable(channels, layer, node, labels):
+    if not channels_last(layer):
+        return None
+    between = np.repeat(labels[0], layer.depth_multiplier)
+    outputs = _made(channels, layer, layer.filters)
+    channels.slot(layer, "depthwise_kernel", -2, labels[0], "scale")
+    source = node.input_tensors[0] if layer.depth_multiplier == 1 else None
+    channels.slot(layer, "pointwise_kernel", -2, between, "in", source)
+    channels.slot(layer, "pointwise_kernel", -1, outputs, "out")
+    channels.slot(layer, "bias", 0, outputs, "other")
+    channels.size(layer, filters=lambda count: count(outputs))
+    return [outputs]
+
+
+def _batch_normalization(channels, layer, node, labels):
+    if layer.axis not in (-1, len(node.input_tensors[0].shape) - 1):
+        return None
+    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+        channels.slot(layer, name, 0, labels[0], "scale" if name == "gamma" else "other")
+    return [labels[0]]
+
+
+def _over_all(channels, layer, node, labels):
+    channels.stays[layer.name] = "it is over all channels"
+    channels.keep(labels[0], f"{layer.name} ({type(layer).__name__}) is over all channels")
+    return [labels[0]]
+
+
+def _passed(channels, layer, node, labels):
+    """Places and values change, channels do not."""
+    if not channels_last(layer):
+        return None
+    return [labels[0]]
+
+
+def _activation(channels, layer, node, labels):
+    if not elementwise(layer.activation):
+        return _over_all(channels, layer, node, labels)
+    return [labels[0]]
+
+
+def _rescaling(channels, layer, node, labels):
+    return [labels[0]] if np.ndim(layer.scale) == np.ndim(layer.offset) == 0 else None
+
+
+def _slopes(channels, layer, node, labels):
+    """PReLU."""
+    if layer.alpha.shape[-1] == len(labels[0]):
+        channels.slot(layer, "alpha", -1, labels[0], "other")
+    return [labels[0]]
+
+
+def _learned(channels, layer, node, labels):
+    """A class token, positions: added to or put before, channel by channel."""
+    channels.slot(layer, layer.weights[0].name, -1, labels[0], "other")
+    return [labels[0]]
+
+
+def _merge(channels, layer, node, labels):
+    shapes = [tensor.shape for tensor in node.input_tensors]
+    if len({len(shape) for shape in shapes}) != 1 or len(shapes) != len(labels):
+        return None
+    widest = max(labels, key=len)
+    for one in labels:
+        if len(one) == len(widest):
+            channels.tie(widest, one)
+        else:  # one value for all channels
+            channels.keep(one, f"{layer.name} gives it to all channels")
+    return [widest]
+
+
+def _concatenate(channels, layer, node, labels):
+    rank = len(node.input_tensors[0].shape)
+    if layer.axis % rank == rank - 1:
+        return [np.concatenate(labels)]
+    channels.tie(*labels)
+    return [labels[0]]
+
+
+def _joined_in_time(channels, layer, node, labels):
+    """KeepLast of a cache and what is new."""
+    channels.tie(*labels)
+    return [labels[0]]
+
+
+def _reshape(channels, layer, node, labels):
+    before, after = node.input_tensors[0].shape[1:], node.output_tensors[0].shape[1:]
+    if not channels_last(layer) or None in before or None in after or not before:
+        return None
+    rows = np.broadcast_to(labels[0], before).reshape(-1, after[-1])
+    if not (rows == rows[0]).all():  # channels ended up in different places
+        return None
+    outputs = rows[0]
+    if isinstance(layer, layers.Reshape):
+        shape = tuple(after[:-1])
+        channels.size(layer, target_shape=lambda count: (*shape, count(outputs)))
+    return [outputs]
+
+
+def _permute(channels, layer, node, labels):
+    return [labels[0]] if layer.dims[-1] == len(layer.dims) else None
+
+
+def _attention(channels, layer, node, labels):
+    """Whole heads; with keys and values that queries share, whole groups of heads."""
+    query, key, value = labels[:3]
+    groups = getattr(layer, "key_value_heads", layer.heads)
+    for one in (query, key, value):
+        if len(one) % groups:
+            return None
+    channels.tie_within(
+        np.concatenate([one.reshape(groups, -1) for one in (query, key, value)], axis=1)
+    )
+    width = len(query) // layer.heads
+    sizes = {"heads": lambda count: count(query) // width}
+    if isinstance(layer, Attention):
+        sizes["key_value_heads"] = lambda count: count(key) // width
+    channels.size(layer, **sizes)
+    return [query]
+
+
+def _relative_attention(channels, layer, node, labels):
+    # Its table of sinusoids is as wide as all heads together: with fewer it is another one.
+    reason = f"the positions of its {layer.heads} heads are one table"
+    channels.stays[layer.name] = reason
+    for one in labels[:3]:
+        channels.keep(one, f"{layer.name}: {reason}")
+    return [labels[0]]
+
+
+def _heads(channels, layer, node, labels):
+    """What treats each head for itself."""
+    heads = labels[0].reshape(layer.heads, -1)
+    channels.tie_within(heads)
+    width = heads.shape[1]
+    channels.size(layer, heads=lambda count: count(labels[0]) // width)
+    return [labels[0]]
+
+
+def _experts(channels, layer, node, labels):
+    """Hidden units, in each expert its own; what goes in and out stays."""
+    for one in labels:
+        channels.keep(one, f"{layer.name} (Experts) gives as many channels as it takes")
+    hidden = np.stack(
+        [channels.fresh(layer.hidden, f"{layer.name}[{e}]") for e in range(layer.count)]
+    )
+    for name in ("expand", "gate"):
+        channels.slot(layer, name, (0, 2), hidden, "out")
+    channels.slot(layer, "expand_bias", (0, 1), hidden, "other")
+    channels.slot(layer, "project", (0, 1), hidden, "in", node.input_tensors[0])
+    channels.size(layer, hidden=lambda count: count(hidden) // layer.count)
+    return [channels.kept(node.output_tensors[0], f"its channels come from {layer.name} (Experts)")]
+
+
+def _lstm(channels, layer, node, labels):
+    """Ours: outputs, last output, last cell; may go on from a state."""
+    outputs = cells = _made(channels, layer, layer.units)
+    if layer.projection:
+        channels.keep(cells, f"{layer.name}: cells that no other layer sees")
+        outputs = _made(channels, layer, layer.projection)
+        channels.slot(layer, "projection_kernel", 0, cells, "in")
+        channels.slot(layer, "projection_kernel", 1, outputs, "out")
+        channels.size(layer, projection=lambda count: count(outputs))
+    for one, state in zip(labels[1:], (outputs, cells), strict=False):
+        channels.tie(one, state)
+    _gates(channels, layer, node, labels[0], cells, outputs, gates=4)
+    channels.size(layer, units=lambda count: count(cells))
+    return [outputs, outputs, cells]
+
+
+def _recurrent(channels, layer, node, labels):
+    """Keras's LSTM, GRU and SimpleRNN."""
+    gates = {layers.LSTM: 4, layers.GRU: 3, layers.SimpleRNN: 1}[type(layer)]
+    inner = (layer.activation, getattr(layer, "recurrent_activation", None))
+    if len(labels) > 1 or not all(elementwise(one) for one in inner) or layer.stateful:
+        return None
+    outputs = channels.fresh(layer.units, layer.name)
+    _gates(channels, layer, node, labels[0], outputs, outputs, gates=gates)
+    channels.size(layer, units=lambda count: count(outputs))
+    return [outputs] * len(node.output_tensors)
+
+
+def _gates(channels, layer, node, inputs, cells, outputs, gates: int):
+    made = np.tile(cells, gates)
+    channels.slot(layer, "kernel", 0, inputs, "in", node.input_tensors[0])
+    channels.slot(layer, "kernel", 1, made, "out")
+    channels.slot(layer, "recurrent_kernel", 0, outputs, "in", node.output_tensors[0])
+    channels.slot(layer, "recurrent_kernel", 1, made, "out")
+    channels.slot(layer, "bias", -1, made, "other")
+
+
+def _embedding(channels, layer, node, labels):
+    if node.arguments.kwargs.get("reverse"):
+        return None
+    outputs = channels.fresh(layer.output_dim, layer.name)
+    channels.slot(layer, "embeddings", 1, outputs, "out")
+    channels.size(layer, output_dim=lambda count: count(outputs))
+    return [outputs]
+
+
+_UNARY = (
+    *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Dropout, layers.Identity),
+    *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+    *(layers.GaussianNoise, layers.GaussianDropout, layers.ActivityRegularization),
+    *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D),
+    *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
+    *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, layers.RepeatVector),
+    *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
+    *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+    *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
+    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
+    *(layers.GlobalAveragePooling3D, LastFrames),
+)
+_MERGES = (
+    *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum),
+    layers.Minimum,
+)
+_RULES = {
+    **dict.fromkeys(_UNARY, _passed),
+    **dict.fromkeys(_MERGES, _merge),
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _convolution),
+    **dict.fromkeys(
+        (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _transposed
+    ),
+    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise),
+    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _separable),
+    **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), _recurrent),
+    **dict.fromkeys(
+        (layers.LayerNormalization, layers.RMSNormalization, layers.GroupNormalization), _over_all
+    ),
+    **dict.fromkeys((layers.UnitNormalization, layers.Softmax, layers.Masking), _over_all),
+    **dict.fromkeys((layers.Reshape, layers.Flatten), _reshape),
+    **dict.fromkeys((ClassToken, Positions), _learned),
+    **dict.fromkeys((HeadNormalization, Rotary), _heads),
+    **dict.fromkeys((Attention, FrameAttention), _attention),
+    layers.Dense: _dense,
+    layers.BatchNormalization: _batch_normalization,
+    layers.Activation: _activation,
+    layers.Rescaling: _rescaling,
+    layers.PReLU: _slopes,
+    layers.Concatenate: _concatenate,
+    layers.Permute: _permute,
+    layers.Embedding: _embedding,
+    KeepLast: _joined_in_time,
+    RelativeAttention: _relative_attention,
+    **dict.fromkeys((Experts, MaskedExperts), _experts),
+    LSTM: _lstm,
+}

@@ -1,0 +1,1 @@
+"""Examples that methods look at."""

@@ -1,0 +1,1 @@
+"""Levels, codes and bit widths."""

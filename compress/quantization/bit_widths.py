@@ -1,0 +1,69 @@
+"""Which kernels get how many bits: what `qat` and `ptq` have in common.
+
+A method here is one with the fields bits, embeddings, edges, which and clip.
+"""
+
+import keras
+
+from compress.quantization.quantizers import CLIPS, limits
+from compress.rewriting.record import Record
+from compress.rewriting.weights import Kernel, kernels
+
+FLOAT = 32  # bits of a weight that is left as it is
+
+
+def check(method) -> None:
+    """`ValueError` unless the fields that the methods share are sound."""
+    limits(method.bits)
+    for name in ("embeddings", "edges"):
+        bits = getattr(method, name)
+        if bits not in (None, FLOAT):
+            limits(bits)
+    if method.clip not in CLIPS:
+        raise ValueError(f"clip={method.clip!r}; expected one of {', '.join(CLIPS)}")
+
+
+def chosen(method, model: keras.Model) -> dict[str, int]:
+    """Path -> bits of the kernels that `method` quantizes."""
+    found = {}
+    every = kernels(model)
+    inner = [kernel.layer for kernel in every if kernel.kind != "embedding"]
+    edges = {inner[0], inner[-1]} if inner else set()
+    for kernel in kernels(model, method.which):
+        bits = _bits(method, kernel, edges)
+        if bits != FLOAT:
+            found[kernel.path] = bits
+    return found
+
+
+def _bits(method, kernel: Kernel, edges: set[str]) -> int:
+    if kernel.kind == "embedding" and method.embeddings is not None:
+        return method.embeddings
+    if kernel.layer in edges and method.edges is not None:
+        return method.edges
+    return method.bits
+
+
+def why_none(method, model: keras.Model, taken) -> str:
+    if not kernels(model):
+        return f"{model.name} has no kernels, only vectors"
+    if not kernels(model, method.which):
+        return f"no kernel of {model.name} matches which={method.which!r}"
+    if taken:
+        return f"every kernel of {model.name} that was chosen is quantized by another method"
+    return f"all kernels of {model.name} that were chosen are to stay in float"
+
+
+def why_left(method) -> str:
+    return f"left in float, as {method!r} says"
+
+
+def tell(method, model: keras.Model, record: Record) -> None:
+    """Say in `record` how many kernels got how many bits; scales counted, of 32 bits each."""
+    mine = (path for path in chosen(method, model) if path in record.weights)
+    told = {path: record.weights[path] for path in mine}  # not what came later, such as adapters
+    count = sum(weight.codes.size for weight in told.values())
+    stored = sum(
+        weight.codes.size * weight.bits + 32 * weight.scale.size for weight in told.values()
+    )
+    record.told[repr(method)] = {"kernels": len(told), "bits_per_weight": stored / max(count, 1)}

@@ -1,0 +1,1 @@
+"""Rewriting a graph: twins of layers, and what is known of a compressed network."""

@@ -1,0 +1,1 @@
+"""Core ML: packages, and the process that runs them on a Mac."""

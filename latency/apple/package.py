@@ -1,0 +1,238 @@
+"""Core ML for this Mac and for iPhones: what is common to them, asked in a process of its own.
+
+The conversion needs Keras on TensorFlow, which the caller may not have, and Apple's code may crash
+or wait for ever: `latency.apple.worker` is the other side. On a machine without macOS a network is
+converted and kept, and what is missing to time it is said.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latency.measuring import stopwatch
+from latency.networks import keras_file
+from latency.system.json_records import utc_now
+from latency.target import Kind, TargetUnavailable, Timing, cache_directory
+
+# What may compute (coremltools' names of them): ane is the Neural Engine.
+UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "cpu_gpu": "CPU_AND_GPU", "cpu_ane": "CPU_AND_NE"}
+PRECISIONS = ("float16", "float32")
+
+_CONVERT_S = 900.0
+
+
+def check(units: str, precision: str, limit_s: float) -> None:
+    """`ValueError` unless the options of a Core ML target are good."""
+    for name, value, known in (("units", units, UNITS), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+    if not isinstance(limit_s, (int, float)) or not 1 <= limit_s < float("inf"):
+        raise ValueError(f"limit_s={limit_s!r}: expected seconds, at least 1")
+
+
+def missing() -> str | None:
+    """What is to be installed before anything can be converted, or None."""
+    if importlib.util.find_spec("coremltools") is None:
+        return "coremltools is missing: pip install 'nas[coreml]'"
+    return None
+
+
+def runtime() -> str:
+    """What makes the files, and calls Core ML."""
+    return f"Core ML, coremltools {metadata.version('coremltools')}"
+
+
+def convert(model: Any, batch_size: int, precision: str, save: str | None) -> Path:
+    """The `.mlpackage` of a model or `.keras` file: an ML program of static shapes, for iOS 17 on.
+
+    It lies at `save` (the name of the package, or a folder to put it into), else in the user's
+    cache, where it is found again. Weights and computation are float16, unless `precision` says
+    float32. Raises `ValueError` where the network has no Core ML form.
+    """
+    if (lacking := missing()) is not None:
+        raise TargetUnavailable(lacking)
+    with tempfile.TemporaryDirectory(prefix="nas_coreml_") as name:
+        source, digest, imports = _file_of(model, Path(name))
+        kept = f"{digest}-{precision}-batch{batch_size}-{metadata.version('coremltools')}"
+        place = _place(save, f"{kept}.mlpackage")
+        if save is None and _is_package(place):
+            return place
+        made = Path(name) / "converted.mlpackage"
+        request = {
+            "operation": "convert",
+            "model": str(source),
+            "imports": imports,
+            "batch_size": batch_size,
+            "precision": precision,
+            "package": str(made),
+        }
+        ask(request, _CONVERT_S)
+        _move(made, place)
+    return place
+
+
+def ask(request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    """What `latency.apple.worker` answers, run in a new process with Keras on TensorFlow.
+
+    Raises `ValueError` where the model is bad, `TargetUnavailable` where Core ML or the device
+    fails, was killed or took more than `limit_s` seconds. What it prints is kept from the terminal.
+    """
+    # What this process can import, and nothing that happens to lie in the current directory (-P).
+    given = {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as noise:
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "latency.apple.worker"],
+            stdin=subprocess.PIPE,
+            stdout=answer,
+            stderr=noise,
+            env=os.environ | given,
+            start_new_session=True,
+        ) as process:
+            try:
+                process.communicate(json.dumps(request).encode(), timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                raise TargetUnavailable(
+                    f"Core ML: {request['operation']} did not end within {limit_s:g} s; it was "
+                    "stopped"
+                ) from None
+            finally:  # also on Ctrl-C: what it started (xcodebuild, devicectl) ends with it
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        answer.seek(0)
+        noise.seek(0)
+        text, said = answer.read(), noise.read().decode(errors="replace")
+    try:
+        told = json.loads(text)
+    except ValueError:
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no word"]
+        raise TargetUnavailable(
+            f"Core ML: {request['operation']} ended with status {process.returncode}: "
+            f"{lines[-1][:300]}"
+        ) from None
+    if "error" in told:
+        raise (ValueError if told["error"] == "model" else TargetUnavailable)(told["message"])
+    return told
+
+
+def timed(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
+    """The timing from a worker's answer to "time": its plan tells where operations run.
+
+    Nothing times single operations: theirs are the median, shared as the plan estimates their cost.
+    """
+    samples = tuple(answer["samples_ms"])
+    plan = answer.get("plan") or []
+    places = [row["on"] for row in plan if row.get("on")]
+    conditions = conditions | {
+        "load_ms": answer.get("load_ms"),
+        "clock": answer["clock"],
+        "wall_median_ms": answer.get("wall_median_ms"),
+        "operations_on": {place: places.count(place) for place in sorted(set(places))} or None,
+        "plan": answer.get("plan_missing"),  # why there is none, where there is none
+        **answer.get("state", {}),
+        "date": utc_now(),
+    }
+    rows = operations(plan, float(np.median(samples)))
+    return Timing(
+        samples,
+        conditions | stopwatch.stability(stopwatch.doubts(samples)),
+        Kind.MEASURED,
+        per_op=rows or None,
+        per_op_kind=Kind.PREDICTED if rows else None,
+    )
+
+
+def operations(plan: list[dict[str, Any]], total_ms: float) -> tuple[dict[str, Any], ...]:
+    """`total_ms` shared out over the operations of a plan by their estimated costs.
+
+    >>> operations([{"name": "a", "type": "conv", "on": "ane", "cost": 1.0}], 2.0)[0]["ms"]
+    2.0
+    """
+    whole = sum(row["cost"] or 0 for row in plan)
+    if not whole:
+        return ()
+    return tuple(
+        {
+            "name": row["name"],
+            "type": row["type"],
+            "ms": total_ms * (row["cost"] or 0) / whole,
+            "on": row["on"],
+            "within": "graph",
+        }
+        for row in plan
+        if row["cost"] is not None
+    )
+
+
+def kept_at(error: TargetUnavailable, package: Path) -> TargetUnavailable:
+    """The error, saying where the converted network lies."""
+    return TargetUnavailable(f"{error}; the converted network lies at {package}")
+
+
+def told(command: list[str], limit_s: float) -> str:
+    """What a command of the system prints, "" where it fails or takes too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=limit_s, text=True)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def system() -> str:
+    """The operating system, in words for an error message."""
+    return f"this is {platform.system()}"
+
+
+def _file_of(model: Any, folder: Path) -> tuple[Path, str, list[str]]:
+    """The `.keras` file of a model, what tells it apart, and the modules of its own layers."""
+    path, own = keras_file.hand_on(model, folder, "Core ML")
+    if isinstance(model, (str, Path)):
+        with open(path, "rb") as file:
+            return path, hashlib.file_digest(file, "sha256").hexdigest()[:16], own
+    digest = hashlib.sha256(model.to_json().encode())  # the file holds the date
+    for weight in model.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return path, digest.hexdigest()[:16], own
+
+
+def _place(save: str | None, name: str) -> Path:
+    """Where the package is to lie; `ValueError` where something else lies there."""
+    if save is None:
+        place = cache_directory() / "coreml" / name
+    else:
+        place = Path(save).expanduser()
+        place = place if place.suffix == ".mlpackage" else place / name
+        if place.exists() and not _is_package(place):
+            raise ValueError(f"save={save}: {place} exists and is no .mlpackage")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _is_package(place: Path) -> bool:
+    return place.is_dir() and (place / "Manifest.json").is_file()
+
+
+def _move(made: Path, place: Path) -> None:
+    """Puts a new package in place: whole, or not at all."""
+    beside = place.with_name(f".{os.getpid()}-{place.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(made, beside)
+    if place.exists():
+        shutil.rmtree(place)
+    os.replace(beside, place)

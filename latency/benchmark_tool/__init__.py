@@ -1,0 +1,1 @@
+"""LiteRT's benchmark_model on an attached device."""

@@ -1,0 +1,1 @@
+"""Networks compiled and timed with JAX in a process of its own."""

@@ -1,0 +1,1 @@
+"""Timing on a shared machine, with reference networks beside."""

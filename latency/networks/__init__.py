@@ -1,0 +1,1 @@
+"""What of a Keras network is timed: counts, files, inputs."""

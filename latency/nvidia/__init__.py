@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: attached ones, and compiling for one."""

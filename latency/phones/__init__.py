@@ -1,0 +1,1 @@
+"""Android phones: adb, and the state of a phone."""

@@ -1,0 +1,1 @@
+"""Predictors of latency that are fitted to measurements."""

@@ -1,0 +1,1 @@
+"""The least time that compute, bandwidth and launches allow."""

@@ -1,0 +1,1 @@
+"""LiteRT files: written, run and timed."""

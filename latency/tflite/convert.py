@@ -1,0 +1,268 @@
+"""Keras models to LiteRT (`.tflite`) by the official converter, and running the result.
+
+`assemble` writes the same graph in milliseconds where it knows all layers; `convert` is for all.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from latency.networks import keras_file
+from latency.system.silent_stderr import silent_stderr
+from latency.tflite import process
+from latency.tflite.branch_constants import with_own_constants
+from latency.tflite.direct_writer import assemble
+from latency.tflite.signature import names, signed
+
+__all__ = ["Session", "assemble", "convert", "file_of", "load", "run", "runner"]
+
+Arrays = dict[str, np.ndarray]
+
+
+def convert(model: Any) -> bytes:
+    """The `.tflite` file of `model` by TensorFlow's converter: static shapes at batch 1.
+
+    Inputs and outputs are named as in the dicts that the model takes and gives, else as its layers
+    are (`Session` and `run` go by these names), and keep their types: int32 stays int32.
+
+    The variables are frozen first: several times faster than through a SavedModel
+    (`tools/bench_latency.py`), and without it the converter leaves READ_VARIABLE operations in the
+    file, which fail when it runs. Where Keras is on another backend, another process does this.
+    Raises `ValueError` where an operation has no builtin form: a Flex operation would not run on
+    devices.
+    """
+    import keras  # noqa: PLC0415 (the backend is the caller's choice, made before Keras is imported)
+
+    for tensor in model.inputs:
+        if any(size is None for size in tensor.shape[1:]):
+            raise ValueError(f"input {tensor.name!r}: expected a static shape, got {tensor.shape}")
+    inputs, outputs = names(model)
+    if keras.backend.backend() != "tensorflow":
+        with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder:
+            path, _ = keras_file.hand_on(model, Path(folder), "LiteRT")
+            return process.convert(path)
+    import tensorflow as tf  # noqa: PLC0415
+    from tensorflow.lite.python.convert_phase import ConverterError  # noqa: PLC0415
+    from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415
+
+    def infer(*inputs):
+        outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
+        return keras.tree.flatten(outputs)
+
+    signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
+    function = tf.function(infer, autograph=False).get_concrete_function(*signature)
+    freeze = convert_to_constants.convert_variables_to_constants_v2
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # it warns of a trackable object, which a frozen graph lacks
+    try:
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [with_own_constants(freeze(function, lower_control_flow=False))]
+        )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        return signed(converter.convert(), inputs, outputs)
+    except ConverterError as error:
+        reason = next((line for line in str(error).splitlines() if "error:" in line), str(error))
+        raise ValueError(
+            f"model {model.name!r}: {reason.split('error:')[-1].strip()}; "
+            "only LiteRT's builtin operations are allowed: Flex operations do not run on devices"
+        ) from error
+    finally:
+        logging.disable(disabled)
+
+
+def file_of(model: Any) -> bytes | Path:
+    """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is.
+
+    Files may come from anywhere: they are loaded and run in another process first, with a limit on
+    time and memory. `ValueError`, in one line, where that fails.
+    """
+    if isinstance(model, (str, Path)):
+        path = Path(model)
+        if path.suffix == ".tflite":
+            process.check(path)
+            return path
+        if path.suffix != ".keras":
+            raise ValueError(f"{path}: expected a .tflite or .keras file")
+        return process.convert(path)
+    try:
+        return assemble(model)
+    except ValueError as unsupported:
+        try:
+            return convert(model)
+        except ValueError as error:
+            raise ValueError(f"{error}; and written directly: {unsupported}") from error
+
+
+def load(tflite: bytes | str | Path, threads: int = 1) -> Interpreter:
+    """A LiteRT interpreter (XNNPACK) of a `.tflite` file or its bytes; `ValueError` if bad."""
+    path = None
+    if not isinstance(tflite, bytes):
+        path = Path(tflite)
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a .tflite file, found none")
+        tflite = path.read_bytes()
+    name = path or "the given bytes"
+    if tflite[4:8] != b"TFL3":
+        raise ValueError(f"{name}: not a LiteRT file: identifier {tflite[4:8]!r}, not b'TFL3'")
+    try:
+        with silent_stderr():  # it announces its delegate
+            interpreter = Interpreter(model_content=tflite, num_threads=threads)
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: LiteRT cannot load it: {str(error).splitlines()[0]}") from error
+    return interpreter
+
+
+def runner(tflite: bytes | str | Path, threads: int = 1) -> Callable[[], None]:
+    """What runs a network once. Its inputs are filled: what memory held before may be denormals."""
+    interpreter = load(tflite, threads)
+    random = np.random.default_rng(0)
+    for entry in interpreter.get_input_details():
+        values = random.random(tuple(entry["shape"]), np.float32).astype(entry["dtype"])
+        interpreter.set_tensor(entry["index"], values)
+    return interpreter.invoke
+
+
+class Session:
+    """A `.tflite` file that is loaded once and called by the names of its inputs and outputs.
+
+    A name on both sides is state: a cache, or what a stream carries on. `step` keeps it inside,
+    from zeros on; a plain call takes and gives all of it. Of a file with several signatures the
+    session runs `signature`; None: that of its main graph.
+
+    >>> import keras
+    >>> inputs = {"x": keras.Input((2,), name="x"), "sum": keras.Input((2,), name="sum")}
+    >>> total = keras.layers.Add()([inputs["x"], inputs["sum"]])
+    >>> session = Session(assemble(keras.Model(inputs, {"sum": total})))
+    >>> session({"x": np.ones((1, 2)), "sum": np.ones((1, 2))})["sum"].tolist()
+    [[2.0, 2.0]]
+    """
+
+    def __init__(
+        self, tflite: bytes | str | Path, threads: int = 1, *, signature: str | None = None
+    ):
+        self._interpreter = load(tflite, threads)
+        inputs, outputs = _details(self._interpreter, signature)
+        self.inputs = {
+            name: (tuple(map(int, d["shape"])), d["dtype"]) for name, d in inputs.items()
+        }
+        self.outputs = {
+            name: (tuple(map(int, d["shape"])), d["dtype"]) for name, d in outputs.items()
+        }
+        self.state = tuple(name for name in inputs if name in outputs)
+        for name in self.state:
+            if self.inputs[name] != self.outputs[name]:
+                raise ValueError(
+                    f"state {name!r} goes in as {self.inputs[name]}, out as {self.outputs[name]}"
+                )
+        self._reads = {name: detail["index"] for name, detail in inputs.items()}
+        self._writes = {name: detail["index"] for name, detail in outputs.items()}
+        self._told = {name: self._writes[name] for name in outputs if name not in self.state}
+        self._branch = _branch(self._interpreter, signature)
+        if self._branch is not None:
+            self.reset()
+            return
+        tensor = self._interpreter.tensor  # a view of the memory in place
+        self._carried = [(tensor(self._reads[n]), tensor(self._writes[n])) for n in self.state]
+        self.reset()
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """All outputs for all inputs, each with its batch of one."""
+        if inputs.keys() != self._reads.keys():
+            raise ValueError(f"expected the inputs {sorted(self._reads)}, got {sorted(inputs)}")
+        return self._invoke(inputs, self._writes)
+
+    def step(self, inputs: Arrays) -> Arrays:
+        """The outputs that are no state, for the inputs that are none; the state goes on."""
+        if self._branch is not None:
+            outputs = self._invoke(inputs | self._kept, self._writes)
+            self._kept = {name: outputs.pop(name) for name in self.state}
+            return outputs
+        outputs = self._invoke(inputs, self._told)
+        for read, write in self._carried:
+            np.copyto(read(), write())
+        return outputs
+
+    def reset(self) -> None:
+        """The state is zeros again."""
+        if self._branch is not None:
+            self._kept = {name: np.zeros(*self.inputs[name]) for name in self.state}
+            return
+        for read, _ in self._carried:
+            read()[...] = 0
+
+    def _invoke(self, inputs: Arrays, outputs: dict[str, int]) -> Arrays:
+        interpreter, given = self._interpreter, {}
+        for name, value in inputs.items():
+            value = np.asarray(value)
+            dtype = self.inputs[name][1]
+            if value.dtype != dtype:
+                value = value.astype(dtype, casting="same_kind")
+            given[name] = value
+        if self._branch is not None:
+            return self._branch(**given)
+        for name, value in given.items():
+            interpreter.set_tensor(self._reads[name], value)
+        interpreter.invoke()
+        return {name: interpreter.get_tensor(index) for name, index in outputs.items()}
+
+
+def run(tflite: bytes | str | Path, inputs: np.ndarray | Arrays) -> np.ndarray | Arrays:
+    """The outputs of a `.tflite` file for `inputs` (n, ...), run one at a time.
+
+    By name, except that a single array gives an array where there is one output.
+    """
+    session = Session(tflite)
+    by_name = inputs if isinstance(inputs, dict) else {next(iter(session.inputs)): inputs}
+    if by_name.keys() != session.inputs.keys():
+        raise ValueError(f"expected the inputs {sorted(session.inputs)}, got {sorted(by_name)}")
+    for name, (shape, _) in session.inputs.items():
+        if shape[:1] != (1,) or by_name[name].shape[1:] != shape[1:]:
+            raise ValueError(
+                f"{name}: expected inputs of shape {('n', *shape[1:])}, got {by_name[name].shape}"
+            )
+    count = len(next(iter(by_name.values())))
+    rows = [session({n: array[i : i + 1] for n, array in by_name.items()}) for i in range(count)]
+    outputs = {name: np.concatenate([row[name] for row in rows]) for name in session.outputs}
+    single = not isinstance(inputs, dict) and len(outputs) == 1
+    return next(iter(outputs.values())) if single else outputs
+
+
+def _branch(interpreter: Interpreter, signature: str | None) -> Callable[..., Arrays] | None:
+    """What runs a signature; None: it is that of the main graph, and that is simply invoked."""
+    known = interpreter.get_signature_list()
+    if signature is None:
+        return None
+    if signature not in known:
+        raise ValueError(f"no signature {signature!r}; the file has {', '.join(known)}")
+    runner = interpreter.get_signature_runner(signature)
+    return runner if runner._subgraph_index else None
+
+
+def _details(
+    interpreter: Interpreter, signature: str | None = None
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """What LiteRT says of inputs and outputs, by name, in the file's order.
+
+    Files of other makers may have no names, or several signatures of which none is of the main
+    graph: they go by their tensors.
+    """
+    runner = _branch(interpreter, signature)
+    if runner is not None:
+        return runner.get_input_details(), runner.get_output_details()
+    sides = interpreter.get_input_details(), interpreter.get_output_details()
+    runners = map(interpreter.get_signature_runner, interpreter.get_signature_list())
+    main = next((runner for runner in runners if not runner._subgraph_index), None)
+    if main is None:
+        return tuple({detail["name"]: detail for detail in details} for details in sides)
+    named = main.get_input_details(), main.get_output_details()
+    orders = ([detail["index"] for detail in details] for details in sides)
+    return tuple(
+        dict(sorted(details.items(), key=lambda item: order.index(item[1]["index"])))
+        for details, order in zip(named, orders, strict=True)
+    )

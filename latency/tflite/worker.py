@@ -1,0 +1,110 @@
+"""What runs in a process of its own for `latency.tflite.process`: files that may crash it."""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from latency.networks import keras_file
+
+
+def check(file: str, threads: int) -> dict[str, Any]:
+    """Loads a `.tflite` file and runs it twice; the peak of its memory in MB, where told."""
+    from latency.tflite import convert as litert
+
+    before_mb = _memory_mb("VmRSS")
+    _forget_peak()
+    invoke = litert.runner(Path(file), threads)
+    started = time.perf_counter()
+    invoke()
+    first_s = time.perf_counter() - started
+    if first_s < 1:
+        invoke()  # a second run meets what the first one left behind
+    peak_mb = _memory_mb("VmHWM")
+    memory_mb = None if before_mb is None or peak_mb is None else peak_mb - before_mb
+    return {"memory_mb": memory_mb, "first_ms": 1e3 * first_s}
+
+
+def profile(file: str, **options) -> dict[str, Any]:
+    """The microseconds of each operation, by LiteRT's profiler."""
+    from latency.tflite import profiler
+
+    return profiler.record(file, **options)
+
+
+def convert(file: str, into: str, modules: list[str]) -> dict[str, Any]:
+    """Writes the `.tflite` file of a `.keras` file, and checks it. Nothing in it can be code.
+
+    `modules` are the caller's own, which define its layers.
+    """
+    import keras
+
+    from latency.tflite import convert as litert
+
+    for module in modules:
+        importlib.import_module(module)
+    # Explicit, for KERAS_SAFE_MODE and keras.config can turn it off.
+    model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    tflite = litert.file_of(model)
+    Path(into).write_bytes(tflite)
+    return check(into, 1)
+
+
+_JOBS = {job.__name__: job for job in (check, profile, convert)}
+
+
+def main() -> None:
+    """Answers requests, a JSON object a line, until its stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # native code prints there
+    for line in sys.stdin:
+        request = json.loads(line)
+        _limit(request["memory_mb"], request["limit_s"])
+        try:
+            answer = _JOBS[request["job"]](**request["arguments"])
+        except MemoryError:
+            answer = {"error": "it needs more memory than there is"}
+        except Exception as error:  # whatever a bad file provokes is told in one line
+            answer = {"error": keras_file.cause(error), "type": type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _limit(memory_mb: float, seconds: float) -> None:
+    """What this process may take from here on; no limit where the system has none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    # The caller keeps the time; this is for when it is gone.
+    cpu_s = used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1) + 10
+    bytes_ = ((_memory_mb("VmSize") or 0) + memory_mb) * 2**20
+    for kind, limit in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, bytes_)):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or limit < hard:
+            with contextlib.suppress(ValueError, OSError):  # macOS refuses
+                resource.setrlimit(kind, (int(limit), hard))
+
+
+def _memory_mb(name: str) -> float | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+def _forget_peak() -> None:
+    """The peak of memory starts anew (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line: strings become objects, one journey is called, its result is printed."""

@@ -1,0 +1,1 @@
+"""`nas compress`: methods applied to a network, before and after in one report."""

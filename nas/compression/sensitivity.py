@@ -1,0 +1,48 @@
+"""Which layers bear a compression least: one layer compressed at a time, the others as before."""
+
+from typing import Any
+
+import numpy as np
+
+
+def by_layer(model: Any, methods: list, data: Any, batch_size: int = 64) -> list[dict]:
+    """[{"layer", "loss", "params"}] for every layer whose weights the methods change in place.
+
+    The methods take effect at once, without training; "loss" is the mean over `data` with only
+    this layer's weights compressed. The first entry, "layer": None, is the network as it was.
+    Empty where no method leaves the shapes as they are.
+    """
+    from compress import method as contract
+    from compress.rewriting import graph
+
+    one_shot = [method for method in methods if method.stage == contract.WEIGHTS]
+    if not one_shot:
+        return []
+    compressed = contract.compress(model, one_shot, None, data).model
+    found = {weight.path: np.asarray(weight) for weight in compressed.weights}
+    probe = graph.rewritten(model, lambda layer, copy: copy)
+    rows = [{"layer": None, "loss": loss(probe, data, batch_size), "params": 0}]
+    for layer in probe.layers:
+        before = layer.get_weights()
+        paths = [weight.path for weight in layer.weights]
+        new = [found.get(path, array) for path, array in zip(paths, before, strict=True)]
+        if any(a.shape != b.shape for a, b in zip(new, before, strict=True)):
+            continue
+        if all(np.array_equal(a, b) for a, b in zip(new, before, strict=True)):
+            continue
+        layer.set_weights(new)
+        value = loss(probe, data, batch_size)
+        layer.set_weights(before)
+        rows.append({"layer": layer.name, "loss": value, "params": layer.count_params()})
+    return rows
+
+
+def loss(model: Any, data: Any, batch_size: int = 64) -> float:
+    """The mean loss of a model over `data`."""
+    import keras
+
+    losses = []
+    for inputs, targets in data.batches(batch_size):
+        outputs = model(inputs, training=False)
+        losses.append(keras.ops.convert_to_numpy(data.loss(outputs, targets)))
+    return float(np.concatenate(losses).mean())

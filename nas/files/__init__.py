@@ -1,0 +1,1 @@
+"""Networks in files: what is opened, how it is flattened, what is written."""

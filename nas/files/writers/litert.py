@@ -1,0 +1,142 @@
+"""`.tflite` files of compressed networks: weights as the integers that LiteRT's kernels run on.
+
+The float file is edited: each constant that holds a recorded weight becomes INT2, INT4 or INT8 with
+a scale per channel; activations stay float and are quantized on the fly by the kernels.
+"""
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from compress.rewriting.record import Record
+from latency.networks.random_inputs import random_inputs
+from latency.tflite import convert
+from latency.tflite.signature import names
+from nas.files.writers.tflite import integer_codes
+from nas.files.writers.tflite.editable_file import File, merged, text
+from nas.files.writers.tflite.find_weights import Place, places
+from nas.files.writers.tflite.integer_activations import EXAMPLES, OWN, calibrated
+from nas.files.writers.tflite.integer_kernels import Kernels
+from nas.files.writers.tflite.readback import read_codes
+from nas.files.writers.tflite.sparse_constants import thin
+from nas.files.writers.tflite.verify import verified
+from nas.files.writers.written_file import Written, sizes
+
+__all__ = ["Written", "read_codes", "write"]
+
+PREFER = ("size", "speed")
+MAIN = "serving_default"  # what TensorFlow calls a model's one signature
+
+
+def write(
+    path: pathlib.Path | str, model: Any, record: Record, data: Any = None, prefer: str = "size"
+) -> Written:
+    """Write `model` to a `.tflite` file, with its weights as `record` says they can be stored.
+
+    data: `compress.Data` or arrays as the network takes them: outputs are compared on them, and
+    activations calibrated where the record says they are integers.
+    prefer: "size", the narrowest type that a kernel takes; "speed", the fastest.
+    The record's variants become further signatures of the file, under their names.
+    Raises `RuntimeError` where the file read back is not the network.
+    """
+    if prefer not in PREFER:
+        raise ValueError(f"prefer={prefer!r}; expected one of {PREFER}")
+    path = pathlib.Path(path)
+    models = {**record.variants}
+    if next(iter(models.values()), None) is not model:  # the main graph's comes first
+        models = {MAIN: model, **models}
+    floats = merged({name: _float_file(one) for name, one in models.items()}).pack()
+    file = File(floats)
+    arrays = {weight.path: np.asarray(weight) for weight in model.weights}
+    found = places(file, {name: arrays[name] for name in record.weights})
+    inputs = {name: _inputs(one, data) for name, one in models.items()}
+    forms = {name: integer_codes.forms(weight) for name, weight in record.weights.items()}
+    if record.activations is None:
+        kinds, left = _store(file, forms, found, prefer)
+        tflite = file.pack()
+    else:
+        tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
+    stored, left = _told(record, kinds, left)
+    checked = verified(tflite, floats, models, inputs, record, found, arrays, left)
+    path.write_bytes(tflite)
+    size, zipped = sizes(path)
+    constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
+    return Written(
+        path=path,
+        bytes=size,
+        zipped_bytes=zipped,
+        bits_per_weight=8 * constants / max(model.count_params(), 1),
+        weights={name: stored.get(name, "float32") for name in arrays},
+        left=left,
+        checked=checked,
+    )
+
+
+def _float_file(model: Any) -> bytes:
+    made = convert.file_of(model)
+    return made if isinstance(made, bytes) else made.read_bytes()
+
+
+def _inputs(model: Any, data: Any) -> Any:
+    if data is None:
+        return random_inputs(model, 4)
+    return getattr(data, "inputs", data)
+
+
+def _store(
+    file: File, forms: dict[str, list[integer_codes.Integers]], found: list[Place], prefer: str
+) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """Puts integers in the file; (how each weight is stored, why not narrower)."""
+    kernels = Kernels(file, prefer)
+    kinds, left = {}, {}
+    for place in found:
+        file.graphs[place.graph].tensors[place.index].name = place.name
+        kind, reason = "float32", "its levels are not evenly spaced"
+        if forms[place.path]:
+            kind, reason = kernels.store(place, forms[place.path])
+        kinds.setdefault(place.path, set()).add(kind)
+        if reason is not None:
+            left[place.path] = reason
+    for (graph, index), kind in thin(file, prefer).items():
+        path = text(file.graphs[graph].tensors[index].name)
+        path = path.removesuffix("/normed")
+        if path in kinds:
+            kinds[path] = kinds[path] - {"float32"} | {kind}
+    return kinds, left
+
+
+def _calibrate(floats, models, inputs, record, found, forms, data) -> tuple[bytes, dict, dict]:
+    if record.activations != 8:
+        raise ValueError(f"activations of {record.activations} bits; LiteRT files take 8, or None")
+    if data is None:
+        raise ValueError("activations of 8 bits need examples to take their ranges from: data=")
+    examples = {}
+    for name, model in models.items():
+        arrays = dict(zip(names(model)[0], keras.tree.flatten(inputs[name]), strict=True))
+        count = min(EXAMPLES, len(next(iter(arrays.values()))))
+        examples[name] = [
+            {key: np.asarray(array[n : n + 1]) for key, array in arrays.items()}
+            for n in range(count)
+        ]
+    return calibrated(floats, examples, found, forms)
+
+
+def _told(
+    record: Record, kinds: dict[str, set[str]], left: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The widest of the constants that hold each weight, and why it is wider, or rounded again."""
+    stored = {path: max(kind, key=_bits) for path, kind in kinds.items()}
+    left = {path: "the converter left no constant that holds it" for path in record.weights} | left
+    return stored, {
+        path: left[path]
+        for path, weight in record.weights.items()
+        if weight.codes is not None
+        and (path not in stored or path in left)
+        and (_bits(stored.get(path, "float32")) > max(weight.bits, 2) or OWN in left.get(path, ""))
+    }
+
+
+def _bits(kind: str) -> int:
+    return int(kind[3:]) if kind.startswith("int") else 32

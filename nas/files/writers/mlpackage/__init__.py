@@ -1,0 +1,1 @@
+"""Core ML packages: compressed constants of a program."""

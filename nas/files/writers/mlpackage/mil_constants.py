@@ -1,0 +1,240 @@
+"""Weights in Core ML's programs (MIL): found by their values, stored as codes, read back.
+
+Passes of coremltools transpose, reshape and scale weights, under names of their own; what they
+leave is recognized by its values, bit by bit in float16, up to a factor for each output channel.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from compress.rewriting.record import Weight
+
+INDEX_BITS = (1, 2, 3, 4, 6, 8)  # of Core ML's look-up tables
+INTEGER_BITS = (4, 8)  # of its affine integers
+LEAST = 10  # smaller constants are text in the program
+_TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): 1e-5}
+
+
+class Stored:
+    """One constant of a program as codes: of which weight, and what it stands for.
+
+    codes: of the constant's shape. levels (tables, n), table and scale say its values, mask where
+    it is not 0. `bits` are those of the file.
+    """
+
+    def __init__(self, path: str, known: Weight, permutation, factor, like: np.ndarray):
+        def placed(array):
+            return np.transpose(array, permutation).reshape(like.shape)
+
+        def spread(array):
+            return placed(np.broadcast_to(array, shape))
+
+        shape = (known.codes if known.mask is None else known.mask).shape
+        self.path, self.like, self.known = path, like, known
+        self.mask = None if known.mask is None or known.mask.all() else placed(known.mask)
+        self.codes = None if known.codes is None else placed(known.codes)
+        if self.codes is None:
+            return
+        self.scale = spread(known.scale).astype(np.float32) * factor
+        self.levels = np.asarray(known.levels, np.float32)
+        count, axis = len(self.levels), known.axis % len(shape)
+        groups = np.arange(shape[axis]) // (shape[axis] // count)
+        self.table = spread(groups.reshape([-1 if a == axis else 1 for a in range(len(shape))]))
+        self.blocks = [_blocks(axis, self.scale, self.table) for axis in range(like.ndim)]
+        self.scale, self.table = self._corner(self.scale), self._corner(self.table)
+        self.step, self.zero = self._affine()
+        self.integers = self.step is not None and known.bits in INTEGER_BITS
+        self.integers &= self.scale.size > 1 or known.bits == 8
+        self.bits = next(b for b in INDEX_BITS if b >= known.bits)
+
+    def _corner(self, array):
+        """The value of each block, from its first element."""
+        for axis, count in enumerate(self.blocks):
+            array = array.take(np.arange(count) * (self.like.shape[axis] // count), axis)
+        return array
+
+    def _affine(self):
+        """(step, zero) if all levels are step * (code - zero), else (None, None)."""
+        row = self.levels[0]
+        if len(row) < 2 or any(not np.array_equal(row, other) for other in self.levels):
+            return None, None
+        step = (row[-1] - row[0]) / (len(row) - 1)
+        even = row[0] + step * np.arange(len(row))
+        if step <= 0 or not np.allclose(row, even, rtol=0, atol=1e-6 * abs(row).max()):
+            return None, None
+        return float(step), float(-row[0] / step)
+
+    @property
+    def kind(self) -> str:
+        """As `Written` names it."""
+        of = "sparse " if self.mask is not None else ""
+        return f"{of}float{8 * self.like.itemsize}" if self.codes is None else f"{of}int{self.bits}"
+
+    @property
+    def stored_bits(self) -> int:
+        """What it takes in a file."""
+        kept = self.like.size if self.mask is None else int(self.mask.sum())
+        mask = 0 if self.mask is None else self.like.size
+        width = 8 * self.like.itemsize
+        if self.codes is None:
+            return mask + kept * width
+        if self.integers:
+            return mask + kept * self.bits + 2 * self.scale.size * width
+        return mask + kept * self.bits + math.prod(self.blocks) * 2**self.bits * width
+
+    def lut(self) -> np.ndarray:
+        """Tables (blocks of every axis, 2**bits, 1)."""
+        tables = np.zeros((*self.scale.shape, 2**self.bits, 1), np.float32)
+        tables[..., : self.levels.shape[1], 0] = self.levels[self.table] * self.scale[..., None]
+        return tables.astype(self.like.dtype)
+
+    def built(self, builder: Any, types: Any, name: str, before: Any) -> Any:
+        """The variable in the program that has these values, before an operation."""
+        place = {"before_op": before}
+        codes = self.codes if self.mask is None else None
+        mask = None
+        if self.mask is not None:
+            mask = self.mask.astype(types.nptype_from_builtin(types.uint1))
+            if self.codes is None:
+                kept = self.like[self.mask]
+                return builder.constexpr_sparse_to_dense(
+                    nonzero_data=kept, mask=mask, name=name, **place
+                )
+            codes = self.codes[self.mask]
+        kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{self.bits}"))
+        codes = codes.astype(kind)
+        if self.integers:
+            scale = (self.scale * self.step).astype(self.like.dtype)
+            options = {"scale": scale, "offset": np.full_like(scale, self.zero)}
+            if mask is None:
+                return builder.constexpr_blockwise_shift_scale(
+                    data=codes, name=name, **options, **place
+                )
+            mask, values = builder.constexpr_sparse_blockwise_shift_scale(
+                data_mask=mask, nonzero_data=codes, name=f"{name}_kept", **options, **place
+            )
+        elif mask is None:
+            return builder.constexpr_lut_to_dense(indices=codes, lut=self.lut(), name=name, **place)
+        else:
+            mask, values = builder.constexpr_lut_to_sparse(
+                indices_mask=mask,
+                indices_nonzero_data=codes,
+                lut=self.lut(),
+                name=f"{name}_kept",
+                **place,
+            )
+        return builder.constexpr_sparse_to_dense(nonzero_data=values, mask=mask, name=name, **place)
+
+
+def _blocks(axis: int, *arrays: np.ndarray) -> int:
+    """Into how few equal parts an axis can be cut so that the arrays do not change within any."""
+    size = arrays[0].shape[axis]
+    moved = [np.moveaxis(array, axis, 0) for array in arrays]
+    for count in range(1, size + 1):
+        if size % count:
+            continue
+        parts = [array.reshape(count, size // count, *array.shape[1:]) for array in moved]
+        if all((part == part[:, :1]).all() for part in parts):
+            return count
+    return size
+
+
+def found(constant: np.ndarray, weights: dict[str, tuple[np.ndarray, Weight]]) -> Stored | None:
+    """Which of the weights (values and what is known) a constant holds; None: none of them."""
+    if constant.dtype not in _TOLERANCE or constant.size < LEAST or not constant.any():
+        return None
+    for path, (value, known) in weights.items():
+        if value.size != constant.size:
+            continue
+        for permutation in _permutations(value.shape, constant.shape):
+            placed = np.transpose(value, permutation).reshape(constant.shape)
+            factor = _factor(constant, placed)
+            if factor is not None:
+                return Stored(path, known, permutation, factor, constant)
+    return None
+
+
+def _permutations(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Orders of the axes in which an array can have a shape; those without a reshape first."""
+    orders = list(itertools.permutations(range(len(shape))))
+    bare = [size for size in wanted if size > 1]
+    fits = [[shape[a] for a in order if shape[a] > 1] == bare for order in orders]
+    seen = set()
+    for fitting in (True, False):
+        for order, fit in zip(orders, fits, strict=True):
+            real = tuple(axis for axis in order if shape[axis] > 1)
+            if fit is fitting and real not in seen:
+                seen.add(real)
+                yield order
+
+
+def _factor(constant: np.ndarray, value: np.ndarray) -> Any:
+    """1, or an array to multiply `value` with along one axis, that makes it the constant; None."""
+    constant = constant.astype(np.float32)
+    tolerance = _TOLERANCE[np.dtype(np.float16)]
+    if np.allclose(constant, value, rtol=tolerance, atol=1e-7):
+        return np.float32(1)
+    if np.any((constant != 0) & (value == 0)):
+        return None
+    for axis in range(constant.ndim):
+        if constant.shape[axis] == constant.size:  # any constant is one factor for each element
+            continue
+        others = tuple(a for a in range(constant.ndim) if a != axis)
+        length = (value * value).sum(others, keepdims=True)
+        factor = (constant * value).sum(others, keepdims=True) / np.where(length == 0, 1, length)
+        near = np.allclose(constant, value * factor, rtol=tolerance, atol=1e-6)
+        if near and np.count_nonzero(value) > 2 * constant.shape[axis]:
+            return factor.astype(np.float32)
+    return None
+
+
+def constants(program: Any) -> Iterator[Any]:
+    """All operations of a program that hold weights: constants, and those that unpack them."""
+    for function in program.functions.values():
+        yield from _within(function)
+
+
+def _within(block: Any) -> Iterator[Any]:
+    for operation in list(block.operations):
+        for inner in operation.blocks:
+            yield from _within(inner)
+        if operation.op_type == "const" or operation.op_type.startswith("constexpr_"):
+            yield operation
+
+
+def bits_of(program: Any) -> int:
+    """What the numbers in a program take; equal constants count once, as in the file."""
+    seen: dict[bytes, int] = {}
+    for operation in constants(program):
+        if operation.op_type != "const":
+            continue
+        variable, value = operation.outputs[0], operation.outputs[0].val
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            width = 8 if value.dtype == bool else variable.dtype.get_bitwidth()
+            seen[value.tobytes() + str((value.shape, width)).encode()] = value.size * width
+    return sum(seen.values())
+
+
+def codes_of(operation: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """(codes or values, mask) that a last unpacking operation gets to see; None of constants."""
+
+    def value(variable):
+        return np.asarray(variable.val)
+
+    kind = operation.op_type
+    if kind == "constexpr_lut_to_dense":
+        return value(operation.indices), None
+    if kind == "constexpr_blockwise_shift_scale":
+        return value(operation.data), None
+    if kind != "constexpr_sparse_to_dense":
+        return None
+    inner = operation.nonzero_data.op
+    if inner is not None and inner.op_type == "constexpr_lut_to_sparse":
+        return value(inner.indices_nonzero_data), value(inner.indices_mask).astype(bool)
+    if inner is not None and inner.op_type == "constexpr_sparse_blockwise_shift_scale":
+        return value(inner.nonzero_data), value(inner.data_mask).astype(bool)
+    return value(operation.nonzero_data), value(operation.mask).astype(bool)

@@ -1,0 +1,305 @@
+"""Networks as safetensors: codes packed bit by bit, kept weights only where others were pruned.
+
+Of a weight `path` the file holds `path`, float32; or `path:codes`, `path:levels`, `path:scale`; or
+`path:values`. With `path:mask`, a bit a weight, codes and values are those of the kept ones only.
+Codes of b bits follow each other without gaps, lowest bit first: 4 a byte of 2 bits, 2 of 4 bits,
+8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON.
+"""
+
+import base64
+import dataclasses
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compress.examples.data import Data
+from compress.rewriting.record import Record, Weight
+from latency.networks import keras_file
+from latency.networks.random_inputs import random_inputs
+from nas.files.writers.written_file import Written, sizes
+
+FORMAT = "nas packed 1"  # what the metadata say
+EXAMPLES = 8
+NOISE = 1e-4  # of outputs, relative: the same float32 operations on weights rounded once more
+_JSON_MB = 100
+
+
+def write(
+    path: str | pathlib.Path,
+    model: Any,
+    record: Record,
+    data: Data | None = None,
+    config: Any | None = None,
+) -> Written:
+    """The weights of `model` in the bits of `record`; read back, compared, and run.
+
+    `config` is its family's Config, where it has one. The file is whole or not there.
+    """
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(path)
+    parts: dict[str, np.ndarray] = {}
+    told: dict[str, dict[str, Any]] = {}
+    stored, left = {}, {}
+    for variable in model.weights:
+        value = np.ascontiguousarray(variable, np.float32)
+        known = record.weights.get(variable.path)
+        packed, form, kind = _packed(variable.path, value, known)
+        if known is not None and sum(array.nbytes for array in packed.values()) >= value.nbytes:
+            left[variable.path] = "levels, scales and codes take no less than float32"
+            packed, form, kind = {variable.path: value}, None, "float32"
+        stored[variable.path] = kind
+        parts |= packed
+        if form is not None:
+            told[variable.path] = form
+    metadata = {"format": FORMAT, "weights": json.dumps(told), "model": _compact(model.to_json())}
+    if config is not None:
+        from nas.files.readers.safetensors import described
+
+        metadata |= described(config)
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        save_file(parts, partial, metadata)
+        checked = _check(partial, model, record, set(told), data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    bits = 8 * sum(array.nbytes for array in parts.values())
+    return Written(path, *sizes(path), bits / model.count_params(), stored, left, checked)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """What a file holds: `weights`, path -> float32; `record`, those that it has as codes or masks;
+    the JSON of the layers."""
+
+    weights: dict[str, np.ndarray]
+    record: dict[str, Weight]
+    architecture: str
+
+
+def is_packed(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file with these metadata is one of ours."""
+    return metadata.get("format") == FORMAT
+
+
+def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Path of each weight -> its float32 values."""
+    return read(path).weights
+
+
+def read(path: str | pathlib.Path) -> Packed:
+    """All that a file holds; `ValueError`, one line, where it is damaged or another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            if not is_packed(metadata):
+                raise ValueError(f"{path}: not a file of packed weights ({FORMAT})")
+            arrays = {name: file.get_tensor(name) for name in names}
+        told = json.loads(metadata["weights"])
+        architecture = _expanded(metadata["model"])
+        return _unpacked(arrays, told, architecture)
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        raise ValueError(text if str(path) in text else f"{path}: damaged: {text}") from error
+
+
+def network(path: str | pathlib.Path) -> Any:
+    """The `keras.Model` in a file."""
+    packed = read(path)
+    import importlib
+
+    import keras
+
+    for module in keras_file.registered():
+        importlib.import_module(module)
+    from families.layers.shapes import shapes_only
+
+    def made():
+        with keras.src.saving.serialization_lib.SafeModeScope(True):
+            return keras.models.model_from_json(packed.architecture)
+
+    try:
+        with shapes_only():
+            shapes = {weight.path: tuple(weight.shape) for weight in made().weights}
+    except Exception as error:  # whatever a foreign description makes Keras raise
+        raise ValueError(f"{path}: Keras cannot build it: {keras_file.cause(error)}") from error
+    found = {name: value.shape for name, value in packed.weights.items()}
+    if shapes != found:
+        name = sorted(name for name in shapes | found if shapes.get(name) != found.get(name))[0]
+        raise ValueError(
+            f"{path}: weight {name!r} is {found.get(name)}; its layers want {shapes.get(name)}"
+        )
+    model = made()
+    for weight in model.weights:
+        weight.assign(packed.weights[weight.path])
+    return model
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 codes below 2**bits, one after the other, as bytes.
+
+    >>> pack(np.uint8([1, 2, 3, 0, 1]), 2).tolist()
+    [57, 1]
+    """
+    flat = codes.reshape(-1)
+    if flat.size and int(flat.max()) >= 2**bits:
+        raise ValueError(f"code {flat.max()} takes more than {bits} bits")
+    parts = []
+    for start in range(0, flat.size, 2**20):  # whole bytes: bounds the memory of single bits
+        part = flat[start : start + 2**20]
+        single = (part[:, None] >> np.arange(bits, dtype=np.uint8)) & 1
+        parts.append(np.packbits(single.reshape(-1), bitorder="little"))
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+
+
+def unpack(content: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The uint8 codes of `pack`."""
+    if content.dtype != np.uint8 or content.size != math.ceil(count * bits / 8):
+        raise ValueError(f"{content.size} bytes are not {count} codes of {bits} bits")
+    codes = np.zeros(count, np.uint8)
+    for start in range(0, count, 2**20):
+        part = codes[start : start + 2**20]
+        begin = start * bits // 8
+        single = np.unpackbits(
+            content[begin : begin + math.ceil(part.size * bits / 8)],
+            count=part.size * bits,
+            bitorder="little",
+        )
+        weights = (1 << np.arange(bits)).astype(np.uint8)
+        np.matmul(single.reshape(-1, bits), weights, out=part, casting="unsafe")
+    return codes
+
+
+def _packed(path: str, value: np.ndarray, known: Weight | None):
+    """The arrays of a weight, what the metadata say of it, and the kind of its storage."""
+    if known is None or (known.codes is None and known.mask is None):
+        return {path: value}, None, "float32"
+    form: dict[str, Any] = {"shape": list(value.shape)}
+    parts, kept, kind = {}, slice(None), ""
+    if known.mask is not None:
+        parts[f"{path}:mask"] = pack(known.mask.astype(np.uint8), 1)
+        kept, kind = known.mask.reshape(-1), "sparse "
+    if known.codes is None:
+        parts[f"{path}:values"] = value.reshape(-1)[kept]
+        return parts, form, f"{kind}float32"
+    form |= {"bits": known.bits, "axis": known.axis % value.ndim}
+    parts[f"{path}:codes"] = pack(known.codes.reshape(-1)[kept], known.bits)
+    parts[f"{path}:levels"] = np.ascontiguousarray(known.levels, np.float32)
+    parts[f"{path}:scale"] = np.ascontiguousarray(known.scale, np.float32)
+    return parts, form, f"{kind}int{known.bits}"
+
+
+def _unpacked(arrays: dict, told: dict, architecture: str) -> Packed:
+    weights = {name: array for name, array in arrays.items() if ":" not in name}
+    record = {}
+    for path, form in told.items():
+        shape = tuple(form["shape"])
+        count = math.prod(shape)
+        mask = arrays.get(f"{path}:mask")
+        stored = sum(array.size for name, array in arrays.items() if name.startswith(f"{path}:"))
+        if not all(isinstance(n, int) and n > 0 for n in shape) or count > 8 * stored:
+            raise ValueError(f"{path}: {stored} numbers are no weight of shape {shape}")
+        if mask is not None:
+            mask = unpack(mask, 1, count).astype(bool)
+        kept = count if mask is None else int(mask.sum())
+        if "bits" not in form:
+            values = np.zeros(count, np.float32)
+            values[slice(None) if mask is None else mask] = arrays[f"{path}:values"]
+            weights[path] = values.reshape(shape)
+            record[path] = Weight(mask=mask.reshape(shape))
+            continue
+        bits = int(form["bits"])
+        if not 1 <= bits <= 8:
+            raise ValueError(f"{path}: codes of {bits} bits")
+        codes = np.zeros(count, np.uint8)
+        found = unpack(arrays[f"{path}:codes"], bits, kept)
+        codes[slice(None) if mask is None else mask] = found
+        record[path] = Weight(
+            bits=bits,
+            codes=codes.reshape(shape),
+            levels=arrays[f"{path}:levels"],
+            scale=arrays[f"{path}:scale"],
+            mask=None if mask is None else mask.reshape(shape),
+            axis=int(form["axis"]),
+        )
+        try:
+            weights[path] = record[path].dense()
+        except IndexError:
+            raise ValueError(f"{path}: a code has no level") from None
+        if weights[path].shape != shape:
+            raise ValueError(f"{path}: is {weights[path].shape}; expected {shape}")
+    return Packed(weights, record, architecture)
+
+
+def _check(path, model, record: Record, packed: set[str], data: Data | None) -> str:
+    """Reads a file again; what was compared, in words; RuntimeError where it differs."""
+    found = read(path)
+    codes = 0
+    for variable in model.weights:
+        name, value = variable.path, np.asarray(variable, np.float32)
+        read_value = found.weights.get(name)
+        if read_value is None or not np.isfinite(read_value).all():
+            raise RuntimeError(f"{path}: {name} is missing or not finite when read back")
+        if name not in packed:
+            if not np.array_equal(read_value, value):
+                raise RuntimeError(f"{path}: {name} differs when read back")
+            continue
+        known, again = record.weights[name], found.record[name]
+        if known.codes is None:
+            if not np.array_equal(read_value, value):
+                raise RuntimeError(f"{path}: {name} differs when read back")
+            continue
+        kept = slice(None) if known.mask is None else known.mask
+        if not np.array_equal(known.codes[kept], again.codes[kept]):
+            raise RuntimeError(f"{path}: {name} has other codes when read back")
+        if not np.allclose(read_value, value, atol=1e-6):
+            raise RuntimeError(
+                f"{path}: {name} differs from the network by {np.abs(read_value - value).max():g}"
+            )
+        codes += known.codes[kept].size
+    error = _difference(model, network(path), data)
+    if not error <= NOISE:
+        raise RuntimeError(f"{path}: outputs differ by {error:.2g} when read back")
+    return f"{codes} codes equal, outputs within {error:.1g} of the network's, relative"
+
+
+def _difference(model, again, data: Data | None) -> float:
+    """How far the outputs of two networks are apart, of the largest output."""
+    import keras
+
+    inputs = random_inputs(model, EXAMPLES) if data is None else next(data.batches(EXAMPLES))[0]
+    largest = 0.0
+    outputs = [keras.tree.flatten(one(inputs, training=False)) for one in (model, again)]
+    for first, second in zip(*outputs, strict=True):
+        first, second = (np.asarray(keras.ops.convert_to_numpy(x), float) for x in (first, second))
+        if not np.isfinite(first).all():
+            raise RuntimeError(f"{model.name}: outputs are not finite")
+        largest = max(largest, np.abs(first - second).max() / max(np.abs(first).max(), 1e-9))
+    return float(largest)
+
+
+def _compact(text: str) -> str:
+    return base64.b85encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _expanded(text: str) -> str:
+    limit = _JSON_MB * 2**20
+    engine = zlib.decompressobj()
+    try:
+        content = engine.decompress(base64.b85decode(text), limit)
+        if engine.unconsumed_tail:
+            raise ValueError(f"an architecture of more than {_JSON_MB} MB")
+        return content.decode()
+    except zlib.error as error:
+        raise ValueError(f"its architecture cannot be unpacked: {error}") from error

@@ -1,0 +1,1 @@
+"""LiteRT files: integer codes, sparse constants and branches within a flatbuffer."""

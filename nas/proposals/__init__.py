@@ -1,0 +1,1 @@
+"""What controllers have in common: history of trials, Gaussian process, policy."""

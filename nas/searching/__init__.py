@@ -1,0 +1,1 @@
+"""`nas search`: the loop over a study, its evaluators, finalists and storage."""

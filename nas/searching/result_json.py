@@ -1,0 +1,67 @@
+"""What is known of a study, as result.json holds it."""
+
+import dataclasses
+import importlib.metadata
+
+import optuna
+
+from nas.searching.study import Settings
+
+
+def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
+    """The content of result.json: all that is known of a study, `found` by its handover."""
+    kept = study.user_attrs.get("objective", {})
+    baseline = kept.get("baseline") or {}
+    winner = found.get("winner") or {}
+    timed = winner.get("latency") or baseline.get("latency") or [{}] * len(settings.targets)
+    every = study.get_trials(deepcopy=False)
+    records = [
+        {**trial.user_attrs.get("profile", {}), **trial.user_attrs.get("evaluation", {})}
+        for trial in every
+    ]
+    done_here = [r for r in records if not r.get("cached") and "duplicate_of" not in r]
+    spent = {
+        name: sum(record.get(f"{name}_s", 0.0) for record in done_here)
+        for name in ("build", "profile", "train")
+    }
+    states = [trial.state.name.lower() for trial in every]
+    return {
+        "study": study.study_name,
+        **dataclasses.asdict(settings),
+        "beta": kept.get("beta"),
+        "metric": study.user_attrs.get("metric"),  # what the quality is
+        "targets": [
+            {"spec": text, "device": latency.get("device", ""), "budget_ms": budget, "unit": "ms"}
+            for text, latency, budget in zip(
+                settings.targets,
+                timed,
+                kept.get("budgets_ms") or [None] * len(settings.targets),
+                strict=True,
+            )
+        ],
+        "baseline": {k: baseline.get(k) for k in ("costs", "params", "macs", "config")}
+        | {"proxy_quality": baseline.get("quality"), "quality": found.get("baseline_quality")},
+        "winner": found.get("winner"),
+        "finalists": found.get("finalists", []),
+        "prove": found.get("prove"),
+        "conditions": {
+            text: latency.get("conditions", {})
+            for text, latency in zip(settings.targets, timed, strict=True)
+        },
+        "time_s": {**spent, "total": found.get("seconds")},
+        "counts": {state: states.count(state) for state in sorted(set(states))}
+        | {"duplicates": sum("duplicate_of" in record for record in records)},
+        "versions": _versions(),
+        "command": f"nas search --study {study.study_name}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("nas", "tensorflow", "jax", "keras", "optuna", "ai-edge-litert", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,144 @@
+"""A study and its folder `runs/<study>`: settings, storage, what was derived once and kept."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+
+import optuna
+
+from nas import cache, registry
+from nas.searching import journal
+from nas.searching.loop import Objective
+from nas.searching.reward import Reward
+
+FILTERS = ("synflow", "naswot", "flops", "params")  # of nas/searching/zero_cost.py
+MINIMIZE = "min"  # the budget of a target that is to be as fast as possible
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What makes a study: with any of it changed, it is another study."""
+
+    space: str = "mnasnet"
+    task: str = "digits"
+    targets: tuple[str, ...] = ("cpu:threads=1",)
+    budgets_ms: tuple[float | str, ...] | None = None  # "min": as fast as possible
+    input: int | None = None
+    max_params: float | None = None
+    max_macs: float | None = None
+    max_bytes: float | None = None
+    controller: str = "surrogate"
+    reward: str = "absolute"
+    beta: float | str | None = None
+    profiles: int | None = None
+    epochs: int | None = None
+    seed: int = 0
+    methods: tuple[str, ...] = ()  # of compression, as "ptq:8|ptq:4|none": one choice each
+    evaluator: str = "train"  # or "supernet[:EPOCHS]"
+    filter: str | None = None  # zero-cost score that says which of the timed networks to train
+
+    def __post_init__(self):
+        for name in ("targets", "budgets_ms", "methods"):  # JSON knows no tuples
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        budgets = self.budgets_ms
+        if budgets and len(budgets) != len(self.targets):
+            raise ValueError(
+                f"{len(budgets)} --budget-ms for {len(self.targets)} --target; give one for each,"
+                " in the same order, or none"
+            )
+        for budget in budgets or ():
+            if budget != MINIMIZE and not budget > 0:
+                raise ValueError(f"--budget-ms must be above 0, or {MINIMIZE}, not {budget}")
+        if self.filter not in (None, *FILTERS):
+            raise ValueError(f"--filter {self.filter}: expected one of {', '.join(FILTERS)}")
+        if self.beta is not None and self.reward == "pareto":
+            raise ValueError("--beta weighs latency in a scalar reward; --reward pareto has none")
+
+    def name(self) -> str:
+        """A readable study name, the same for the same flags."""
+        words = [registry.parse(text).name for text in (self.space, self.task, *self.targets)]
+        settings = dataclasses.asdict(self)
+        # Studies of before there were any keep their names.
+        for name in ("methods", "evaluator", "filter"):
+            if getattr(self, name) == getattr(Settings, name):
+                settings.pop(name)
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return "_".join([*words, digest[:6]])
+
+
+def create(folder: pathlib.Path, settings: Settings, location: str | None) -> optuna.Study:
+    """Create the study of a folder, or open it if it is there with the same settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.json"
+    with journal.locked(folder / "study.lock"):
+        if path.exists():
+            earlier = read_settings(folder)
+            changed = [
+                f"{field.name} was {getattr(earlier, field.name)}, now "
+                f"{getattr(settings, field.name)}"
+                for field in dataclasses.fields(Settings)
+                if getattr(earlier, field.name) != getattr(settings, field.name)
+            ]
+            if changed:
+                raise ValueError(
+                    f"{folder} holds another study ({'; '.join(changed)}); name a new --study, or"
+                    " repeat its flags to resume it"
+                )
+        else:
+            described = {"settings": dataclasses.asdict(settings), "storage": location}
+            cache.write_json(path, described)
+        return _open(folder, settings)
+
+
+def load(folder: pathlib.Path) -> tuple[Settings, optuna.Study]:
+    """Open the study of a folder."""
+    settings = read_settings(folder)
+    return settings, _open(folder, settings)
+
+
+def read_settings(folder: pathlib.Path) -> Settings:
+    """The settings a folder's study was made with."""
+    return Settings(**_described(folder)["settings"])
+
+
+def _described(folder: pathlib.Path) -> dict:
+    try:
+        return json.loads((folder / "study.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no study in {folder}: expected a folder like runs/<study>") from None
+    except ValueError as error:
+        raise ValueError(f"cannot read {folder / 'study.json'}: {error}") from None
+
+
+def _open(folder: pathlib.Path, settings: Settings) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    costs = 0 if settings.reward != "pareto" else len(settings.targets)
+    return optuna.create_study(
+        study_name=folder.name,
+        storage=journal.open_storage(_described(folder)["storage"] or folder),
+        directions=["maximize"] + ["minimize"] * costs,
+        load_if_exists=True,
+    )
+
+
+def objective(study: optuna.Study, settings: Settings) -> Objective:
+    """The objective whose budgets and exponent `remember_objective` kept; ValueError before."""
+    kept = study.user_attrs.get("objective")
+    if kept is None:
+        raise ValueError(f"study {study.study_name} has not begun yet: it has no budget")
+    budgets = tuple(math.inf if budget is None else budget for budget in kept["budgets_ms"])
+    reward = None
+    if settings.reward != "pareto":
+        scales = (kept["baseline"] or {}).get("costs")
+        reward = Reward(settings.reward, budgets, kept["beta"], scales and tuple(scales))
+    return Objective(budgets, reward)
+
+
+def remember_objective(
+    study: optuna.Study, budgets_ms: list[float | None], beta: float | None, baseline: dict | None
+) -> None:
+    """Keep what was measured once for the whole study; None: no budget."""
+    study.set_user_attr("objective", {"budgets_ms": budgets_ms, "beta": beta, "baseline": baseline})

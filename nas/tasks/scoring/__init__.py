@@ -1,0 +1,1 @@
+"""Scores of predictions that need more than one line."""

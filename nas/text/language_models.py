@@ -1,0 +1,203 @@
+"""Language models that say the next token: with a cache of keys and values, without, as .tflite.
+
+All have `read(tokens) -> logits (vocabulary,)` of what follows everything read since `reset()`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from latency.system.silent_stderr import silent_stderr
+from latency.tflite import convert
+
+PARITY = 1e-4  # the exported file must give the network's own outputs
+SHORT = 8  # so few tokens are read one by one: a form of their own takes seconds to compile
+LONGEST_READ = 128  # tokens that a network with a cache reads in one call
+
+
+class Cached:
+    """A decoder that remembers `context` tokens: long inputs are read many tokens at a time.
+
+    What is older falls out of the cache: text may be longer than `context`. `model` is the network
+    in any form; its weights are used where they are.
+    """
+
+    def __init__(self, model: Any, config: Any, context: int):
+        self._model, self._context = model, context
+        self._config = dataclasses.replace(
+            config, length=1, cache=context, last_only=True, dropout=0.0
+        )
+        self._forms: dict[int, tuple[Callable, dict]] = {}
+        self.vocabulary = config.vocabulary
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was read."""
+        self._caches, self._position = None, 0
+
+    def read(self, tokens: list[int]) -> np.ndarray:
+        """Logits of the token after these."""
+        length = 1
+        if len(tokens) > SHORT:
+            length = min(self._context, LONGEST_READ, 1 << (len(tokens) - 1).bit_length())
+        padding = -len(tokens) % length
+        padded = np.array([0] * padding + list(tokens), np.int32).reshape(-1, 1, length)
+        step, caches = self._form(length)
+        if self._caches is None:
+            self._caches = caches()
+        elif padding:  # it would stand between what was read before and now
+            for token in tokens:
+                logits = self.read([token])
+            return logits
+        position = self._position - padding
+        for part in padded:
+            logits, self._caches = step(part, np.array([[position]], np.int32), self._caches)
+            position += length
+        self._position += len(tokens)
+        return np.asarray(logits)[0, -1]
+
+    def _form(self, length: int) -> tuple[Callable, Callable]:
+        """The network that reads `length` tokens, compiled, and its empty caches."""
+        if length not in self._forms:
+            config = dataclasses.replace(self._config, length=length, last_only=length > 1)
+            self._forms[length] = _compiled(config, self._model)
+        return self._forms[length]
+
+
+class Uncached:
+    """A decoder that reads everything again for every token, the last `context` at most."""
+
+    def __init__(self, model: Any, config: Any, context: int):
+        form = dataclasses.replace(config, length=context, cache=0, last_only=False, dropout=0.0)
+        self._run, _ = _compiled(form, model)
+        self._context = context
+        self.vocabulary = config.vocabulary
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was read."""
+        self._tokens: list[int] = []
+
+    def read(self, tokens: list[int]) -> np.ndarray:
+        """Logits of the token after these."""
+        self._tokens = (self._tokens + list(tokens))[-self._context :]
+        padding = [0] * (self._context - len(self._tokens))  # behind: no token sees it
+        logits = self._run(np.array([self._tokens + padding], np.int32))
+        return np.asarray(logits[0, len(self._tokens) - 1])
+
+
+class LiteRT:
+    """The step of a decoder in a .tflite file, which `write_step` writes."""
+
+    def __init__(self, path: str | pathlib.Path, threads: int = 1):
+        self._session = convert.Session(path, threads)
+        known = self._session.inputs
+        if not {"tokens", "position"} <= known.keys() or "logits" not in self._session.outputs:
+            raise ValueError(f"{path}: no step of a decoder: its inputs are {sorted(known)}")
+        self._length = known["tokens"][0][1]
+        self.vocabulary = self._session.outputs["logits"][0][-1]
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing was read."""
+        self._session.reset()
+        self._position = 0
+
+    def read(self, tokens: list[int]) -> np.ndarray:
+        """Logits of the token after these."""
+        padding = -len(tokens) % self._length
+        if padding and self._position:
+            raise ValueError(f"a step of {self._length} tokens cannot read {len(tokens)} more")
+        position = self._position - padding
+        padded = np.array([0] * padding + list(tokens), np.int32).reshape(-1, 1, self._length)
+        for part in padded:
+            inputs = {"tokens": part, "position": np.array([[position]], np.int32)}
+            logits = self._session.step(inputs)["logits"]
+            position += self._length
+        self._position += len(tokens)
+        return np.array(logits[0, -1])
+
+
+def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) -> int:
+    """Write the step of one token with a cache of `context` as .tflite; returns its bytes.
+
+    The file is run, and must give the network's own logits within 1e-4: else RuntimeError.
+    """
+    from families import decoder
+    from families.layers import copy_weights
+
+    form = dataclasses.replace(decoder.deploy(config), cache=context, dropout=0.0)
+    step = decoder.build(form)
+    copy_weights(model, step)
+    with silent_stderr():  # under JAX this imports TensorFlow, which greets
+        content = convert.file_of(step)
+    path = pathlib.Path(path)
+    partial = path.with_name(f".partial.{path.name}")
+    partial.write_bytes(content)
+    mine, theirs = LiteRT(partial), Cached(model, config, context)
+    for token in (0, config.vocabulary - 1, 1):
+        expected = theirs.read([token])
+        difference = float(np.abs(mine.read([token]) - expected).max())
+        if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+            raise RuntimeError(
+                f"{path.name} differs from the network by {difference:.1e}; expected at most "
+                f"{PARITY}: this is a bug in the conversion, please report {form!r}"
+            )
+    partial.replace(path)
+    return len(content)
+
+
+def _compiled(form: Any, model: Any) -> tuple[Callable, Callable]:
+    """Another form of a network, compiled for the backend, with the weights of `model`.
+
+    Without a cache: tokens -> logits. With one: (tokens, position, caches) -> (logits, caches).
+    And what makes empty caches.
+    """
+    import keras
+
+    from families import decoder
+    from families.layers.shapes import shapes_only
+
+    with shapes_only():
+        shaped = decoder.build(form)
+    held = {weight.path: weight.value for weight in model.variables}
+    weights = [
+        [held[weight.path] for weight in some]
+        for some in (shaped.trainable_variables, shaped.non_trainable_variables)
+    ]
+
+    def call(weights, inputs):
+        return shaped.stateless_call(*weights, inputs, training=False)[0]
+
+    def step(weights, tokens, position, caches):
+        outputs = dict(call(weights, {"tokens": tokens, "position": position} | caches))
+        return outputs.pop("logits"), outputs
+
+    def empty():
+        inputs = {name: tensor for name, tensor in shaped.input.items() if "_cache_" in name}
+        return {n: keras.ops.zeros((1, *t.shape[1:]), t.dtype) for n, t in inputs.items()}
+
+    function = step if form.cache else call
+    if keras.backend.backend() == "jax":
+        import jax
+
+        # The caches of before are written over where the backend can.
+        compiled = jax.jit(function, donate_argnums=(3,) if form.cache else ())
+        return (lambda *inputs: compiled(weights, *inputs)), empty
+    if keras.backend.backend() != "tensorflow":
+        return (lambda *inputs: function(weights, *inputs)), empty
+    import tensorflow as tf
+
+    compiled = tf.function(
+        lambda *inputs: function(weights, *inputs), autograph=False, jit_compile=True
+    )
+    return (lambda *inputs: compiled(*_constants(inputs))), empty
+
+
+def _constants(inputs: tuple) -> list:
+    import tensorflow as tf
+
+    return [tf.constant(one) if isinstance(one, np.ndarray) else one for one in inputs]

@@ -1,0 +1,1 @@
+"""`nas train`: recipe, loop, one engine for each Keras backend, checkpoints."""

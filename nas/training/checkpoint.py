@@ -1,0 +1,124 @@
+"""The state of a training on the disk: one .npz file, whole or not at all, never a pickle.
+
+It holds the arrays of the engine, those of the best epoch, the history, and of what training it is.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import time
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from nas.training.loop import Epoch, Interrupted, State
+
+LARGEST_SHARE = 0.05  # of the time may go into writing, however short the interval
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """Keeps the state of one training in `path`, every `seconds` and at the end of each epoch.
+
+    `identity` is all that decides the result, as JSON: another training's file is refused.
+    """
+
+    path: pathlib.Path
+    identity: dict
+    seconds: float = 60.0
+    _interrupted: bool = False
+    _written: float = dataclasses.field(default_factory=time.monotonic)
+    _cost: float = 0.0
+
+    def read(self) -> State | None:
+        """The state kept, or None; ValueError if it is damaged or another training's."""
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            content = json.loads(arrays.pop("state").tobytes())
+            tuples = [{n: tuple(e[n]) for n in ("losses", "rates")} for e in content["history"]]
+            history = [Epoch(**e | t) for e, t in zip(content["history"], tuples, strict=True)]
+            parts = {
+                part: [arrays[f"{part}_{n}"] for n in range(content[part])]
+                for part in ("arrays", "best")
+            }
+            now = {name: arrays[name].tolist() for name in ("losses", "rates")}
+            step, seconds, identity = (content[name] for name in ("step", "seconds", "identity"))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}); delete it to begin again"
+            ) from error
+        expected = json.loads(json.dumps(self.identity))
+        if identity != expected:
+            raise ValueError(
+                f"{self.path} is of another training: {difference(identity, expected)}; "
+                "delete it to begin again, or name another --out"
+            )
+        return State(step=step, seconds=seconds, history=history, **now, **parts)
+
+    def write(self, state: State) -> None:
+        """Replace what is kept; killed in between, the earlier state stays."""
+        since = time.monotonic()
+        content = {
+            "identity": self.identity,
+            "step": state.step,
+            "seconds": state.seconds,
+            "history": [dataclasses.asdict(epoch) for epoch in state.history],
+            "arrays": len(state.arrays),
+            "best": len(state.best),
+        }
+        arrays = {f"arrays_{n}": array for n, array in enumerate(state.arrays)}
+        arrays |= {f"best_{n}": array for n, array in enumerate(state.best)}
+        arrays |= {name: np.array(getattr(state, name), float) for name in ("losses", "rates")}
+        arrays["state"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
+        partial = self.path.with_name(f".partial.{self.path.name}")
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        self._written = time.monotonic()
+        self._cost = self._written - since
+
+    def due(self) -> bool:
+        """Whether it is time to write."""
+        least = max(self.seconds, self._cost / LARGEST_SHARE)
+        return time.monotonic() - self._written >= least
+
+    def poll(self) -> None:
+        """Raise Interrupted if somebody asked to end: called where the state is whole."""
+        if self._interrupted:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the training between two steps; a second one at once."""
+
+        def ask(number, frame):
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def difference(found: dict, expected: dict) -> str:
+    """The first thing in which two identities differ, in words."""
+    for name in {**expected, **found}:
+        if found.get(name) != expected.get(name):
+            return f"{name} is {found.get(name)!r} there and {expected.get(name)!r} here"
+    return "it was written by another version"

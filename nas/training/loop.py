@@ -1,0 +1,361 @@
+"""The one training loop: the proxy training of a search, and `nas train`.
+
+What costs time in a small network is tracing and small operations, not arithmetic: so the step is
+one function of our own, on TensorFlow (nas/training/tensorflow_engine.py) and on JAX
+(nas/training/jax_engine.py).
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from compress.examples.data import taken
+from nas.tasks.task import Task, Tree, classification
+from nas.training.batches import (
+    arrays_of,
+    count,
+    each,
+    engine,
+    in_float32,
+    labels,
+    prepared,
+    struct,
+    valid_batch,
+)
+from nas.training.recipe import Recipe, identity, recipe_of
+
+__all__ = ["Epoch", "Recipe", "Training", "evaluate", "fit", "identity", "recipe_of"]
+
+PARTS = 50  # of an epoch, whose means are kept
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by `checkpoint.poll` between two steps: the state is kept, then training ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What was seen up to the end of an epoch.
+
+    `loss` is the mean training loss of the epoch, as the steps saw it; `step` and `seconds` are
+    counted from the beginning of the training, evaluations included. `losses` and `rates` are the
+    means of up to 50 equal parts of the epoch.
+    """
+
+    number: int
+    step: int
+    loss: float
+    valid_loss: float
+    quality: float
+    seconds: float
+    losses: tuple[float, ...]
+    rates: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Result of `fit`: the epoch whose weights the model has now, and all of them; seconds."""
+
+    kept: Epoch
+    history: tuple[Epoch, ...]
+    seconds: float
+    phases: dict[str, float]  # seconds of "trace" (with each first run), "train", "evaluate"
+
+    @property
+    def quality(self) -> float:
+        return self.kept.quality
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """Quality 0..1 after every epoch."""
+        return tuple(epoch.quality for epoch in self.history)
+
+
+@dataclasses.dataclass(frozen=True)
+class Now:
+    """What `watch` is told; `steps` is how many there will be, as far as known.
+
+    `loss` is the step's own, a number of the backend: convert it only to show it. `judged` is the
+    record of an epoch that is over now, else None.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    loss: Any
+    rate: float
+    judged: Epoch | None = None
+
+
+@dataclasses.dataclass
+class State:
+    """All that a training is between two steps; written to a checkpoint, and gone on from.
+
+    The order of the examples and their augmentation follow from `step` and the seed; the state of
+    dropout is among the `arrays`, which are the engine's.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list = dataclasses.field(default_factory=list)  # of the steps of this epoch
+    rates: list = dataclasses.field(default_factory=list)
+    history: list[Epoch] = dataclasses.field(default_factory=list)
+    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
+    best: list[np.ndarray] = dataclasses.field(default_factory=list)  # weights of the best epoch
+
+
+def fit(
+    model,
+    task: Task,
+    epochs: int | None,
+    seed: int,
+    *,
+    recipe: Recipe | None = None,
+    minutes: float | None = None,
+    on_epoch: Callable[[int, float], bool] | None = None,
+    watch: Callable[[Now], None] | None = None,
+    update: Callable[[int, int], bool] | None = None,
+    checkpoint=None,
+    **changes,
+) -> Training:
+    """Train `model` in place on `task`, for `epochs`, or for `minutes`, whichever ends first.
+
+    `recipe` is the task's unless given; `changes` are fields of it, e.g. learning_rate=1e-2.
+    `on_epoch(epoch, quality)` is called after every epoch, the first is 1; True stops training.
+    `watch` is called after every step, and after every epoch.
+    `update(step, steps)` is called before every step, the first is 0: it may look at the weights of
+    the model and assign to them, and says whether it did.
+    `checkpoint` (nas/training/checkpoint.py) keeps the state, and may hold the one to go on from.
+
+    The order of the examples depends on `seed` only. The same model, weights included (seed them
+    with `keras.utils.set_random_seed` before building), gives the same curve, bit for bit, on the
+    same machine with the same number of threads, interrupted or not; with `minutes`, the time that
+    steps take decides the learning rates.
+    """
+    recipe = dataclasses.replace(recipe or recipe_of(task), **changes)
+    check(model, task, epochs, minutes)
+    loop = _Loop(model, task, recipe, epochs, seed, minutes)
+    started = time.perf_counter()
+    with engine(model, task, recipe, loop.batch_size, loop.steps()) as step:
+        loop.seconds["trace"] = time.perf_counter() - started
+        return loop.run(step, on_epoch, watch, update, checkpoint)
+
+
+class _Loop:
+    """One training: epochs of steps, each epoch judged."""
+
+    def __init__(self, model, task, recipe, epochs, seed, minutes):
+        self.model, self.task, self.recipe, self.seed = model, task, recipe, seed
+        self.epochs, self.limit = epochs, math.inf if minutes is None else 60 * minutes
+        self.batch_size = min(recipe.batch_size, count(task.train))
+        self.per_epoch = count(task.train) // self.batch_size
+        self.seconds = {"trace": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.state = State()
+        self.since = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return self.state.seconds + time.perf_counter() - self.since
+
+    def steps(self) -> int:
+        """How many steps there will be; of a time limit, from the speed so far."""
+        most = math.inf if self.epochs is None else self.epochs * self.per_epoch
+        if self.limit < math.inf:
+            done = max(self.state.step, 1)
+            most = min(most, max(done, round(done * self.limit / max(self.elapsed, 1e-3))))
+        return most
+
+    def run(self, engine, on_epoch, watch, update, checkpoint) -> Training:
+        started = time.perf_counter()
+        if checkpoint is not None and (found := checkpoint.read()) is not None:
+            self.state = found
+            engine.restore(found.arrays)
+        self.since = time.perf_counter()
+        judged = judge(
+            self.model, self.task, engine, valid_batch(self.model, self.task, self.recipe)
+        )
+        state, stop = self.state, False
+        try:
+            while not stop and not self._over():
+                self._steps(engine, watch, update, checkpoint)
+                epoch = self._judge(engine, judged, checkpoint)
+                if watch is not None:
+                    last = epoch.rates[-1]
+                    watch(Now(epoch.number, state.step, self.steps(), epoch.loss, last, epoch))
+                stop = on_epoch is not None and on_epoch(epoch.number, epoch.quality)
+                if checkpoint is not None and not stop and not self._over():
+                    self._keep(engine, checkpoint)
+        except Interrupted:
+            self._keep(engine, checkpoint)
+            raise
+        kept = state.history[-1]
+        if self.recipe.patience:
+            kept = min(state.history, key=lambda epoch: epoch.valid_loss)
+        engine.finish(state.best or None)
+        spent = time.perf_counter() - started + self.seconds["trace"]
+        return Training(kept, tuple(state.history), spent, self.seconds)
+
+    def _steps(self, engine, watch, update, checkpoint) -> None:
+        """The steps left of this epoch."""
+        state, since = self.state, time.perf_counter()
+        epoch = len(state.history) + 1
+        first = state.step - (epoch - 1) * self.per_epoch
+        order = batches(count(self.task.train), self.batch_size, self.seed, epoch)
+        for number, chosen in enumerate(order):
+            if number < first:
+                continue
+            if state.losses and self.elapsed > self.limit:
+                break
+            rate = self.recipe.rate(state.step, self.steps())
+            inputs, targets = (taken(part, chosen) for part in self.task.train)
+            generator = np.random.default_rng((self.seed, epoch, number))
+            if self.task.augment is not None:
+                inputs, targets = self.task.augment(inputs, targets, generator)
+            if update is not None:
+                engine.put_back()
+                if update(state.step, self.steps()):
+                    engine.take_over()
+            loss = engine.step(inputs, targets, rate)
+            state.step += 1
+            state.losses.append(loss)
+            state.rates.append(rate)
+            if watch is not None:
+                watch(Now(epoch, state.step, self.steps(), loss, rate))
+            if checkpoint is not None:
+                checkpoint.poll()
+                if checkpoint.due():
+                    self._keep(engine, checkpoint)
+        self.seconds["train"] += time.perf_counter() - since
+
+    def _judge(self, engine, judged, checkpoint) -> Epoch:
+        """Judge the weights; the record of the epoch, which is over then."""
+        state, since = self.state, time.perf_counter()
+        with engine.averaged():
+            quality, valid_loss = judged(None if checkpoint is None else checkpoint.poll)
+            if self.recipe.patience and self._is_best(valid_loss):
+                state.best = engine.weights()
+        self.seconds["evaluate"] += time.perf_counter() - since
+        losses = [float(np.asarray(loss)) for loss in state.losses]
+        parts = min(PARTS, len(losses))
+        epoch = Epoch(
+            number=len(state.history) + 1,
+            step=state.step,
+            loss=float(np.mean(losses)),
+            valid_loss=valid_loss,
+            quality=quality,
+            seconds=self.elapsed,
+            losses=tuple(float(np.mean(part)) for part in np.array_split(losses, parts)),
+            rates=tuple(float(np.mean(part)) for part in np.array_split(state.rates, parts)),
+        )
+        state.history.append(epoch)
+        state.losses, state.rates = [], []
+        return epoch
+
+    def _over(self) -> bool:
+        history = self.state.history
+        if not history:
+            return False
+        best = min(history, key=lambda epoch: epoch.valid_loss)
+        late = self.recipe.patience and len(history) - best.number >= self.recipe.patience
+        return bool(late) or len(history) == self.epochs or self.elapsed > self.limit
+
+    def _is_best(self, loss: float) -> bool:
+        return all(loss < epoch.valid_loss for epoch in self.state.history)
+
+    def _keep(self, engine, checkpoint) -> None:
+        state = self.state
+        state.losses = [float(np.asarray(loss)) for loss in state.losses]
+        checkpoint.write(dataclasses.replace(state, seconds=self.elapsed, arrays=engine.state()))
+
+
+def evaluate(model, task: Task) -> float:
+    """Quality 0..1 of `model` on the validation part of `task`."""
+    return measure(model, task)[0]
+
+
+def measure(model, task: Task, run: Callable[[Tree], Any] | None = None) -> tuple[float, float]:
+    """Quality 0..1 and mean loss of `model` on the validation part of `task`.
+
+    `run(inputs)` gives the outputs in its place, such as a file that was made of it.
+    """
+    check(model, task)
+    size = valid_batch(model, task, recipe_of(task))
+    return judge(model, task, _Eager(model, task, run), size)(None)
+
+
+def judge(model, task: Task, engine, batch_size: int) -> Callable:
+    """A function of `poll`, called between batches: (quality, validation loss) of the weights."""
+    now: dict[str, Tree] = {}
+
+    def predict(inputs: Tree) -> Tree:
+        """The outputs that the loss was taken of, where a scorer asks for the same."""
+        outputs = now["outputs"] if inputs is now.get("inputs") else engine.predict(inputs)
+        return arrays_of(outputs)
+
+    score = task.scorer(model, predict)
+
+    def judged(poll: Callable[[], None] | None) -> tuple[float, float]:
+        scores, losses = [], []
+        total = count(task.valid)
+        for start in range(0, total, batch_size):
+            if poll is not None:
+                poll()
+            first = min(start, total - batch_size)  # the last batch overlaps: one shape only
+            chosen = slice(first, first + batch_size)
+            inputs, targets = (taken(part, chosen) for part in task.valid)
+            now["outputs"], loss = engine.judge(inputs, targets)
+            now["inputs"] = inputs
+            losses.append(np.asarray(loss, np.float64)[start - first :])
+            scores.append(np.asarray(score(inputs, targets), np.float64)[start - first :])
+        now.clear()
+        return task.average(np.concatenate(scores)), float(np.mean(np.concatenate(losses)))
+
+    return judged
+
+
+class _Eager:
+    """What `judge` needs of an engine, without tracing anything."""
+
+    def __init__(self, model, task: Task, run: Callable[[Tree], Any] | None):
+        self._run = run or (lambda inputs: model(inputs, training=False))
+        self._loss, self._prepared = task.loss, prepared(model)
+
+    def predict(self, inputs: Tree) -> Any:
+        return self._run(self._prepared(inputs))
+
+    def judge(self, inputs: Tree, targets: Tree) -> tuple[Any, np.ndarray]:
+        outputs = in_float32(self.predict(inputs))
+        return outputs, np.asarray(self._loss(outputs, labels(targets)))
+
+
+def batches(total: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Index arrays of one epoch, all of `batch_size`: what is left over waits for another epoch."""
+    order = np.random.default_rng((seed, epoch)).permutation(total)
+    for start in range(0, total - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+def check(model, task: Task, epochs: int | None = 1, minutes: float | None = None) -> None:
+    """Raise ValueError, saying how to fix it, unless `model` can be trained on `task`."""
+    if epochs is None and minutes is None:
+        raise ValueError("epochs and minutes are both missing; expected one of them")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs={epochs}; expected at least 1")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes={minutes}; expected a time above 0")
+    if not count(task.train) or not count(task.valid):
+        raise ValueError(f"task {task.name} has no examples to train on or to be judged on")
+    found = each(struct(model.input), lambda tensor: tuple(tensor.shape))
+    needed = each(task.train[0], lambda array: (None, *array.shape[1:]))
+    made = each(struct(model.output), lambda tensor: tuple(tensor.shape))
+    wanted = (None, task.classes) if task.loss is classification else made
+    if (found, made) != (needed, wanted):
+        wanted = f" to {wanted}" if task.loss is classification else ""
+        raise ValueError(
+            f"the model maps {found} to {made}, the task {task.name} needs {needed}{wanted}: "
+            f"set {' and '.join(task.fields)} of its Config"
+        )

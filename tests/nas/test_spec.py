@@ -1,0 +1,53 @@
+"""The spec grammar, and the folder as the registry."""
+
+import sys
+
+import pytest
+
+from nas import registry
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value", "options"),
+    [
+        ("cpu", "cpu", None, ()),
+        ("mnasnet:a1", "mnasnet", "a1", ()),
+        ("cpu:threads=4", "cpu", None, (("threads", 4),)),
+        ("android:SERIAL,threads=4", "android", "SERIAL", (("threads", 4),)),
+        ("tpu:v3,schedule=false", "tpu", "v3", (("schedule", False),)),
+        ("ppo:learning_rate=3e-4", "ppo", None, (("learning_rate", 3e-4),)),
+        ("image_folder:/a b/c,size=64", "image_folder", "/a b/c", (("size", 64),)),
+    ],
+)
+def test_grammar(text, name, value, options):
+    parsed = registry.parse(text)
+    assert parsed == registry.Spec(name, value, options)
+    assert registry.parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("text", ["", ":", "cpu:", "cpu:a,b"])
+def test_what_cannot_be_read_is_refused(text):
+    with pytest.raises(ValueError, match="cannot read"):
+        registry.parse(text)
+
+
+def test_listing_imports_nothing_and_knows_every_kind():
+    before = set(sys.modules)
+    found = {kind: registry.listing(kind) for kind in registry.PACKAGES}
+    assert not {name.split(".")[0] for name in set(sys.modules) - before} & {"keras", "optuna"}
+    assert {"mnasnet", "mobilenet_v2"} <= set(found["family"])
+    assert "mnasnet" in found["space"] and "cpu" in found["target"]
+    assert {"digits", "fashion_mnist", "image_folder", "table"} <= set(found["task"])
+    ours = {"surrogate", "ppo", "reinforce", "evolution"}
+    assert ours | {"random", "tpe", "nsgaii", "nsgaiii", "gp"} == set(found["controller"])
+    for entries in found.values():
+        assert all(line for line in entries.values())
+
+
+def test_unknown_names_and_options_name_what_there_is():
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        registry.task("digit")
+    with pytest.raises(ValueError, match="has no option 'thread'.*threads"):
+        registry.target("cpu:thread=1")
+    with pytest.raises(ValueError, match="needs path"):
+        registry.task("image_folder")
