@@ -12,7 +12,7 @@ from typing import Any
 
 from latency.system.json_records import write_json
 from latency.target import cache_directory
-from nas.searching.journal import locked
+from nas.locks import locked
 
 
 def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tuple[dict, bool]:

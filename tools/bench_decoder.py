@@ -23,7 +23,7 @@ keras = backend.load()
 
 from families import decoder  # noqa: E402
 from nas import registry  # noqa: E402
-from nas.training.batches import engine  # noqa: E402
+from nas.training.engines import engine  # noqa: E402
 from nas.training.loop import batches, fit  # noqa: E402
 from nas.training.recipe import Recipe  # noqa: E402
 

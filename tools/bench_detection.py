@@ -78,7 +78,7 @@ def judged(file: pathlib.Path, arguments: argparse.Namespace) -> dict:
     from families.objectives import boxes
     from latency.networks import keras_file
     from latency.tflite import convert
-    from nas.searching import networks
+    from nas.networks import build
 
     record = json.loads(file.with_suffix(".json").read_text())
     row = {"params": record["params"], "train_minutes": record["seconds"] / 60}
@@ -88,7 +88,7 @@ def judged(file: pathlib.Path, arguments: argparse.Namespace) -> dict:
         "test": detection.load(size=arguments.size, test=True),
     }
     family, config = registry.network(arguments.network)
-    deployed = networks.build(networks.deploy(networks.suited(config, tasks["val"].fields, "")))
+    deployed = build.build(build.deploy(build.suited(config, tasks["val"].fields, "")))
     copy_weights(keras_file.load(file), deployed)
     found = {part: of_keras(deployed, task.valid[0]) for part, task in tasks.items()}
     tflite = convert.convert(deployed)

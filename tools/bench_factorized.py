@@ -45,7 +45,8 @@ import optuna
 from rows import append, read
 
 from nas import pareto, registry
-from nas.searching import loop, networks
+from nas.networks import build
+from nas.searching import loop
 from nas.searching.journal import Worker
 from nas.searching.loop import Objective
 from nas.searching.reward import Reward
@@ -189,18 +190,18 @@ def fashion(options, path: pathlib.Path) -> None:
         def config(self, trial):
             return dataclasses.replace(self.space.sample(trial), **task.fields)
 
-        key = staticmethod(networks.key)
+        key = staticmethod(build.key)
 
         def profile(self, config):
             key = self.key(config)
-            macs = known[key]["macs"] if key in known else count(networks.build(config)).macs
+            macs = known[key]["macs"] if key in known else count(build.build(config)).macs
             return {"key": key, "costs": [macs / 1e6]}
 
         def train(self, config, **_):
             key = self.key(config)
             if key not in known:
                 started = time.process_time()
-                model = networks.build(config)
+                model = build.build(config)
                 quality = fit(model, task, options.epochs, 0).quality
                 spent = time.process_time() - started
                 known[key] = {"macs": count(model).macs, "quality": quality, "cpu_s": spent}

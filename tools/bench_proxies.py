@@ -44,7 +44,7 @@ import optuna
 from rows import append, read
 
 from nas import registry
-from nas.searching import networks
+from nas.networks import build
 
 EVALUATORS = (
     *("train:1,2000", "train:1,4000", "train:1,16000", "train:4,16000"),
@@ -61,7 +61,7 @@ def sample(count: int, space: str, size: int) -> list:
     found = {}
     while len(found) < count:
         config = dataclasses.replace(proposed(study.ask()), input_shape=(size, size, 1), classes=10)
-        found.setdefault(networks.key(config), config)
+        found.setdefault(build.key(config), config)
     return list(found.values())
 
 
@@ -69,7 +69,7 @@ def train(config, task, epochs: int, seed: int = 0) -> dict:
     """Accuracy and loss after training; of seed 0 with weights and order as in a search."""
     from nas.training.loop import fit
 
-    kept = fit(networks.build(config, seed or None), task, epochs, seed).kept
+    kept = fit(build.build(config, seed or None), task, epochs, seed).kept
     return {"quality": kept.quality, "loss": kept.valid_loss}
 
 
@@ -102,7 +102,7 @@ def judge(config, evaluator: str) -> dict:
     from nas.searching import zero_cost
 
     task = task_of(config.input_shape[0])
-    return {"quality": zero_cost.score(evaluator, networks.build(config), task)}
+    return {"quality": zero_cost.score(evaluator, build.build(config), task)}
 
 
 def supernet(path: pathlib.Path, name: str, space: str, size: int):
@@ -146,7 +146,7 @@ def fill(path: pathlib.Path, configs: list, name: str, work: Callable, seed: int
     rows = [r for r in read(path) if (r["evaluator"], r.get("seed", 0)) == (name, seed)]
     done = {row["network"] for row in rows if "network" in row}
     for number, config in enumerate(configs):
-        if (network := networks.key(config)) in done:
+        if (network := build.key(config)) in done:
             continue
         cpu, wall = time.process_time(), time.monotonic()
         row = {"evaluator": name, "network": network, "number": number} | work(config)

@@ -80,12 +80,13 @@ def steps(keras, arguments) -> None:
     """Milliseconds (wall, cpu) of a step: ours, ours in mixed precision, stock `fit`."""
     from compress.examples.data import taken
     from nas import registry
-    from nas.searching import networks
-    from nas.training.batches import engine, labels, prepared
+    from nas.networks import build
+    from nas.training.batches import labels, prepared
+    from nas.training.engines import engine
 
     task = registry.task(arguments.task)
     family, config = registry.network(arguments.network)
-    config, chosen = networks.suited(config, task.fields, task.name), recipe.recipe_of(task)
+    config, chosen = build.suited(config, task.fields, task.name), recipe.recipe_of(task)
     rows = [slice(n * chosen.batch_size, (n + 1) * chosen.batch_size) for n in range(4)]
     found = {name: [] for name in ("nas", "nas bfloat16", "fit", "fit bfloat16")}
     with contextlib.ExitStack() as stack:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nas import registry
+from nas.files import network_files
 from nas.profiling import history
-from nas.searching import finalists
 
 WRITERS = {  # suffix -> module with `write(path, model, record, data) -> Written`
     ".tflite": "nas.files.writers.litert",
@@ -87,7 +87,7 @@ def write_one(
     from nas.files.writers.written_file import sizes
 
     if path.suffix == ".keras":
-        finalists.save(model, path)
+        network_files.save(model, path)
         plain, zipped = sizes(path)
         return {
             "bytes": plain,
@@ -122,7 +122,7 @@ def _handed(model: Any, config: Any) -> Any:
 
     That of the family where the network has a Config and its weights still fit; else itself.
     """
-    from nas.searching.networks import deploy, deployed
+    from nas.networks.build import deploy, deployed
 
     if config is None or deploy(config) == config:
         return model

@@ -10,12 +10,12 @@ import sys
 from typing import Any
 
 from nas import backend, registry
+from nas.compression.examples import examples
 
 SUFFIXES = (".keras", ".tflite", ".mlpackage", ".safetensors")
 EPOCHS = 10  # where a method trains, and neither the flags nor the task say how long
 # Of the task's learning rate, for networks that are trained already.
 FINE = 0.25
-EXAMPLES = 512  # that methods look at
 
 
 def compress(arguments: argparse.Namespace) -> int:
@@ -177,20 +177,6 @@ def _run(arguments, outs, read, task, methods, recipe, epochs, identity) -> int:
     checkpoint.delete()
     _tell(record, arguments.json)
     return 0
-
-
-def examples(task: Any, model: Any, count: int, seed: int) -> Any:
-    """Examples of the training part for methods to look at: `compress.examples.data.Data`, or
-    None."""
-    if task is None:
-        return None
-    from compress.examples.choose import choose
-    from compress.examples.data import Data, taken
-    from nas.training.batches import labels, prepared
-
-    inputs, targets = task.train
-    chosen = choose(inputs, targets, count, seed)
-    return Data(prepared(model)(taken(inputs, chosen)), labels(taken(targets, chosen)), task.loss)
 
 
 def _judged(model: Any, task: Any) -> dict:

@@ -41,7 +41,7 @@ def matrix(arguments: argparse.Namespace) -> int:
 def column(family: str, methods: list[str], folder: pathlib.Path, target: str | None = None):
     """The cells of one family, one for each method: dicts for JSON."""
     from nas.compression import before_and_after
-    from nas.searching import networks
+    from nas.networks import build
     from nas.training import loop
 
     module, config = registry.network(family if ":" in family else f"{family}:tiny")
@@ -50,8 +50,8 @@ def column(family: str, methods: list[str], folder: pathlib.Path, target: str | 
     except ValueError as error:  # its data is not at hand
         yield from ({"family": family, "method": m, "reason": str(error)} for m in methods)
         return
-    config = networks.suited(config, task.fields, task.name)
-    model = networks.build(config)
+    config = build.suited(config, task.fields, task.name)
+    model = build.build(config)
     loop.fit(model, task, TRAINING, 0)
     before = folder / f"{family}.tflite"
     before_and_after.write_one(before, model, config, None, None)
@@ -65,7 +65,7 @@ def column(family: str, methods: list[str], folder: pathlib.Path, target: str | 
 def task_for(config: Any, folder: pathlib.Path) -> Any:
     """The task that a family's Config can take, on data that is installed, or in NAS_DATA."""
     from families.layers import shapes_only
-    from nas.searching import networks
+    from nas.networks import build
     from nas.training import loop
 
     text = folder / "text.txt"
@@ -75,7 +75,7 @@ def task_for(config: Any, folder: pathlib.Path) -> Any:
     for name in TASKS:
         task = registry.task(name.format(text=text))
         try:
-            suited = networks.suited(config, task.fields, task.name)
+            suited = build.suited(config, task.fields, task.name)
             with shapes_only():
                 loop.check(sys.modules[type(config).__module__].build(suited), task)
             return task
@@ -95,7 +95,7 @@ def installed_text() -> str:
 def _cell(text, model, config, task, quality, before, target) -> dict:
     """What one method made of one network, or why nothing."""
     from compress.method import NotApplicable, compress
-    from nas.compression import before_and_after, journey
+    from nas.compression import before_and_after, examples
     from nas.profiling import history
     from nas.training import loop
 
@@ -106,7 +106,7 @@ def _cell(text, model, config, task, quality, before, target) -> dict:
         loop.fit(prepared, task, TUNING, 0, learning_rate=1e-3, update=update)
 
     try:
-        data = journey.examples(task, model, EXAMPLES, 0)
+        data = examples.examples(task, model, EXAMPLES, 0)
         done = compress(model, [method], fit if method.trains else None, data)
         written = before_and_after.write_one(after, done.model, config, done.record, data)
     except NotApplicable as error:

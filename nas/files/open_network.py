@@ -67,7 +67,7 @@ def _from_catalog(text: str) -> Network:
     bare = dataclasses.replace(named, options=tuple(options.items()))
     family, config = registry.network(str(bare))
     if file is None:
-        from nas.searching.networks import build
+        from nas.networks.build import build
 
         return _network(build(config), config, f"{text}, not trained")
     from nas.files.readers.checkpoint import Checkpoint

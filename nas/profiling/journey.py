@@ -177,7 +177,7 @@ def _model(name: str) -> Any:
     backend.load()
     family, config = registry.network(name)
     from families.layers import shapes_only
-    from nas.searching.networks import deploy
+    from nas.networks.build import deploy
 
     form = deploy(config)
     if form != config:

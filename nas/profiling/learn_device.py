@@ -23,7 +23,7 @@ from latency.system.json_records import utc_now
 from latency.target import Kind, Latency, Target
 from nas import registry
 from nas.profiling import history
-from nas.searching.loop import wait_for_device
+from nas.profiling.wait_for_device import wait_for_device
 
 PROBES = 40
 _FIRST = 8  # probes that lie far apart
@@ -304,7 +304,7 @@ def _sampled(space: str, number: int) -> Any:
     """Network `number` of a space: a base, choices, an input size and classes at random."""
     import optuna
 
-    from nas.searching.networks import build
+    from nas.networks.build import build
 
     module = registry.module("space", space)
     random = np.random.default_rng([number, 1])

@@ -13,12 +13,13 @@ import numpy as np
 from latency.target import TargetUnavailable
 from nas import cache, registry
 from nas.profiling import history
+from nas.profiling.wait_for_device import wait_for_device
 from nas.scaling.compound_scaling import SINGLE_OBJECTIVE, Factors
 from nas.scaling.scaled_networks import ScaledNetworks, told
 from nas.searching import finalists as handover
 from nas.searching import journal
 from nas.searching import study as studies
-from nas.searching.loop import explore, trained, wait_for_device
+from nas.searching.loop import explore, trained
 from nas.searching.progress_line import Progress
 from nas.searching.start import controller_of, final_epochs_of
 from nas.searching.study import Settings

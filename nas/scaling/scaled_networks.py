@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from nas.networks import build
+from nas.profiling.wait_for_device import wait_for_device
 from nas.scaling.compound_scaling import Factors
 from nas.scaling.width_search import Lander, Landing
 from nas.searching import networks
-from nas.searching.loop import wait_for_device
 from nas.searching.networks import Networks
 
 # Around single-objective scaling: half to twice its depth, 0.7 to 1.4 times its resolution.
@@ -85,7 +86,7 @@ class ScaledNetworks(Networks):
     def suited(self, config: Any) -> Any:
         """A Config with the classes and channels of the task, at its own size."""
         shape = (*config.input_shape[:2], self.task.fields["input_shape"][2])
-        return networks.suited(config, self.fields | {"input_shape": shape}, self.task.name)
+        return build.suited(config, self.fields | {"input_shape": shape}, self.task.name)
 
     def train(self, config: Any, *arguments, **options) -> dict:
         task = self.sized(config.input_shape[0])
@@ -100,7 +101,7 @@ class ScaledNetworks(Networks):
 
         from nas.training import loop
 
-        keras.utils.set_random_seed(int(networks.digest(f"{self.key(config)} {self.seed}")[:7], 16))
+        keras.utils.set_random_seed(int(build.digest(f"{self.key(config)} {self.seed}")[:7], 16))
         model = sys.modules[type(config).__module__].build(config)
         fit = loop.fit(model, task, epochs, self.seed, on_epoch=on_epoch)
         return networks.Fitted(model, fit)

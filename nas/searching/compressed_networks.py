@@ -16,9 +16,10 @@ from typing import Any
 from compress.examples.data import Data
 from compress.method import Compressed, Method, NotApplicable, compress
 from nas import registry
-from nas.compression import journey
+from nas.compression import examples, journey
+from nas.files import network_files
+from nas.networks import build
 from nas.profiling import history
-from nas.searching import finalists, networks
 from nas.searching.networks import Fitted, Form, Networks
 from nas.training import loop
 from nas.training.recipe import recipe_of
@@ -90,7 +91,7 @@ class CompressedNetworks(Networks):
         if not isinstance(config, Candidate):
             return super().key(config)
         methods = [_identity(text) for text in config.methods]
-        return networks.digest(f"{super().key(config.network)} {methods}")
+        return build.digest(f"{super().key(config.network)} {methods}")
 
     def profile(self, config: Any) -> dict:
         """As of any network; where a method has nothing to act on, a limit is exceeded."""
@@ -113,12 +114,12 @@ class CompressedNetworks(Networks):
             return super().form(config)
         path = pathlib.Path(self._folder.name) / f"{self.key(config)}.tflite"
         model = write(path, self.untrained(config))
-        deployed = networks.deploy(config.network)
+        deployed = build.deploy(config.network)
         return Form(
             model,
             path,
             history.digest(path),
-            " ".join((networks.name_of(config.network), *config.methods)),
+            " ".join((build.name_of(config.network), *config.methods)),
             None if deployed == config.network else deployed,
         )
 
@@ -159,8 +160,8 @@ class CompressedNetworks(Networks):
         """A network after its methods, as `nas compress` makes it."""
         import keras
 
-        model = networks.build(config.network)
-        data = journey.examples(task, model, journey.EXAMPLES, self.seed)
+        model = build.build(config.network)
+        data = examples.examples(task, model, examples.EXAMPLES, self.seed)
         methods = [method_of(text) for text in config.methods]
         keras.utils.set_random_seed(self.seed)
         fit = fit or functools.partial(_glance, data)
@@ -174,11 +175,11 @@ class CompressedNetworks(Networks):
     def write(self, network: Any, config: Any, stem: pathlib.Path) -> int:
         if not isinstance(network, Finished):
             return super().write(network, config, stem)
-        finalists.save_model(network.compressed.model, stem)
+        network_files.save_model(network.compressed.model, stem)
         tflite = stem.with_suffix(".tflite")
         write(tflite, network)
         stem.with_suffix(".py").write_text(self._as_python(network))
-        finalists.write_files(self.task.files, stem)
+        network_files.write_files(self.task.files, stem)
         return tflite.stat().st_size
 
     def write_saved(self, saved: pathlib.Path, config: Any, stem: pathlib.Path) -> int:
@@ -203,7 +204,7 @@ class CompressedNetworks(Networks):
             words += ["--method", text]
         words += ["--out", "found.tflite"]
         return (
-            f"{finalists.as_python(candidate.network)}methods = {candidate.methods!r}\n\n"
+            f"{network_files.as_python(candidate.network)}methods = {candidate.methods!r}\n\n"
             '# With VARIANTS["found"] = config in its family, this makes it again:\n'
             f"# {shlex.join(words)}\n"
         )
@@ -223,7 +224,7 @@ def write(path: pathlib.Path, network: Finished) -> Any:
 
     model, methods = network.compressed.model, " ".join(network.candidate.methods)
     try:
-        form = networks.deployed(model, network.candidate.network)
+        form = build.deployed(model, network.candidate.network)
     except ValueError as error:  # of other widths, or fewer experts, than the Config says
         raise NotApplicable(f"{methods}: the deployed form cannot follow: {error}") from error
     # The examples are inputs of the trained form.

@@ -19,6 +19,8 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.locks import locked
+
 JOURNAL = "journal.log"
 _SET_TRIAL_STATE_VALUES = 6  # optuna.storages.journal._storage.JournalOperation
 
@@ -91,14 +93,6 @@ def _is_json(line: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file among all processes of this machine."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def open_storage(location: str | os.PathLike) -> optuna.storages.BaseStorage:

@@ -14,6 +14,7 @@ import time
 import optuna
 
 from nas import backend, cache, registry
+from nas.files import network_files
 from nas.searching import finalists, journal
 from nas.searching import study as studies
 from nas.searching.loop import Objective, explore, trained
@@ -83,7 +84,7 @@ def search(arguments: argparse.Namespace) -> int:
             deadline=deadline,
             on_event=progress,
             keep=finalists.BestSoFar(
-                folder, objective, getattr(evaluator, "save", finalists.save_model)
+                folder, objective, getattr(evaluator, "save", network_files.save_model)
             ),
         )
         why = search_for()

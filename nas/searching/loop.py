@@ -17,9 +17,10 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from latency.target import TargetUnavailable
 from nas import pareto
-from nas.searching.journal import Worker, end_unchosen, give_back, locked
+from nas.locks import locked
+from nas.profiling.wait_for_device import wait_for_device
+from nas.searching.journal import Worker, end_unchosen, give_back
 from nas.searching.reward import Reward
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -27,7 +28,6 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FAR_OVER_BUDGET = 1.5
 # After so many proposals of known networks in a row the controller has nothing new to say.
 CONVERGED = 100
-WAIT_FOR_DEVICE_S = 10.0
 # Lock files shared by all networks, so that a folder does not fill with one for each.
 LOCKS = 64
 # Finished curves before a network may be stopped for being worse than their median.
@@ -82,19 +82,6 @@ def trained(study: optuna.Study) -> list[FrozenTrial]:
         if "evaluation" in trial.user_attrs:
             found.setdefault(trial.user_attrs["profile"]["key"], trial)
     return list(found.values())
-
-
-def wait_for_device(work: Callable[[], Any], say: Callable[[str], None]) -> Any:
-    """Do the work; while the device is away, say why and try again."""
-    told = None
-    while True:
-        try:
-            return work()
-        except TargetUnavailable as error:
-            if str(error) != told:
-                told = str(error)
-                say(told)
-            time.sleep(WAIT_FOR_DEVICE_S)
 
 
 def explore(
@@ -339,3 +326,11 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:
     return study._storage.get_trial(trial._trial_id)
+
+
+def excess(objective: Objective, costs: list[float]) -> float:
+    """By how much the worst cost exceeds its budget, relative to it; 0 within all budgets."""
+    return max(
+        0.0,
+        *(cost / budget - 1 for cost, budget in zip(costs, objective.budgets, strict=True)),
+    )

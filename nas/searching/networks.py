@@ -10,7 +10,6 @@ and the conditions of the device.
 
 import dataclasses
 import gc
-import hashlib
 import pathlib
 import sys
 import time
@@ -19,43 +18,8 @@ from typing import Any
 
 from latency.target import DoesNotFit, TargetUnavailable
 from nas import cache, registry
+from nas.networks.build import at_other_size, build, deploy, key, name_of, suited
 from nas.profiling import history
-
-
-def key(config: Any) -> str:
-    """Name of a network: equal configs, equal networks, equal keys."""
-    return digest(f"{type(config).__module__}.{config!r}")
-
-
-def digest(text: str) -> str:
-    """A short name for what a text says."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def build(config: Any, seed: int | None = None):
-    """The `keras.Model` of a family's Config, weights drawn from `seed`, or from one of its own."""
-    import keras
-
-    keras.utils.set_random_seed(int(key(config)[:7], 16) if seed is None else seed)
-    return sys.modules[type(config).__module__].build(config)
-
-
-def deploy(config: Any) -> Any:
-    """The Config of the form that runs on a device: by the family's `deploy`, else as it is."""
-    family = sys.modules[type(config).__module__]
-    return family.deploy(config) if hasattr(family, "deploy") else config
-
-
-def deployed(model: Any, config: Any) -> Any:
-    """The form of a trained network that runs on a device, with its weights."""
-    form = deploy(config)
-    if form == config:
-        return model
-    from families.layers import copy_weights
-
-    built = build(form)
-    copy_weights(model, built)
-    return built
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,19 +69,6 @@ class Limits:
             if limit is not None and record[field.name] > limit:
                 return f"{field.name} {record[field.name]:.3g} > {limit:.3g}"
         return None
-
-
-def suited(config: Any, fields: dict[str, Any], task: str) -> Any:
-    """A Config with the fields that the data of a task decides; `ValueError` where it lacks one."""
-    has = [field.name for field in dataclasses.fields(config)]
-    lacking = sorted(fields.keys() - set(has))
-    if lacking:
-        family = type(config).__module__.rpartition(".")[2]
-        raise ValueError(
-            f"{family} networks cannot take task {task}: it decides {', '.join(sorted(fields))},"
-            f" and their Config has no {', '.join(lacking)} (it has {', '.join(has)})"
-        )
-    return dataclasses.replace(config, **fields)
 
 
 @dataclasses.dataclass
@@ -315,7 +266,7 @@ class Networks:
                 "train_s": done.seconds,
             }
             if keep is not None:
-                keep(_at(config, small, fitted.network), record)
+                keep(at_other_size(config, small, fitted.network), record)
             return record
 
         if final:
@@ -338,16 +289,16 @@ class Networks:
 
     def save(self, network: Any, stem: pathlib.Path) -> None:
         """Keep what was trained, for `write_saved`, should the search be interrupted."""
-        from nas.searching import finalists
+        from nas.files import network_files
 
-        finalists.save_model(network, stem)
+        network_files.save_model(network, stem)
 
     def write(self, network: Any, config: Any, stem: pathlib.Path) -> int:
-        """Write the files of a network (`nas.searching.finalists.write_network`); the bytes of its
+        """Write the files of a network (`nas.files.network_files.write_network`); the bytes of its
         .tflite."""
-        from nas.searching import finalists
+        from nas.files import network_files
 
-        return finalists.write_network(network, config, stem, self.task.files)
+        return network_files.write_network(network, config, stem, self.task.files)
 
     def write_saved(self, saved: pathlib.Path, config: Any, stem: pathlib.Path) -> int:
         """Write the files of a network that `save` kept; the bytes of its .tflite."""
@@ -363,19 +314,3 @@ class Networks:
         self._built.clear()
         keras.backend.clear_session()
         gc.collect()
-
-
-def name_of(config: Any) -> str:
-    """What a network of a search is called where its figures are listed."""
-    return f"{type(config).__module__.rpartition('.')[2]}:{key(config)}"
-
-
-def _at(config: Any, trained_config: Any, model):
-    """The trained network at the size it is deployed at, on which its weights do not depend."""
-    if config == trained_config:
-        return model
-    from families.layers import copy_weights
-
-    resized = build(config)
-    copy_weights(model, resized)
-    return resized

@@ -4,8 +4,7 @@ import math
 import sys
 import time
 
-from nas.searching.finalists import excess
-from nas.searching.loop import Event, Objective
+from nas.searching.loop import Event, Objective, excess
 
 
 class Progress:

@@ -9,8 +9,7 @@ from typing import Any
 
 import optuna
 
-from nas import backend, registry
-from nas.searching import journal
+from nas import backend, locks, registry
 from nas.searching import study as studies
 from nas.searching.loop import Objective
 from nas.searching.networks import Limits, Networks
@@ -164,7 +163,7 @@ def begin(
     say: Callable[[str], None],
 ) -> Objective:
     """The objective of the study; whoever comes first measures what it needs."""
-    with journal.locked(folder / "begin.lock"):
+    with locks.locked(folder / "begin.lock"):
         if "objective" not in study.user_attrs:
             measured = None if baseline is None else _measure_baseline(evaluator, baseline, say)
             budgets = [None if b == studies.MINIMIZE else b for b in settings.budgets_ms or ()]

@@ -8,7 +8,7 @@ import pathlib
 
 import optuna
 
-from nas import cache, registry
+from nas import cache, locks, registry
 from nas.searching import journal
 from nas.searching.loop import Objective
 from nas.searching.reward import Reward
@@ -73,7 +73,7 @@ def create(folder: pathlib.Path, settings: Settings, location: str | None) -> op
     """Create the study of a folder, or open it if it is there with the same settings."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.json"
-    with journal.locked(folder / "study.lock"):
+    with locks.locked(folder / "study.lock"):
         if path.exists():
             earlier = read_settings(folder)
             changed = [

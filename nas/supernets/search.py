@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nas import registry
-from nas.searching import journal
+from nas import locks, registry
 from nas.searching.networks import Fitted, Networks
 from nas.supernets.supernet import EXAMPLES, Supernet, outline, recipe_of_supernet
 from nas.training.batches import count
@@ -74,7 +73,7 @@ class SupernetNetworks(Networks):
         `minutes` are those of the whole search. Of several workers one trains, the others wait.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with journal.locked(self.folder / "supernet.lock"):
+        with locks.locked(self.folder / "supernet.lock"):
             if not self._path.exists():
                 self._train_supernet(SHARE * minutes, say)
 

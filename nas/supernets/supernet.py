@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
-from nas.searching import networks
+from nas.networks import build
 from nas.tasks.task import Task
 from nas.training.batches import count, labels, prepared
 from nas.training.recipe import Recipe, recipe_of
@@ -87,7 +87,7 @@ class Supernet:
 
         self._network = network
         self.task, self.seed = task, seed
-        self.sample = lambda trial: networks.suited(sample(trial), task.fields, task.name)
+        self.sample = lambda trial: build.suited(sample(trial), task.fields, task.name)
         configs = [drawn(self.sample, seed, number) for number in range(DRAWN)]
         keras.utils.set_random_seed(seed)
         self.model = network.build(map(outline, configs))
@@ -156,7 +156,7 @@ class Supernet:
 
         Its norms have no averages yet: train it, or `calibrate` it.
         """
-        model = networks.build(config)
+        model = build.build(config)
         self.inherit(config, model)
         return model
 

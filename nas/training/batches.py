@@ -13,23 +13,6 @@ ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-7}  # as keras.optimizers.Ad
 LARGE_OUTPUT = 2**16  # numbers an example; above, larger batches no longer speed up evaluation
 
 
-def engine(model, task: Task, recipe: Recipe, batch_size: int, steps: float = math.inf):
-    """The compiled step of this backend: a context in which it may be called, about `steps` times.
-
-    A compiler takes longer for a long training.
-    """
-    import keras
-
-    backend = keras.config.backend()
-    if backend == "tensorflow":
-        from nas.training.tensorflow_engine import compiled
-    elif backend == "jax":
-        from nas.training.jax_engine import compiled
-    else:
-        raise ValueError(f"no training step for KERAS_BACKEND={backend}; tensorflow and jax have")
-    return compiled(model, task, recipe, batch_size, steps)
-
-
 def valid_batch(model, task: Task, recipe: Recipe) -> int:
     """Examples judged at once; without gradients, small ones four times as many as trained on."""
     import keras

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from nas import backend, registry
-from nas.searching import networks
+from nas.networks import build
 from nas.training.recipe import Recipe
 
 EPOCHS = 10  # where neither the flags nor the task say
@@ -28,7 +28,7 @@ def train(arguments: argparse.Namespace) -> int:
     keras = backend.load()
     family, config = registry.network(arguments.network)
     task = registry.task(arguments.task)
-    config = networks.suited(config, task.fields, task.name)
+    config = build.suited(config, task.fields, task.name)
     recipe, epochs = _recipe(arguments, task)
     identity = {
         "network": repr(config),
@@ -217,8 +217,8 @@ def _record(arguments, keras, model, config, task, done, identity) -> dict:
 def _write(out: pathlib.Path, model, config, task, recipe: Recipe, record: dict) -> None:
     """The network last: where it is, everything is."""
     from latency.system.json_records import write_json
+    from nas.files.network_files import as_python, save
     from nas.report.plots.training import curves_png
-    from nas.searching.finalists import as_python, save
 
     out.with_suffix(".py").write_text(as_python(config))
     for suffix, content in task.files.items():

@@ -19,13 +19,13 @@ from nas.training.batches import (
     arrays_of,
     count,
     each,
-    engine,
     in_float32,
     labels,
     prepared,
     struct,
     valid_batch,
 )
+from nas.training.engines import engine
 from nas.training.recipe import Recipe, identity, recipe_of
 
 __all__ = ["Epoch", "Recipe", "Training", "evaluate", "fit", "identity", "recipe_of"]

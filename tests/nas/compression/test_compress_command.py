@@ -43,13 +43,13 @@ def folder(tmp_path_factory):
 
     backend.load()
     from nas import registry
-    from nas.searching import networks
+    from nas.networks import build
     from nas.training import loop
 
     folder = tmp_path_factory.mktemp("compress")
     family, config = registry.network("mobilenet_v2:tiny")
     task = registry.task("digits:16")
-    model = networks.build(networks.suited(config, task.fields, task.name))
+    model = build.build(build.suited(config, task.fields, task.name))
     loop.fit(model, task, 4, 0)
     model.save(folder / "a.keras")
     return folder

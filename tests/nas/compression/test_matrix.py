@@ -11,7 +11,7 @@ from compress.method import NotApplicable, compress
 from families import mobile_vmoe
 from latency.networks.random_inputs import random_inputs
 from nas import registry
-from nas.compression import journey, matrix
+from nas.compression import examples, matrix
 from nas.training import loop
 
 METHODS = list(registry.listing("method"))
@@ -52,7 +52,7 @@ def _few(part, count=32):
 
 def _compressed(model, task, methods):
     """The result of two steps of training."""
-    data = journey.examples(task, model, 16, 0)
+    data = examples.examples(task, model, 16, 0)
 
     def fit(prepared, update):
         loop.fit(prepared, task, 2, 0, batch_size=16, learning_rate=1e-3, update=update)

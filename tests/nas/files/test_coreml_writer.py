@@ -20,7 +20,7 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("Core ML files are written from Keras on TensorFlow", allow_module_level=True)
 
 from nas.files.writers import coreml  # noqa: E402
-from nas.searching import networks  # noqa: E402
+from nas.networks import build
 
 FAMILIES = ("mnasnet", "vit", "mobile_vmoe", "conformer", "decoder")
 
@@ -155,7 +155,7 @@ except ValueError as error:
 def test_every_family_as_deployed(family, tmp_path):
     module = importlib.import_module(f"families.{family}")
     config = module.VARIANTS["tiny"]
-    model = networks.deployed(networks.build(config), config)
+    model = build.deployed(build.build(config), config)
     floats = coreml.write(tmp_path / "float.mlpackage", model, Record())
     record = coded(model, 2, least=256)
     written = coreml.write(tmp_path / "codes.mlpackage", model, record)

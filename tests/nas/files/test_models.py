@@ -17,7 +17,7 @@ from keras import layers
 from families import mnasnet, vit
 from nas.files import open_network
 from nas.files.readers import keras_h5, safetensors
-from nas.searching import networks
+from nas.networks import build
 
 RNG = np.random.default_rng(0)
 
@@ -141,7 +141,7 @@ def test_networks_of_the_catalog_with_weights(tmp_path):
         assert "\n" not in str(error.value)
     untrained = open_network.read("mnasnet:tiny")
     assert "not trained" in untrained.source and untrained.config == config
-    np.testing.assert_array_equal(untrained.model.weights[0], networks.build(config).weights[0])
+    np.testing.assert_array_equal(untrained.model.weights[0], build.build(config).weights[0])
 
 
 def test_a_trained_decoder_is_read_with_its_config(shared_data):

@@ -11,8 +11,7 @@ import pytest
 from latency import predicted
 from latency.prediction import forest, operation_features, predictor, probe_networks
 from latency.target import Kind, Target, TargetUnavailable, Timing
-from nas.profiling import learn_device
-from nas.searching import loop
+from nas.profiling import learn_device, wait_for_device
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +115,7 @@ def test_a_kill_costs_one_probe():
 
 
 def test_a_board_that_is_away_is_waited_for(monkeypatch):
-    monkeypatch.setattr(loop, "WAIT_FOR_DEVICE_S", 0.01)
+    monkeypatch.setattr(wait_for_device, "WAIT_FOR_DEVICE_S", 0.01)
     said = []
     assert add(Board(failing="away"), say=said.append).finished
     assert "the board is unplugged" in said

@@ -16,6 +16,7 @@ from families import efficientnet, efficientnet_x, mnasnet
 from families.layers import shapes_only
 from latency.networks.count import count
 from nas.cli.command_line import main
+from nas.files import network_files
 from nas.scaling import found_config, journey, scaled_networks
 from nas.scaling.compound_scaling import (
     LACS_GPU,
@@ -26,7 +27,7 @@ from nas.scaling.compound_scaling import (
     scaling_of,
 )
 from nas.scaling.width_search import LANDED, Lander, solve
-from nas.searching import finalists, journal
+from nas.searching import journal
 
 TINY = dataclasses.replace(mnasnet.VARIANTS["tiny"], input_shape=(32, 32, 1))
 LEVELS = [f"b{level}" for level in range(1, 8)]
@@ -201,7 +202,7 @@ def test_steps_larger_than_the_budget_end_below_it():
 
 def test_a_found_network_is_read_back_and_not_run(tmp_path):
     config = dataclasses.replace(TINY, classes=7)
-    (tmp_path / "config.py").write_text(finalists.as_python(config))
+    (tmp_path / "config.py").write_text(network_files.as_python(config))
     assert found_config.read(tmp_path) == config
     assert journey.base_of(str(tmp_path)) == config
     for text in (
@@ -255,7 +256,7 @@ def command(folder, *flags) -> list[str]:
     """Two rungs above a network that a search left in a folder."""
     found = folder.parent / "found"
     found.mkdir(exist_ok=True)
-    (found / "config.py").write_text(finalists.as_python(SMALL))
+    (found / "config.py").write_text(network_files.as_python(SMALL))
     return ["scale", str(found), "--budget-ms", ",".join(map(str, BUDGETS)), "--task", "digits",
             "--out", str(folder), "--trials", "2", "--epochs", "1", *flags]  # fmt: skip
 
@@ -319,7 +320,7 @@ def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "holds another study" in capsys.readouterr().err
     found = tmp_path / "found" / "config.py"
     flags = command(family)
-    found.write_text(finalists.as_python(dataclasses.replace(SMALL, head_filters=48)))
+    found.write_text(network_files.as_python(dataclasses.replace(SMALL, head_filters=48)))
     assert main(flags) == 2
     assert "another base network" in capsys.readouterr().err
 

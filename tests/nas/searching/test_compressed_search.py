@@ -18,6 +18,7 @@ from latency.tflite import convert
 from nas import registry
 from nas.cli.command_line import main
 from nas.files.writers.litert import read_codes
+from nas.networks import build
 from nas.profiling import history
 from nas.searching import finalists, start, study
 from nas.searching import networks as evaluate
@@ -190,11 +191,11 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
 
 def test_candidates_are_told_apart_by_what_their_methods_are():
     task = registry.task("digits:8")
-    config = evaluate.suited(mnasnet.VARIANTS["tiny"], task.fields, task.name)
+    config = build.suited(mnasnet.VARIANTS["tiny"], task.fields, task.name)
     of = networks(config, task)
     texts = [("ptq:8",), ("ptq:4",), ("ptq:8", "prune:0.5"), ("prune:0.8",)]
     keys = {of.key(Candidate(config, methods)) for methods in texts} | {of.key(config)}
-    assert len(keys) == 5 and of.key(config) == evaluate.key(config)
+    assert len(keys) == 5 and of.key(config) == build.key(config)
     assert of.key(Candidate(config, ("ptq",))) == of.key(Candidate(config, ("ptq:bits=8",)))
     other = dataclasses.replace(config, head_filters=32)
     assert of.key(Candidate(other, ("ptq:8",))) not in keys
@@ -203,7 +204,7 @@ def test_candidates_are_told_apart_by_what_their_methods_are():
 def test_a_teacher_in_another_file_is_another_method(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = registry.task("digits:8")
-    config = evaluate.suited(mnasnet.VARIANTS["tiny"], task.fields, task.name)
+    config = build.suited(mnasnet.VARIANTS["tiny"], task.fields, task.name)
     candidate, found = Candidate(config, ("distill:teacher=t.keras",)), set()
     for seed in range(2):
         keras.utils.set_random_seed(seed)
@@ -218,7 +219,7 @@ def test_a_decoder_is_timed_as_its_step_with_codes(shared_data):
     text = shared_data / "text" / "tinyshakespeare.txt"
     task = registry.task(f"text:{text},length=16")
     small = {"dim": 16, "head_width": 8, "layers": 1, "hidden": 24}
-    config = evaluate.suited(
+    config = build.suited(
         dataclasses.replace(decoder.VARIANTS["tiny"], **small), task.fields, task.name
     )
     of, candidate = networks(config, task), Candidate(config, ("qat:4",))
@@ -226,7 +227,7 @@ def test_a_decoder_is_timed_as_its_step_with_codes(shared_data):
     assert record["form"] == repr(decoder.deploy(config)) == repr(form.config)
     kinds = [constant.kind for constant in read_codes(form.handed).values()]
     assert "int4" in kinds and record["costs"]
-    assert convert.Session(form.handed).inputs.keys() == evaluate.build(form.config).input.keys()
+    assert convert.Session(form.handed).inputs.keys() == build.build(form.config).input.keys()
     assert history.rows()[-1].network == form.network  # the same file, to the bit
     narrow = of.profile(Candidate(config, ("prune_channels:0.5",)))
     assert "the deployed form cannot follow" in narrow["excess"] and not narrow["costs"]

@@ -15,6 +15,7 @@ from latency.networks.count import count
 from latency.target import DoesNotFit, Kind, Target, TargetUnavailable, Timing
 from nas import registry
 from nas.cli.command_line import main
+from nas.networks import build
 from nas.profiling import history
 from nas.searching import networks as evaluate
 from nas.searching.networks import Networks
@@ -104,9 +105,9 @@ def test_a_task_decides_the_fields_it_has(networks):
 def test_images_keep_the_names_under_which_they_are_remembered(networks):
     """Of a cache that an earlier version wrote."""
     config = networks(Changing()).suited(mnasnet.VARIANTS["tiny"])
-    assert evaluate.deploy(config) == config
+    assert build.deploy(config) == config
     record = networks(Changing()).profile(config)
-    assert record["key"] == evaluate.key(config) == "b646a0367df14593" and "form" not in record
+    assert record["key"] == build.key(config) == "b646a0367df14593" and "form" not in record
 
 
 def test_the_deployed_form_is_timed_and_counted(networks, monkeypatch):
@@ -123,22 +124,22 @@ def test_the_deployed_form_is_timed_and_counted(networks, monkeypatch):
     record = evaluator.profile(config)
     form = decoder.deploy(config)
     ((names, model),) = timed
-    assert record["form"] == repr(form) and names == [evaluate.key(form)]
-    assert record["key"] == evaluate.key(config)
-    assert record["macs"] == count(model).macs == count(evaluate.build(form)).macs
-    assert record["macs"] < count(evaluate.build(config)).macs
+    assert record["form"] == repr(form) and names == [build.key(form)]
+    assert record["key"] == build.key(config)
+    assert record["macs"] == count(model).macs == count(build.build(form)).macs
+    assert record["macs"] < count(build.build(config)).macs
     evaluator.measure_again(config, "s:1")
-    assert timed[1][0] == [evaluate.key(form)] and timed[1][1].input.keys() == model.input.keys()
+    assert timed[1][0] == [build.key(form)] and timed[1][1].input.keys() == model.input.keys()
     evaluator.limits = evaluate.Limits(file_bytes=1000)
     assert evaluator.profile(config)["excess"].startswith("file_bytes ")
 
 
 def test_the_deployed_network_has_the_trained_weights():
     config = dataclasses.replace(decoder.VARIANTS["tiny"], vocabulary=11, length=8)
-    model = evaluate.build(config)
+    model = build.build(config)
     for weight in model.weights:
         weight.assign(np.random.default_rng(1).normal(size=weight.shape))
-    step = evaluate.deployed(model, config)
+    step = build.deployed(model, config)
     ours = {weight.path: np.asarray(weight) for weight in step.weights}
     assert len(ours) == len(model.weights)
     for weight in model.weights:

@@ -11,7 +11,9 @@ import pytest
 from families import decoder, efficientdet
 from latency.tflite import convert
 from nas import backend
-from nas.searching import finalists, networks
+from nas.files import network_files
+from nas.networks import build
+from nas.searching import finalists
 from nas.searching.loop import Objective
 from nas.searching.reward import Reward
 
@@ -51,14 +53,14 @@ CONFIG = dataclasses.replace(
 
 
 def test_files_hold_the_trained_and_the_deployed_form(tmp_path):
-    model = networks.build(CONFIG)
-    size = finalists.write_network(model, CONFIG, tmp_path / "n", {".words.txt": b"abc"})
+    model = build.build(CONFIG)
+    size = network_files.write_network(model, CONFIG, tmp_path / "n", {".words.txt": b"abc"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("n.keras", "n.py", "n.tflite", "n.words.txt")
     ]
     assert (tmp_path / "n.tflite").stat().st_size == size
     assert keras.saving.load_model(tmp_path / "n.keras").output_shape == (None, 8, 11)
-    step = networks.build(decoder.deploy(CONFIG))
+    step = build.build(decoder.deploy(CONFIG))
     assert convert.Session(tmp_path / "n.tflite").inputs.keys() == step.input.keys()
     exec((tmp_path / "n.py").read_text(), found := {})
     assert found["config"] == CONFIG
@@ -76,18 +78,18 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
 
     monkeypatch.setattr(convert, "run", wrong)
     with pytest.raises(RuntimeError, match=r"n.tflite differs .* in (?!logits)\w+"):
-        finalists.write_network(networks.build(CONFIG), CONFIG, tmp_path / "n")
+        network_files.write_network(build.build(CONFIG), CONFIG, tmp_path / "n")
     assert not (tmp_path / "n.tflite").exists()
 
 
 def test_a_model_that_amplifies_rounding_is_not_a_bug_of_its_file(tmp_path, monkeypatch):
     """Boxes of a hardly trained detector are huge: theirs is another answer, not a wrong one."""
-    form = networks.build(efficientdet.deploy(efficientdet.VARIANTS["tiny"]), seed=1)
+    form = build.build(efficientdet.deploy(efficientdet.VARIANTS["tiny"]), seed=1)
     generator = np.random.default_rng(1)
     for name, scale in (("class_last_pointwise", 4), ("box_last_pointwise", 1e5)):
         kernel = form.get_layer(name).kernel
         kernel.assign(generator.normal(0, scale, kernel.shape).astype("float32"))
-    monkeypatch.setattr(networks, "deployed", lambda model, config: form)
+    monkeypatch.setattr(build, "deployed", lambda model, config: form)
     file = convert.convert(form)
     monkeypatch.setattr(convert, "convert", lambda form: file)
     run = convert.run
@@ -98,14 +100,14 @@ def test_a_model_that_amplifies_rounding_is_not_a_bug_of_its_file(tmp_path, monk
         return run(tflite, {name: (image * (1 + noise)).astype("float32")})
 
     monkeypatch.setattr(convert, "run", rounded)
-    monkeypatch.setattr(finalists, "INPUTS", 1)
-    _, difference, most = finalists._difference(file, form)
-    assert finalists.PARITY < difference <= most <= finalists.ROUNDED
-    finalists.write_network(form, efficientdet.VARIANTS["tiny"], tmp_path / "n")
+    monkeypatch.setattr(network_files, "INPUTS", 1)
+    _, difference, most = network_files._difference(file, form)
+    assert network_files.PARITY < difference <= most <= network_files.ROUNDED
+    network_files.write_network(form, efficientdet.VARIANTS["tiny"], tmp_path / "n")
     assert (tmp_path / "n.tflite").read_bytes() == file
 
     monkeypatch.setattr(
         convert, "run", lambda *of: (it := run(*of)) | {"boxes": it["boxes"] * 0.98}
     )
     with pytest.raises(RuntimeError, match="w.tflite differs .* in boxes"):
-        finalists.write_network(form, efficientdet.VARIANTS["tiny"], tmp_path / "w")
+        network_files.write_network(form, efficientdet.VARIANTS["tiny"], tmp_path / "w")

@@ -184,9 +184,9 @@ class Flaky(Towers):
 
 
 def test_a_vanished_device_pauses_the_search(tmp_path, monkeypatch):
-    from nas.searching import loop
+    from nas.profiling import wait_for_device
 
-    monkeypatch.setattr(loop, "WAIT_FOR_DEVICE_S", 0.05)
+    monkeypatch.setattr(wait_for_device, "WAIT_FOR_DEVICE_S", 0.05)
     study, objective = a_study(tmp_path)
     worker, told = journal.Worker(tmp_path), []
     explore(

@@ -13,7 +13,8 @@ from keras import layers
 
 from nas import registry
 from nas.cli.command_line import main
-from nas.searching import journal, networks, zero_cost
+from nas.networks import build
+from nas.searching import journal, zero_cost
 from nas.searching.loop import Objective, explore, trained
 from nas.searching.reward import Reward
 from nas.tasks.task import Task
@@ -168,10 +169,10 @@ def test_families_have_scores_and_train_as_without(family):
     """Scored between building and training, a network trains to the same bits."""
     _, config = registry.network(f"{family}:tiny")
     task = a_task(64, 32)
-    config = networks.suited(config, task.fields, "some")
+    config = build.suited(config, task.fields, "some")
     curves = []
     for scored in (False, True):
-        model = networks.build(config)
+        model = build.build(config)
         if scored:
             found = {n: zero_cost.score(n, model, task) for n in ("synflow", "naswot", "flops")}
             assert all(np.isfinite(value) and value > 0 for value in found.values()), found

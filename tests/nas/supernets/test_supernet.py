@@ -16,7 +16,7 @@ keras = backend.load()
 
 from shared_weights import alone, choices, outputs, varied, with_weights  # noqa: E402
 
-from nas.searching import networks as evaluate  # noqa: E402
+from nas.networks import build  # noqa: E402
 from nas.supernets import layers, masks, network, supernet  # noqa: E402
 from nas.supernets.search import SupernetNetworks  # noqa: E402
 from nas.training import loop  # noqa: E402
@@ -212,7 +212,7 @@ def test_finalists_inherit(learned, task, tmp_path):
     model = keras.models.load_model(tmp_path / "so_far.keras", compile=False)
     assert loop.evaluate(model, task) == pytest.approx(record["quality"], abs=0.08)
     final = evaluator.train(config, epochs=1, final=True)["quality"]
-    scratch = loop.fit(evaluate.build(config), task, 1, 0).quality
+    scratch = loop.fit(build.build(config), task, 1, 0).quality
     assert final > scratch + 0.1
 
 

@@ -1,0 +1,22 @@
+"""Work on a device that may be away for a while."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from latency.target import TargetUnavailable
+
+WAIT_FOR_DEVICE_S = 10.0
+
+
+def wait_for_device(work: Callable[[], Any], say: Callable[[str], None]) -> Any:
+    """Do the work; while the device is away, say why and try again."""
+    told = None
+    while True:
+        try:
+            return work()
+        except TargetUnavailable as error:
+            if str(error) != told:
+                told = str(error)
+                say(told)
+            time.sleep(WAIT_FOR_DEVICE_S)
