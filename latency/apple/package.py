@@ -5,16 +5,12 @@ or wait for ever: `latency.apple.worker` is the other side. On a machine without
 converted and kept, and what is missing to time it is said.
 """
 
-import contextlib
 import hashlib
 import importlib.util
-import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +20,9 @@ import numpy as np
 
 from latency.measuring import stopwatch
 from latency.networks import keras_file
+from latency.system import worker_process
 from latency.system.json_records import utc_now
+from latency.system.worker_process import WorkerDied, WorkerTimeout
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
 # What may compute (coremltools' names of them): ane is the Neural Engine.
@@ -90,45 +88,19 @@ def ask(request: dict[str, Any], limit_s: float) -> dict[str, Any]:
     Raises `ValueError` where the model is bad, `TargetUnavailable` where Core ML or the device
     fails, was killed or took more than `limit_s` seconds. What it prints is kept from the terminal.
     """
-    # What this process can import, and nothing that happens to lie in the current directory (-P).
-    given = {
-        "KERAS_BACKEND": "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as noise:
-        with subprocess.Popen(
-            [sys.executable, "-P", "-m", "latency.apple.worker"],
-            stdin=subprocess.PIPE,
-            stdout=answer,
-            stderr=noise,
-            env=os.environ | given,
-            start_new_session=True,
-        ) as process:
-            try:
-                process.communicate(json.dumps(request).encode(), timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                raise TargetUnavailable(
-                    f"Core ML: {request['operation']} did not end within {limit_s:g} s; it was "
-                    "stopped"
-                ) from None
-            finally:  # also on Ctrl-C: what it started (xcodebuild, devicectl) ends with it
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        answer.seek(0)
-        noise.seek(0)
-        text, said = answer.read(), noise.read().decode(errors="replace")
     try:
-        told = json.loads(text)
-    except ValueError:
-        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no word"]
+        answer = worker_process.ask(
+            "latency.apple.worker", request, limit_s, {"KERAS_BACKEND": "tensorflow"}
+        )
+    except WorkerTimeout:
         raise TargetUnavailable(
-            f"Core ML: {request['operation']} ended with status {process.returncode}: "
-            f"{lines[-1][:300]}"
+            f"Core ML: {request['operation']} did not end within {limit_s:g} s; it was stopped"
         ) from None
-    if "error" in told:
-        raise (ValueError if told["error"] == "model" else TargetUnavailable)(told["message"])
-    return told
+    except WorkerDied as error:
+        raise TargetUnavailable(f"Core ML: {request['operation']}: the process {error}") from None
+    if "error" in answer:
+        raise (ValueError if answer["error"] == "model" else TargetUnavailable)(answer["message"])
+    return answer
 
 
 def timed(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:

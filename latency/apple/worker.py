@@ -1,4 +1,4 @@
-"""The other side of `latency.apple.package`: one JSON request on stdin, one JSON answer on stdout.
+"""What runs in a process of its own for `latency.apple.package`.
 
 Here TensorFlow and coremltools are imported. Times are those of Core ML's own prediction call
 (`MLModel predictionFromFeatures`), without Python's handling of arrays.
@@ -6,15 +6,15 @@ Here TensorFlow and coremltools are imported. Times are those of Core ML's own p
 
 import asyncio
 import importlib
-import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from typing import Any
 
 import numpy as np
+
+from latency.system import worker_process
 
 
 class BadModel(ValueError):
@@ -269,21 +269,14 @@ def _line(error: BaseException) -> str:
 _ANSWERS = {"convert": convert, "time": time_here, "time_on_phone": time_on_phone}
 
 
-def main() -> None:
-    out = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
-    request = json.loads(sys.stdin.read())
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        answer = _ANSWERS[request["operation"]](request)
+        return _ANSWERS[request["operation"]](request)
     except BadModel as error:
-        answer = {"error": "model", "message": str(error)}
+        return {"error": "model", "message": str(error)}
     except Exception as error:  # coremltools raises ValueError, Exception and its own alike
-        answer = {"error": "device", "message": f"Core ML: {_line(error)}"}
-    with os.fdopen(out, "w") as file:
-        json.dump(answer, file)
-    sys.stderr.flush()
-    os._exit(0)  # what a library left running has nothing more to say
+        return {"error": "device", "message": f"Core ML: {_line(error)}"}
 
 
 if __name__ == "__main__":
-    main()
+    worker_process.serve(_answer)

@@ -1,4 +1,4 @@
-"""The other side of `latency.jax_runtime.process`: one request on stdin, one JSON answer on stdout.
+"""What runs in a process of its own for `latency.jax_runtime.process`.
 
 A process with Keras on JAX; only here are they imported. Other modules of the package bring further
 operations, functions `operation(request, model) -> dict`.
@@ -6,10 +6,7 @@ operations, functions `operation(request, model) -> dict`.
 
 import importlib
 import json
-import os
 import re
-import sys
-import threading
 import traceback
 import zipfile
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from latency.networks import keras_file
+from latency.system import worker_process
 from latency.target import DoesNotFit, TargetUnavailable
 
 _SIZE = r"(\d+(?:\.\d+)?[KMGT]?(?:i?B)?)"
@@ -257,22 +255,5 @@ def _megabytes(text: str) -> float:
 _SHORT = {"devices": "jax_runtime.worker.devices", "time": "jax_runtime.timing.time_model"}
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the other side closes the pipe or dies."""
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
-def main() -> None:
-    answer = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
-    request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    text = json.dumps(_answer(request))
-    with os.fdopen(answer, "w") as out:
-        out.write(text)
-    os._exit(0)  # runtimes that end slowly, or crash when they do, have nothing more to say
-
-
 if __name__ == "__main__":
-    main()
+    worker_process.serve(_answer)

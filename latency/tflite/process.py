@@ -1,108 +1,45 @@
 """LiteRT in a process of its own: a bad file may crash it, or take all memory or time there."""
 
-import contextlib
 import functools
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 from latency.networks import keras_file
+from latency.system.worker_process import WorkerDied, WorkerProcess, WorkerTimeout
 
 _CHECK_S = 30  # a sound network's load and first run take less
 _CONVERT_S = 150  # imports Keras: 5 to 20 s, by how busy the machine is
 _SHARE = 0.8  # of the memory that is free now
 
 
-class Process:
-    """A worker that is asked job by job; when a job kills it, the next one starts another."""
+class Process(WorkerProcess):
+    """A worker that runs functions of `latency.tflite.worker`."""
 
     def __init__(self, **environment: str):
-        self._worker: subprocess.Popen | None = None
-        self._environment = environment
+        given = {"KERAS_BACKEND": "tensorflow", "OPENBLAS_NUM_THREADS": "1"}
+        super().__init__("latency.tflite.worker", given | environment)
 
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._end()
-
-    def ask(self, job: str, limit_s: float, **arguments: Any) -> dict[str, Any]:
-        """What a function of `latency.tflite.worker` answers.
+    def run(self, job: str, limit_s: float, **arguments: Any) -> dict[str, Any]:
+        """What the function `job` returns.
 
         Raises `ValueError` where it failed, died or took longer than `limit_s`, in one line that
-        goes on after "FILE: ".
+        continues "FILE: ".
         """
-        if self._worker is None:
-            self._start()
-        worker = self._worker
         memory_mb = _SHARE * keras_file.free_mb()
         request = {"job": job, "arguments": arguments, "memory_mb": memory_mb, "limit_s": limit_s}
-        late = threading.Timer(limit_s, self._kill)
         try:
-            late.start()
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.write(json.dumps(request).encode() + b"\n")
-                worker.stdin.flush()
-            line = worker.stdout.readline()
-        except BaseException:  # Ctrl-C
-            self._end()
-            raise
-        finally:
-            in_time = late.is_alive()
-            late.cancel()
-        if not line.endswith(b"\n"):
-            self._end()
-            if in_time:
-                raise ValueError(_death(worker.returncode, memory_mb))
-            raise ValueError(f"LiteRT did not get through one run within {limit_s:.0f} s")
-        answer = json.loads(line)
+            answer = self.ask(request, limit_s)
+        except WorkerTimeout:
+            raise ValueError(f"LiteRT did not get through one run within {limit_s:.0f} s") from None
+        except WorkerDied as error:
+            raise ValueError(
+                f"LiteRT crashes on it ({error.cause}): a damaged file, or one that needs more "
+                f"than the {memory_mb / 1024:.1f} GB that it was given"
+            ) from None
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer
-
-    def _start(self) -> None:
-        path = os.pathsep.join(filter(None, sys.path))
-        given = {
-            "KERAS_BACKEND": "tensorflow",
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONPATH": path,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        # -P: what lies in the current directory is not imported. Its own session: see _end.
-        self._worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "latency.tflite.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | given | self._environment,
-            start_new_session=True,
-        )
-
-    def _kill(self) -> None:
-        worker = self._worker
-        if worker is not None:
-            with contextlib.suppress(ProcessLookupError, AttributeError):  # Windows has no killpg
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.kill()
-
-    def _end(self) -> None:
-        if self._worker is None:
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # One that died is let say how; one that waits for a job ends with its stdin.
-            with contextlib.suppress(BrokenPipeError):
-                self._worker.stdin.close()
-            self._worker.wait(0.5)
-        self._kill()
-        self._worker.wait()
-        self._worker.stdout.close()
-        self._worker = None
 
 
 def check(path: str | Path, threads: int = 1) -> None:
@@ -129,7 +66,7 @@ def _check(name: str, threads: int, size: int, *_: int) -> None:
     # What a bad file reads by mistake is not zero there, as it might not be later.
     with Process(MALLOC_PERTURB_="165") as process:
         try:
-            process.ask("check", _CHECK_S, file=str(Path(name).absolute()), threads=threads)
+            process.run("check", _CHECK_S, file=str(Path(name).absolute()), threads=threads)
         except ValueError as error:
             raise ValueError(_about(name, error)) from None
 
@@ -142,7 +79,7 @@ def memory_mb(path: Path, threads: int = 1) -> float | None:
     """
     with Process() as process:
         file = str(path.absolute())
-        return process.ask("check", _CHECK_S, file=file, threads=threads)["memory_mb"]
+        return process.run("check", _CHECK_S, file=file, threads=threads)["memory_mb"]
 
 
 def convert(path: str | Path) -> bytes:
@@ -160,7 +97,7 @@ def _convert(name: str, *_: int) -> bytes:
         into = Path(folder) / "model.tflite"
         files = {"file": str(path.absolute()), "into": str(into)}
         try:
-            process.ask("convert", _CONVERT_S, **files, modules=keras_file.registered())
+            process.run("convert", _CONVERT_S, **files, modules=keras_file.registered())
         except ValueError as error:
             raise ValueError(_about(name, error)) from None
         return into.read_bytes()
@@ -178,11 +115,3 @@ def _state(path: Path) -> tuple[int, int, int]:
 def _about(name: str, error: ValueError) -> str:
     """What is wrong with a file, which is named once and as the user names it."""
     return f"{name}: {str(error).removeprefix(f'{Path(name).absolute()}: ')}"
-
-
-def _death(code: int, memory_mb: float) -> str:
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return (
-        f"LiteRT crashes on it ({how}): a damaged file, or one that needs more than the "
-        f"{memory_mb / 1024:.1f} GB that it was given"
-    )

@@ -77,7 +77,7 @@ def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, A
             with Process() as process:
                 # The first one tells the names.
                 options = {"threads": threads, "runs": runs, "names": not number}
-                answers.append(process.ask("profile", _LIMIT_S, file=str(tflite), **options))
+                answers.append(process.run("profile", _LIMIT_S, file=str(tflite), **options))
     except ValueError as error:
         raise Unprofiled(str(error)) from error
     _plausible(answers)

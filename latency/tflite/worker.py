@@ -2,14 +2,13 @@
 
 import contextlib
 import importlib
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from latency.networks import keras_file
+from latency.system import worker_process
 
 
 def check(file: str, threads: int) -> dict[str, Any]:
@@ -57,20 +56,15 @@ def convert(file: str, into: str, modules: list[str]) -> dict[str, Any]:
 _JOBS = {job.__name__: job for job in (check, profile, convert)}
 
 
-def main() -> None:
-    """Answers requests, a JSON object a line, until its stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # native code prints there
-    for line in sys.stdin:
-        request = json.loads(line)
-        _limit(request["memory_mb"], request["limit_s"])
-        try:
-            answer = _JOBS[request["job"]](**request["arguments"])
-        except MemoryError:
-            answer = {"error": "it needs more memory than there is"}
-        except Exception as error:  # whatever a bad file provokes is told in one line
-            answer = {"error": keras_file.cause(error), "type": type(error).__name__}
-        print(json.dumps(answer), file=answers, flush=True)
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """What the job of a request returns, or {"error": ...}, within its memory and time."""
+    _limit(request["memory_mb"], request["limit_s"])
+    try:
+        return _JOBS[request["job"]](**request["arguments"])
+    except MemoryError:
+        return {"error": "it needs more memory than there is"}
+    except Exception as error:  # whatever a bad file provokes becomes one line
+        return {"error": keras_file.cause(error), "type": type(error).__name__}
 
 
 def _limit(memory_mb: float, seconds: float) -> None:
@@ -107,4 +101,4 @@ def _forget_peak() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    worker_process.serve(answer)

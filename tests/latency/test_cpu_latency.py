@@ -205,8 +205,8 @@ def test_two_measurements_do_not_share_a_core(tmp_path):
     if len(stopwatch.allowed_cores()) < 2:
         pytest.skip("needs two cores")
     code = (
-        "import sys, pathlib; from latency import timing\n"
-        "with timing.undisturbed(1, pathlib.Path(sys.argv[1])) as cores: print(*cores)\n"
+        "import sys, pathlib; from latency.measuring import stopwatch\n"
+        "with stopwatch.undisturbed(1, pathlib.Path(sys.argv[1])) as cores: print(*cores)\n"
     )
     with stopwatch.undisturbed(1, tmp_path) as mine:
         pass

@@ -187,12 +187,12 @@ def fuzz(content: bytes, folder: Path, count: int, seed: int) -> dict[str, int]:
             path = folder / f"{number}.tflite"
             path.write_bytes(changed)
             try:
-                first.ask("check", 20, file=str(path), threads=1)
+                first.run("check", 20, file=str(path), threads=1)
             except ValueError as error:
                 found["crashed" if "crashes" in str(error) else "refused"] += 1
                 assert "\n" not in str(error) and len(str(error)) < 2000
             else:
-                second.ask("check", 20, file=str(path), threads=1)
+                second.run("check", 20, file=str(path), threads=1)
                 found["ran"] += 1
             path.unlink()
     return found
@@ -318,11 +318,11 @@ def test_nothing_in_a_keras_file_is_run(archive, tmp_path):
     sound.write_bytes(archive)
     with litert_process.Process() as process:
         into = tmp_path / "out.tflite"
-        process.ask("convert", 120, file=str(sound), into=str(into), modules=[])
+        process.run("convert", 120, file=str(sound), into=str(into), modules=[])
         assert into.read_bytes()[4:8] == b"TFL3"
         for name, path in files.items():
             with pytest.raises(ValueError) as error:
-                process.ask("convert", 60, file=str(path), into=str(into), modules=[])
+                process.run("convert", 60, file=str(path), into=str(into), modules=[])
             assert "crashes" not in str(error.value), name
             assert not written.exists(), name
 

@@ -28,8 +28,8 @@ def file(tmp_path_factory):
 def test_it_becomes_a_litert_file(file):
     """In a process that never imported Keras, as `nas profile` is; the worker finds the layers."""
     code = (
-        "import pathlib, sys; from nas import backend; from latency import litert;"
-        "tflite = litert.file_of(pathlib.Path(sys.argv[1]));"
+        "import pathlib, sys; from nas import backend; from latency.tflite import convert;"
+        "tflite = convert.file_of(pathlib.Path(sys.argv[1]));"
         "assert not {'keras', 'families.layers'} & set(sys.modules);"
         "pathlib.Path(sys.argv[1]).with_suffix('.tflite').write_bytes(tflite)"
     )

@@ -120,20 +120,20 @@ def test_what_does_not_add_up_is_not_believed():
 @pytest.mark.parametrize(
     "change",
     [
-        "told = litert_profiler._EVENT; fields = [told.fields[name] for name in told.names]; "
-        "litert_profiler._EVENT = np.dtype({'names': told.names, 'itemsize': 88, 'formats': "
+        "told = profiler._EVENT; fields = [told.fields[name] for name in told.names]; "
+        "profiler._EVENT = np.dtype({'names': told.names, 'itemsize': 88, 'formats': "
         "[kind for kind, _ in fields], 'offsets': [min(place, 80) for _, place in fields]})",
-        "litert_profiler._Session.run = lambda self: self._call('LiteRtRenamed')",
-        "litert_profiler._library = lambda: litert_profiler.Path('/nowhere/libLiteRt.so')",
+        "profiler._Session.run = lambda self: self._call('LiteRtRenamed')",
+        "profiler._library = lambda: profiler.Path('/nowhere/libLiteRt.so')",
     ],
 )
 def test_another_release_is_noticed(file, change):
     """An event of another size, a function that is gone, a library that is gone."""
     code = (
-        "import sys; import numpy as np; from latency import litert_profiler\n"
+        "import sys; import numpy as np; from latency.tflite import profiler\n"
         f"{change}\n"
-        "try: litert_profiler.record(sys.argv[1], 1, 5, True)\n"
-        "except (litert_profiler.Unprofiled, OSError) as error: print('told:', error)\n"
+        "try: profiler.record(sys.argv[1], 1, 5, True)\n"
+        "except (profiler.Unprofiled, OSError) as error: print('told:', error)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=60
@@ -145,7 +145,7 @@ def test_without_a_profiler_the_figure_stays(file, monkeypatch):
     def crash(*_, **__):
         raise ValueError("LiteRT crashes on it (SIGSEGV)")
 
-    monkeypatch.setattr(process.Process, "ask", crash)
+    monkeypatch.setattr(process.Process, "run", crash)
     monkeypatch.setattr(convert, "file_of", lambda model: model)
     latency = CPU().profile(file, runs=10, details=True)
     assert latency.per_op is None and latency.per_op_kind is None and latency.memory_mb is None
@@ -155,16 +155,16 @@ def test_without_a_profiler_the_figure_stays(file, monkeypatch):
 
 def test_operations_are_timed_on_the_cores_of_the_caller(file, monkeypatch, tmp_path):
     seen = []
-    ask = process.Process.ask
+    ask = process.Process.run
 
     def asking(self, *arguments, **options):
         told = ask(self, *arguments, **options)
-        seen.append(os.sched_getaffinity(self._worker.pid))
+        seen.append(os.sched_getaffinity(self.pid))
         return told
 
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("needs Linux")
-    monkeypatch.setattr(process.Process, "ask", asking)
+    monkeypatch.setattr(process.Process, "run", asking)
     with stopwatch.undisturbed(1, tmp_path) as cores:
         profiler.operations(file, 1, 5)
     assert seen == [set(cores)]

@@ -5,14 +5,15 @@ HDF5's library may crash on a damaged file: another process looks at it first.
 
 import contextlib
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from latency.networks import keras_file
+from latency.system import worker_process
+from latency.system.worker_process import WorkerDied, WorkerTimeout
 
 SUFFIXES = (".h5", ".hdf5")
+_WORKER = "nas.files.readers.keras_h5"
 _LOOK_S = 60
 
 
@@ -44,31 +45,23 @@ def look(path: pathlib.Path) -> int:
     start = keras_file.start_of(path)
     if not start.startswith(b"\x89HDF\r\n\x1a\n"):
         raise ValueError(f"{path}: not an HDF5 file: {keras_file.looks_like(start)}")
-    command = [sys.executable, "-P", "-c", _LOOK, str(path), *sys.path]
     limit_s = _LOOK_S + path.stat().st_size / 2**24
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired:
+        answer = worker_process.ask(_WORKER, {"path": str(path.absolute())}, limit_s)
+    except WorkerTimeout:
         raise ValueError(f"{path}: HDF5 does not read it within {limit_s:.0f} s") from None
-    if done.returncode:
-        said = done.stdout.strip() or f"it crashes HDF5 (status {done.returncode})"
-        raise ValueError(f"{path}: a damaged HDF5 file: {said}")
-    return int(done.stdout)
+    except WorkerDied as error:
+        raise ValueError(f"{path}: a damaged HDF5 file: it crashes HDF5 ({error.cause})") from None
+    if "error" in answer:
+        raise ValueError(f"{path}: a damaged HDF5 file: {answer['error']}")
+    return answer["numbers"]
 
 
-# In the other process, which starts without this package's imports.
-_LOOK = """
-import sys
-path, sys.path = sys.argv[1], sys.argv[2:]
-from nas.files.readers import hdf5
-sys.exit(hdf5.looked(path))
-"""
-
-
-def looked(path: str) -> int:
-    """Reads all of a file, says how many numbers or what is wrong; 0 or 1."""
+def _read_all(request: dict[str, Any]) -> dict[str, Any]:
+    """In the worker: reads all of a file; how many numbers it holds, or what is wrong with it."""
     import h5py
 
+    path: str = request["path"]
     numbers, free = 0, keras_file.free_mb() * 2**20 / 2
     try:
         with h5py.File(path, "r") as file:
@@ -92,10 +85,8 @@ def looked(path: str) -> int:
                         raise ValueError("it unpacks to more than the free memory")
                     item[()]
     except Exception as error:  # whatever HDF5 finds
-        print(" ".join(str(error).split())[:300] or type(error).__name__)
-        return 1
-    print(numbers)
-    return 0
+        return {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+    return {"numbers": numbers}
 
 
 @contextlib.contextmanager
@@ -104,3 +95,7 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
 
     with h5py.File(path, "r") as file:
         yield file
+
+
+if __name__ == "__main__":
+    worker_process.serve(_read_all)

@@ -439,6 +439,8 @@ def test_a_saved_model_without_layers(tmp_path):
     assert "save it as .keras" in refused(tmp_path / "bare")
 
 
-def test_hdf5_is_looked_at_in_another_process(small, monkeypatch):
-    monkeypatch.setattr(keras_h5, "_LOOK", "import os; os.abort()")
+def test_hdf5_is_looked_at_in_another_process(small, monkeypatch, tmp_path):
+    (tmp_path / "aborting.py").write_text("import os; os.abort()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(keras_h5, "_WORKER", "aborting")
     assert "crashes HDF5" in refused(small)
