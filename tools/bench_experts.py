@@ -31,6 +31,7 @@ from compress.examples.data import Data  # noqa: E402
 from compress.experts.criteria import CRITERIA  # noqa: E402
 from compress.method import compress  # noqa: E402
 from families import decoder, mobile_vmoe  # noqa: E402
+from latency.system.json_records import write_json  # noqa: E402
 from nas import registry  # noqa: E402
 from nas.tasks.task import pixels  # noqa: E402
 from nas.training.batches import labels, prepared  # noqa: E402
@@ -112,9 +113,7 @@ def compare(network: str, arguments) -> None:
                 if criterion != "none":
                     method = DropExperts(fraction, criterion, rounds=rounds, seed=seed)
                 rows[key] = row(network, model, method, task, test, epochs, seed)
-                part = file.with_suffix(".part")
-                part.write_text(json.dumps(rows, indent=1))
-                part.replace(file)
+                write_json(file, rows)
             found = rows[key]
             lost.setdefault(criterion, []).append(100 * (found["before"] - found["after"]))
             print(

@@ -32,6 +32,7 @@ from compress.rewriting.record import Record  # noqa: E402
 from compress.rewriting.weights import kernels  # noqa: E402
 from families import decoder  # noqa: E402
 from families.layers import copy_weights  # noqa: E402
+from latency.system.atomic_write import atomic_write  # noqa: E402
 from nas.files.readers import llama2c  # noqa: E402
 from nas.tasks.task import Task, geometric_mean  # noqa: E402
 from nas.tasks.text import likelihood, next_token  # noqa: E402
@@ -122,8 +123,8 @@ def tasks(model, config, arguments, out: pathlib.Path) -> tuple[Task, Task]:
             "train": said(model, config, arguments.windows, length + 1, seed=1),
             "valid": said(model, config, HELD, length + 1, seed=2),
         }
-        np.savez(file.with_suffix(".partial.npz"), **parts)
-        file.with_suffix(".partial.npz").replace(file)
+        with atomic_write(file) as partial:
+            np.savez(partial, **parts)
         print(f"{sum(p.size for p in parts.values()):,} tokens in {time.monotonic() - since:.0f} s")
     with np.load(file) as found:
         train, valid = found["train"], found["valid"]

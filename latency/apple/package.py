@@ -7,7 +7,6 @@ converted and kept, and what is missing to time it is said.
 
 import hashlib
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 from latency.measuring import stopwatch
 from latency.networks import keras_file
 from latency.system import worker_process
+from latency.system.atomic_write import atomic_write
 from latency.system.json_records import utc_now
 from latency.system.worker_process import WorkerDied, WorkerTimeout
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
@@ -78,7 +78,8 @@ def convert(model: Any, batch_size: int, precision: str, save: str | None) -> Pa
             "package": str(made),
         }
         ask(request, _CONVERT_S)
-        _move(made, place)
+        with atomic_write(place) as partial:
+            shutil.copytree(made, partial)
     return place
 
 
@@ -192,19 +193,8 @@ def _place(save: str | None, name: str) -> Path:
         place = place if place.suffix == ".mlpackage" else place / name
         if place.exists() and not _is_package(place):
             raise ValueError(f"save={save}: {place} exists and is no .mlpackage")
-    place.parent.mkdir(parents=True, exist_ok=True)
     return place
 
 
 def _is_package(place: Path) -> bool:
     return place.is_dir() and (place / "Manifest.json").is_file()
-
-
-def _move(made: Path, place: Path) -> None:
-    """Puts a new package in place: whole, or not at all."""
-    beside = place.with_name(f".{os.getpid()}-{place.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(made, beside)
-    if place.exists():
-        shutil.rmtree(place)
-    os.replace(beside, place)

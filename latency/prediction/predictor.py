@@ -18,6 +18,7 @@ from latency.prediction import additive_gaussian_process, forest, per_operation_
 from latency.prediction.additive_gaussian_process import Sums
 from latency.prediction.operation_features import FEATURES, Work, matrix
 from latency.prediction.per_operation_table import Profiled
+from latency.system.atomic_write import atomic_write
 
 ARCHIVE = "predictor.npz"
 LEAST = 4  # networks that a fit needs
@@ -127,10 +128,8 @@ class Predictor:
 
     def save(self, directory: Path) -> None:
         """Writes the archive into `directory`; a reader sees the old one or the new one."""
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f"{ARCHIVE}.partial"
-        partial.write_bytes(self.bytes())
-        partial.replace(directory / ARCHIVE)
+        with atomic_write(directory / ARCHIVE) as partial:
+            partial.write_bytes(self.bytes())
 
 
 def fit(

@@ -1,10 +1,11 @@
-"""Records that are kept: their date, and JSON files that are written whole or not at all."""
+"""The date of a record, and JSON files that are written whole or not at all."""
 
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from latency.system.atomic_write import atomic_write
 
 
 def utc_now() -> str:
@@ -14,10 +15,5 @@ def utc_now() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all, and the folders that it lies in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=1, default=repr))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

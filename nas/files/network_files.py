@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from latency.system.atomic_write import atomic_write
+
 # The exported file must give the model's own outputs.
 PARITY = 1e-4
 
@@ -23,9 +25,8 @@ INPUTS = 4  # and others are tried
 
 def save(model: Any, path: pathlib.Path) -> None:
     """Write a .keras file whole or not at all."""
-    partial = path.with_name(f".partial.{path.name}")
-    model.save(partial)
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        model.save(partial)
 
 
 def save_model(model: Any, stem: pathlib.Path) -> None:

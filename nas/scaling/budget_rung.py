@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from latency.system.atomic_write import atomic_write
 from latency.target import TargetUnavailable
 from nas import cache, registry
 from nas.profiling import history
@@ -255,9 +256,8 @@ def publish(folder: pathlib.Path, records: list[dict]) -> None:
             source = pathlib.Path(record[kind]["file"])
             stem = name_of(record["budget_ms"]) + end
             for suffix in (".keras", ".tflite", ".py"):
-                partial = folder / f".{stem}{suffix}"
-                shutil.copyfile(source.with_suffix(suffix), partial)
-                partial.replace(folder / (stem + suffix))
+                with atomic_write(folder / (stem + suffix)) as partial:
+                    shutil.copyfile(source.with_suffix(suffix), partial)
         text = (folder / f"{name_of(record['budget_ms'])}.py").read_text()
         imports, _, config = text.partition("\n\nconfig = ")
         config = textwrap.indent(config.strip(), "    ").strip()

@@ -15,6 +15,7 @@ from typing import Any
 
 from compress.examples.data import Data
 from compress.method import Compressed, Method, NotApplicable, compress
+from latency.system.atomic_write import atomic_write
 from nas import registry
 from nas.compression import examples, journey
 from nas.files import network_files
@@ -229,12 +230,11 @@ def write(path: pathlib.Path, network: Finished) -> Any:
         raise NotApplicable(f"{methods}: the deployed form cannot follow: {error}") from error
     # The examples are inputs of the trained form.
     data = network.data if form is model else None
-    partial = path.with_name(f".partial.{path.name}")
     try:
-        litert.write(partial, form, network.compressed.record, data)
+        with atomic_write(path) as partial:
+            litert.write(partial, form, network.compressed.record, data)
     except ValueError as error:  # what such a file cannot hold
         raise NotApplicable(f"{methods}: {error}") from error
-    partial.replace(path)
     return form
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from latency.system.atomic_write import atomic_write
 from nas import cache, locks, pareto
 from nas.files.network_files import save_model
 from nas.profiling.wait_for_device import wait_for_device
@@ -173,9 +174,8 @@ def _publish(folder: pathlib.Path, stem: pathlib.Path, files: Iterable[str] = ()
     for suffix, name in names.items():
         source = stem.with_name(stem.name + suffix)
         if source.exists():  # a tabular benchmark has no network
-            partial = folder / f".{name}"
-            shutil.copyfile(source, partial)
-            partial.replace(folder / name)
+            with atomic_write(folder / name) as partial:
+                shutil.copyfile(source, partial)
 
 
 def _costs(trial: FrozenTrial) -> list[float]:

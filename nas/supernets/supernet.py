@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
+from latency.system.atomic_write import atomic_write
 from nas.networks import build
 from nas.tasks.task import Task
 from nas.training.batches import count, labels, prepared
@@ -184,9 +185,8 @@ class Supernet:
 
     def save(self, path: pathlib.Path) -> None:
         """Write the weights, whole or not at all; `path` ends in .weights.h5."""
-        partial = path.with_name(f".partial.{path.name}")
-        self.model.save_weights(partial)
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            self.model.save_weights(partial)
 
     def load(self, path: pathlib.Path) -> None:
         """Take the weights that `save` wrote, of the same space; ValueError of another."""

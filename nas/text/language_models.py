@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from latency.system.atomic_write import atomic_write
 from latency.system.silent_stderr import silent_stderr
 from latency.tflite import convert
 
@@ -135,18 +136,17 @@ def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) 
     with silent_stderr():  # under JAX this imports TensorFlow, which greets
         content = convert.file_of(step)
     path = pathlib.Path(path)
-    partial = path.with_name(f".partial.{path.name}")
-    partial.write_bytes(content)
-    mine, theirs = LiteRT(partial), Cached(model, config, context)
-    for token in (0, config.vocabulary - 1, 1):
-        expected = theirs.read([token])
-        difference = float(np.abs(mine.read([token]) - expected).max())
-        if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
-            raise RuntimeError(
-                f"{path.name} differs from the network by {difference:.1e}; expected at most "
-                f"{PARITY}: this is a bug in the conversion, please report {form!r}"
-            )
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
+        mine, theirs = LiteRT(partial), Cached(model, config, context)
+        for token in (0, config.vocabulary - 1, 1):
+            expected = theirs.read([token])
+            difference = float(np.abs(mine.read([token]) - expected).max())
+            if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+                raise RuntimeError(
+                    f"{path.name} differs from the network by {difference:.1e}; expected at most "
+                    f"{PARITY}: this is a bug in the conversion, please report {form!r}"
+                )
     return len(content)
 
 

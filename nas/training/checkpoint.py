@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from latency.system.atomic_write import atomic_write
 from nas.training.loop import Epoch, Interrupted, State
 
 LARGEST_SHARE = 0.05  # of the time may go into writing, however short the interval
@@ -77,12 +78,10 @@ class Checkpoint:
         arrays |= {f"best_{n}": array for n, array in enumerate(state.best)}
         arrays |= {name: np.array(getattr(state, name), float) for name in ("losses", "rates")}
         arrays["state"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
-        partial = self.path.with_name(f".partial.{self.path.name}")
-        with open(partial, "wb") as file:
+        with atomic_write(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path)
         self._written = time.monotonic()
         self._cost = self._written - since
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from latency.system.atomic_write import atomic_write
 from nas.files.readers.checkpoint import Checkpoint
 
 INDEX = ".index.json"  # which of several files holds what, by Hugging Face
@@ -132,8 +133,6 @@ def write(path: str | pathlib.Path, model: Any, config: Any) -> None:
     """All weights of a family's network under their paths, and its Config: whole or not at all."""
     from safetensors.numpy import save_file
 
-    path = pathlib.Path(path)
-    partial = path.with_name(f".partial.{path.name}")
     arrays = {w.path: np.ascontiguousarray(w, np.float32) for w in model.weights}
-    save_file(arrays, partial, described(config))
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        save_file(arrays, partial, described(config))
