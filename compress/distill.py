@@ -20,7 +20,6 @@ from compress.recover import ADD
 from compress.rewriting import graph
 from compress.rewriting.parametrized import inner
 from compress.rewriting.record import Record
-from families.layers import LogMel
 
 KINDS = ("logits", "features", "lattice")
 DISTANCES = ("mse", "cosine")
@@ -127,8 +126,7 @@ class Distill(Method):
         (logits,), classes, teach = self._logits(model, teacher)
         if len(logits.shape) != 4:
             raise NotApplicable(f"distill: outputs {tuple(logits.shape)} are no lattices")
-        mels = [layer.name for layer in model.layers if isinstance(layer, LogMel)]
-        frames = (_output(model, mels[0]) if mels else inputs["features"]).shape[1]
+        frames = _feature_frames(model)
         heat = 1.0 if self.temperature is None else self.temperature
         measure = Lattice(heat, classes.soft, ratio=-(-frames // logits.shape[1]))
         return [logits, inputs["frames"], inputs["labels"]], measure, teach
@@ -366,6 +364,21 @@ def _pairs(which: str | None, model: keras.Model, teacher: keras.Model):
             raise NotApplicable(f"distill: which={which!r} is no layer that both networks have")
     for mine, theirs in names:
         yield _output(model, mine), _output(teacher, theirs)
+
+
+def _feature_frames(model: keras.Model) -> int:
+    """How many frames there are of the features of a transducer, its input or made of its audio.
+
+    They are the first tensor (batch, frames, features) with more than one feature.
+    """
+    sound = [tensor for name, tensor in model.input.items() if name not in ("frames", "labels")]
+    reached = {id(tensor) for tensor in sound}
+    for node in graph.calls(model):
+        if any(id(tensor) in reached for tensor in node.input_tensors):
+            sound += node.output_tensors
+            reached |= {id(tensor) for tensor in node.output_tensors}
+    found = (tensor.shape for tensor in sound if len(tensor.shape) == 3)
+    return next(shape[1] for shape in found if shape[-1] > 1)
 
 
 def _before_logits(tensor):

@@ -9,7 +9,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from compress.channels.hidden_units import bundles, importance
+from compress.channels.hidden_units import bundles, chooser, importance
 from compress.channels.nested_levels import Levels, levels_of, ranked, taught, without_levels
 from compress.channels.unit_blocks import Cut, kept_units, variants
 from compress.examples.data import Data
@@ -18,7 +18,6 @@ from compress.rewriting import graph
 from compress.rewriting.parametrized import parametrize
 from compress.rewriting.record import Record
 from compress.rewriting.weights import Kernel, kernels, tell_untouched
-from families.layers.instruction_mask import MaskPredictor
 
 PATTERNS = ("blocks", "unstructured", "1x4")
 LEFT = ("depthwise", "embedding")
@@ -82,10 +81,10 @@ class DynamicSparsity(Method):
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         if levels_of(model) is not None:
             raise NotApplicable("dynamic_sparsity: the network has levels already; name it once")
-        if any(isinstance(layer, MaskPredictor) for layer in model.layers):
+        if (other := chooser(model)) is not None:
             raise NotApplicable(
-                "dynamic_sparsity: instruction_pruning chooses hidden units of this network"
-                " already; use one of them"
+                f"dynamic_sparsity: layer {other.name} chooses hidden units of this network "
+                "already, for another method; use one of them"
             )
         levels = Levels(len(self.levels), self.distill, self.seed, name="levels")
         masks = (

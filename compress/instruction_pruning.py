@@ -11,8 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress.channels.hidden_units import Bundle, bundles, is_dense
-from compress.channels.nested_levels import levels_of
+from compress.channels.hidden_units import Bundle, bundles, chooser, is_dense
 from compress.examples.data import Data
 from compress.method import STRUCTURE, Method, NotApplicable
 from compress.rewriting import graph
@@ -69,10 +68,10 @@ class InstructionPruning(Method):
                 raise ValueError(f"instruction_pruning {name}={value!r}; expected {expected}")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        if levels_of(model) is not None:
+        if (other := chooser(model)) is not None:
             raise NotApplicable(
-                "instruction_pruning: dynamic_sparsity chooses hidden units of this network"
-                " already; use one of them"
+                f"instruction_pruning: layer {other.name} chooses hidden units of this network "
+                "already, for another method; use one of them"
             )
         found = _feed_forwards(model)
         blocks = self.blocks or min((pair.bundle.size for pair in found), default=0)

@@ -19,7 +19,6 @@ from compress.method import STRUCTURE, Method, NotApplicable
 from compress.rewriting import graph
 from compress.rewriting.gradients import gradient
 from compress.rewriting.record import Record
-from families.layers import Experts
 
 IMPORTANCES = ("magnitude", "taylor", "activation")
 EXAMPLES = 256  # most whose gradients are taken, each on its own
@@ -185,24 +184,17 @@ def _contributions(model, channels: Channels, data: Data) -> np.ndarray:
                 means[number] = np.ones(slot.labels.size)
                 continue
             value = found[id(tensor)]
-            if isinstance(slot.layer, Experts):
-                value = _hidden(slot.layer, value)
-            squares = ops.convert_to_numpy(ops.cast(value, "float32")).astype(np.float64) ** 2
-            if isinstance(slot.layer, Experts):  # (experts, tokens, hidden)
-                means[number] += squares.sum(1).ravel()
+            if slot.multiplied is None:
+                value = ops.reshape(value, (-1, value.shape[-1]))
             else:
-                means[number] += squares.reshape(-1, squares.shape[-1]).sum(0)
+                value = slot.multiplied(value)
+            squares = ops.convert_to_numpy(ops.cast(value, "float32")).astype(np.float64) ** 2
+            means[number] += squares.sum(-2).ravel()
     values = []
     for slot, mean in zip(slots, means, strict=True):
         weight = ops.convert_to_numpy(slot.layer.weights[slot.weight].value)
         values.append(mean / len(data) * _sums(slot, weight.astype(np.float64) ** 2))
     return _added(channels, slots, values)
-
-
-def _hidden(layer: Experts, inputs):
-    """Hidden units of every expert for all tokens: (experts, tokens, hidden)."""
-    rows = ops.reshape(inputs, (1, -1, inputs.shape[-1]))
-    return layer._inner(lambda kernel: ops.matmul(rows, kernel), lambda bias: bias[:, None])
 
 
 def without(model: keras.Model, channels: Channels, gone: list[int]) -> keras.Model:

@@ -8,6 +8,7 @@ heads need no rules of their own.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,7 +30,8 @@ class Slot:
 
     role: "out", the weight makes these channels; "in", it multiplies them, so zeros there are as
     good as the channels' absence; "scale", a factor of each; "other". `source`: the tensor whose
-    last axis an "in" multiplies, None where it is within the layer.
+    last axis an "in" multiplies, None where it is within the layer; `multiplied`: what of it is
+    multiplied, (..., rows, channels) with the labels' shape but for the rows, None: itself.
     """
 
     layer: keras.layers.Layer
@@ -38,6 +40,7 @@ class Slot:
     labels: np.ndarray
     role: str
     source: keras.KerasTensor | None = None
+    multiplied: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +59,8 @@ class Group:
 class Channels:
     """The channels of all tensors of a flat model, what ties them, and what keeps them.
 
-    `rule(layer)` gives what a kind of layer does with channels (`compress.channels.layer_rules`).
+    `rule(layer)` gives what a layer does with channels (`compress.channels.layer_rules`), in the
+    words of `families.layers.protocol.ChannelGraph`.
     slots: where they are in weights. sizes: name of a layer -> option of its config -> function of
     `count(labels)` that gives the option when only some channels are left.
     """
@@ -148,6 +152,10 @@ class Channels:
         for root in np.unique(self.find(labels)):
             self._reasons.setdefault(int(root), reason)
 
+    def stay(self, layer: keras.layers.Layer, reason: str) -> None:
+        """Why nothing is taken from the weights of a layer."""
+        self.stays[layer.name] = reason
+
     def tie(self, *labels: np.ndarray) -> None:
         """What is in the same place stands and falls together."""
         first, *others = labels
@@ -160,7 +168,16 @@ class Channels:
         for row in labels:
             self.tie(np.repeat(row[:1], len(row)), row)
 
-    def slot(self, layer, name: str, axes, labels, role: str, source=None) -> None:
+    def slot(
+        self,
+        layer: keras.layers.Layer,
+        name: str,
+        axes: int | tuple[int, ...],
+        labels: np.ndarray,
+        role: str,
+        source: keras.KerasTensor | None = None,
+        multiplied: Callable[[Any], Any] | None = None,
+    ) -> None:
         """These channels are along the axes (one or some) of the layer's weight of this name."""
         names = [weight.name for weight in layer.weights]
         if name in names:
@@ -168,7 +185,8 @@ class Channels:
             rank = len(layer.weights[index].shape)
             axes = axes if isinstance(axes, tuple) else (axes,)
             axes = tuple(axis % rank for axis in axes)
-            self.slots.append(Slot(layer, index, axes, np.asarray(labels), role, source))
+            labels = np.asarray(labels)
+            self.slots.append(Slot(layer, index, axes, labels, role, source, multiplied))
 
     def size(self, layer, **options: Callable) -> None:
         self.sizes.setdefault(layer.name, {}).update(options)

@@ -195,6 +195,11 @@ def _merges(layer) -> bool:
     return type(inner(layer)) is layers.Multiply
 
 
+def chooser(model: keras.Model) -> keras.layers.Layer | None:
+    """The layer of a model that chooses hidden units of others, None: units are free to choose."""
+    return next((layer for layer in model.layers if getattr(layer, "chooses_units", False)), None)
+
+
 def importance(model: keras.Model, bundle: Bundle) -> np.ndarray:
     """Of each unit, the product of the norms of what makes it and of what reads it."""
     found = {layer.name: inner(layer) for layer in model.layers}

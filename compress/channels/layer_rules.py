@@ -1,32 +1,28 @@
-"""What each kind of layer does with channels: one rule a kind, for
-`compress.channels.channel_graph`.
+"""What each kind of Keras layer does with channels: one rule a kind.
 
 A rule (channels, layer, node, labels of the inputs) -> labels of the outputs says where the
-channels are in the weights, which are tied and which must stay; None: it does not know.
+channels are in the weights, which are tied and which must stay; None: it does not know. Other
+layers have theirs as a method `channels` (families/layers/__init__.py).
 """
 
+from collections.abc import Callable
+
+import keras
 import numpy as np
 from keras import layers
 
 from compress.channels.channel_graph import Channels, channels_last, elementwise
-from compress.experts.masked import MaskedExperts
-from families.layers import (
-    LSTM,
-    Attention,
-    ClassToken,
-    Experts,
-    FrameAttention,
-    HeadNormalization,
-    KeepLast,
-    LastFrames,
-    Positions,
-    RelativeAttention,
-    Rotary,
-)
+from compress.rewriting import graph
 
 
-def rule(layer):
-    """The rule for a layer of exactly this class, or None: a subclass may do anything."""
+def rule(layer: keras.layers.Layer) -> Callable | None:
+    """The rule for a layer: its own method, or that of exactly its class if Keras has it.
+
+    None: no rule; a subclass of a Keras layer may do anything.
+    """
+    own = graph.own_method(layer, "channels")
+    if own is not None:
+        return lambda channels, _, node, labels: own(channels, node, labels)
     return _RULES.get(type(layer))
 
 
@@ -95,7 +91,7 @@ def _batch_normalization(channels, layer, node, labels):
 
 
 def _over_all(channels, layer, node, labels):
-    channels.stays[layer.name] = "it is over all channels"
+    channels.stay(layer, "it is over all channels")
     channels.keep(labels[0], f"{layer.name} ({type(layer).__name__}) is over all channels")
     return [labels[0]]
 
@@ -124,12 +120,6 @@ def _slopes(channels, layer, node, labels):
     return [labels[0]]
 
 
-def _learned(channels, layer, node, labels):
-    """A class token, positions: added to or put before, channel by channel."""
-    channels.slot(layer, layer.weights[0].name, -1, labels[0], "other")
-    return [labels[0]]
-
-
 def _merge(channels, layer, node, labels):
     shapes = [tensor.shape for tensor in node.input_tensors]
     if len({len(shape) for shape in shapes}) != 1 or len(shapes) != len(labels):
@@ -151,12 +141,6 @@ def _concatenate(channels, layer, node, labels):
     return [labels[0]]
 
 
-def _joined_in_time(channels, layer, node, labels):
-    """KeepLast of a cache and what is new."""
-    channels.tie(*labels)
-    return [labels[0]]
-
-
 def _reshape(channels, layer, node, labels):
     before, after = node.input_tensors[0].shape[1:], node.output_tensors[0].shape[1:]
     if not channels_last(layer) or None in before or None in after or not before:
@@ -173,73 +157,6 @@ def _reshape(channels, layer, node, labels):
 
 def _permute(channels, layer, node, labels):
     return [labels[0]] if layer.dims[-1] == len(layer.dims) else None
-
-
-def _attention(channels, layer, node, labels):
-    """Whole heads; with keys and values that queries share, whole groups of heads."""
-    query, key, value = labels[:3]
-    groups = getattr(layer, "key_value_heads", layer.heads)
-    for one in (query, key, value):
-        if len(one) % groups:
-            return None
-    channels.tie_within(
-        np.concatenate([one.reshape(groups, -1) for one in (query, key, value)], axis=1)
-    )
-    width = len(query) // layer.heads
-    sizes = {"heads": lambda count: count(query) // width}
-    if isinstance(layer, Attention):
-        sizes["key_value_heads"] = lambda count: count(key) // width
-    channels.size(layer, **sizes)
-    return [query]
-
-
-def _relative_attention(channels, layer, node, labels):
-    # Its table of sinusoids is as wide as all heads together: with fewer it is another one.
-    reason = f"the positions of its {layer.heads} heads are one table"
-    channels.stays[layer.name] = reason
-    for one in labels[:3]:
-        channels.keep(one, f"{layer.name}: {reason}")
-    return [labels[0]]
-
-
-def _heads(channels, layer, node, labels):
-    """What treats each head for itself."""
-    heads = labels[0].reshape(layer.heads, -1)
-    channels.tie_within(heads)
-    width = heads.shape[1]
-    channels.size(layer, heads=lambda count: count(labels[0]) // width)
-    return [labels[0]]
-
-
-def _experts(channels, layer, node, labels):
-    """Hidden units, in each expert its own; what goes in and out stays."""
-    for one in labels:
-        channels.keep(one, f"{layer.name} (Experts) gives as many channels as it takes")
-    hidden = np.stack(
-        [channels.fresh(layer.hidden, f"{layer.name}[{e}]") for e in range(layer.count)]
-    )
-    for name in ("expand", "gate"):
-        channels.slot(layer, name, (0, 2), hidden, "out")
-    channels.slot(layer, "expand_bias", (0, 1), hidden, "other")
-    channels.slot(layer, "project", (0, 1), hidden, "in", node.input_tensors[0])
-    channels.size(layer, hidden=lambda count: count(hidden) // layer.count)
-    return [channels.kept(node.output_tensors[0], f"its channels come from {layer.name} (Experts)")]
-
-
-def _lstm(channels, layer, node, labels):
-    """Ours: outputs, last output, last cell; may go on from a state."""
-    outputs = cells = _made(channels, layer, layer.units)
-    if layer.projection:
-        channels.keep(cells, f"{layer.name}: cells that no other layer sees")
-        outputs = _made(channels, layer, layer.projection)
-        channels.slot(layer, "projection_kernel", 0, cells, "in")
-        channels.slot(layer, "projection_kernel", 1, outputs, "out")
-        channels.size(layer, projection=lambda count: count(outputs))
-    for one, state in zip(labels[1:], (outputs, cells), strict=False):
-        channels.tie(one, state)
-    _gates(channels, layer, node, labels[0], cells, outputs, gates=4)
-    channels.size(layer, units=lambda count: count(cells))
-    return [outputs, outputs, cells]
 
 
 def _recurrent(channels, layer, node, labels):
@@ -283,7 +200,7 @@ _UNARY = (
     *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
     *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
     *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
-    *(layers.GlobalAveragePooling3D, LastFrames),
+    layers.GlobalAveragePooling3D,
 )
 _MERGES = (
     *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum),
@@ -304,9 +221,6 @@ _RULES = {
     ),
     **dict.fromkeys((layers.UnitNormalization, layers.Softmax, layers.Masking), _over_all),
     **dict.fromkeys((layers.Reshape, layers.Flatten), _reshape),
-    **dict.fromkeys((ClassToken, Positions), _learned),
-    **dict.fromkeys((HeadNormalization, Rotary), _heads),
-    **dict.fromkeys((Attention, FrameAttention), _attention),
     layers.Dense: _dense,
     layers.BatchNormalization: _batch_normalization,
     layers.Activation: _activation,
@@ -315,8 +229,4 @@ _RULES = {
     layers.Concatenate: _concatenate,
     layers.Permute: _permute,
     layers.Embedding: _embedding,
-    KeepLast: _joined_in_time,
-    RelativeAttention: _relative_attention,
-    **dict.fromkeys((Experts, MaskedExperts), _experts),
-    LSTM: _lstm,
 }

@@ -38,6 +38,7 @@ class Levels(keras.layers.Layer):
     of level 0, times `weight`.
     """
 
+    chooses_units = True
     parametrizations: dict = {}  # as `Parametrized`, it goes from graph to graph as it is
 
     def __init__(self, count: int, weight: float = 1.0, seed: int = 0, **kwargs):

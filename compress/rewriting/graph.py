@@ -1,5 +1,7 @@
 """Rewriting flat Functional models layer by layer: each time a new model, the old one stays."""
 
+import copy as _copy
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,12 +78,27 @@ def called(layer: Callable, node, now: dict[int, Any]) -> list:
     return keras.tree.flatten(layer(*args, **kwargs))
 
 
+def own_method(layer: keras.layers.Layer, name: str) -> Callable | None:
+    """The method by which a layer says what only it knows (families/layers/__init__.py), if any.
+
+    None where a subclass overrides `call`, and so computes something else, but not the method.
+    """
+    for kind in type(layer).__mro__:
+        if callable(vars(kind).get(name)):
+            return getattr(layer, name)
+        if "call" in vars(kind):
+            break
+    return None
+
+
 def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A layer of the same configuration and weights, under the same paths."""
     # A Parametrized layer is not copied: its variables belong to the methods that made them.
     if hasattr(layer, "parametrizations"):
         return layer
     if not isinstance(layer, keras.layers.Layer):  # an operation, such as x + 1
+        return layer
+    if isinstance(layer, keras.layers.Lambda):  # code, without state
         return layer
     new = type(layer).from_config(layer.get_config())
     if layer.built and (config := layer.get_build_config()):
@@ -91,4 +108,25 @@ def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         new.set_weights(layer.get_weights())
         for weight, source in zip(new.weights, layer.weights, strict=True):
             weight._path = source.path  # what is read within a wrapper would lack its name
+    _copy_state(layer, new)
     return new
+
+
+def copy_operation(operation: Any, name: str) -> Any:
+    """The same operation, such as x + 1, under another name."""
+    new = _copy.copy(operation)
+    new.name, new._inbound_nodes, new._outbound_nodes = name, [], []
+    return new
+
+
+def _copy_state(layer: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """State beyond the weights: what layers write to .keras files by methods of their own."""
+    for source, part in zip(layer._flatten_layers(), new._flatten_layers(), strict=False):
+        if type(part).load_own_variables is not keras.layers.Layer.load_own_variables:
+            store: dict[str, Any] = {}
+            source.save_own_variables(store)
+            part.load_own_variables(store)
+        if hasattr(part, "load_assets"):
+            with tempfile.TemporaryDirectory(prefix="nas_assets_") as folder:
+                source.save_assets(folder)
+                part.load_assets(folder)

@@ -1,7 +1,7 @@
 """Which weights of a network multiply activations: kernels and embeddings, by what they are.
 
-Biases, norms, scalars, positions and the routers that `Experts` hold are not among them: they are
-few of the bytes and decide much.
+Biases, norms, scalars, positions and the routers of experts are not among them: they are few of the
+bytes and decide much. A layer that is not of Keras says by a method `kernels` which are its own.
 """
 
 import dataclasses
@@ -15,11 +15,9 @@ from keras import layers
 from compress.rewriting import graph
 from compress.rewriting.parametrized import Parametrized
 from compress.rewriting.record import Record
-from families.layers.experts import Experts
-from families.layers.lstm import LSTM
 
 KINDS = ("dense", "conv", "depthwise", "embedding", "experts", "recurrent", "other")
-RECURRENT = (LSTM, layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
+RECURRENT = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -134,8 +132,8 @@ def _axes(layer, weight) -> tuple[str, int, tuple[int, ...]] | None:
     shape, name = tuple(weight.shape), weight.name
     if len(shape) < 2 or "float" not in str(weight.dtype):
         return None
-    if isinstance(layer, Experts):
-        return ("experts", 2, (1,)) if name in ("gate", "expand", "project") else None
+    if (own := graph.own_method(layer, "kernels")) is not None:
+        return own().get(name)
     if name == "reverse_embeddings":  # (width, vocabulary): a projection
         return "dense", 1, (0,)
     if isinstance(layer, keras.layers.Embedding):

@@ -3,9 +3,14 @@
 Vaswani et al., arXiv 1706.03762; grouped queries: Ainslie et al., arXiv 2305.13245.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
+
+from families.layers.heads import tie_groups
+from families.layers.protocol import ChannelGraph, Labels
 
 MASKED = -1e9  # added to the scores of keys that are not seen: their weights are exactly 0
 
@@ -68,6 +73,19 @@ class Attention(keras.layers.Layer):
     def macs(self, query_shape, key_shape, value_shape, *_) -> int:
         """Multiply-adds of one call, for all keys, seen or not (as published counts are)."""
         return query_shape[0] * query_shape[1] * key_shape[1] * 2 * query_shape[2]
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels | None:
+        """Whole heads leave; where queries share keys and values, whole groups of heads."""
+        query, key = labels[:2]
+        if not tie_groups(graph, labels, self.key_value_heads):
+            return None
+        width = len(query) // self.heads
+        graph.size(
+            self,
+            heads=lambda count: count(query) // width,
+            key_value_heads=lambda count: count(key) // width,
+        )
+        return [query]
 
     def get_config(self):
         return super().get_config() | {

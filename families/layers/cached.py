@@ -1,9 +1,12 @@
 """Caches that shift: the last of what was and what is, and how much of that is real."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from families.layers.attention import MASKED
+from families.layers.protocol import ChannelGraph, Labels
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -30,6 +33,11 @@ class KeepLast(keras.layers.Layer):
 
     def macs(self, *_) -> int:
         return 0
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """A channel is the same one in the cache and in what is new."""
+        graph.tie(*labels)
+        return [labels[0]]
 
     def get_config(self):
         return super().get_config() | {"count": self.count}

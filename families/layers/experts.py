@@ -6,11 +6,14 @@ losses are those of Shazeer et al., arXiv 1701.06538); whole images routed: Daxb
 """
 
 import math
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from families.layers.activations import gelu
+from families.layers.protocol import ChannelGraph, Kernels, Labels
 
 ROUTINGS = ("token", "image")
 OPTIONS = (
@@ -280,6 +283,29 @@ class Experts(keras.layers.Layer):
         experts = batch * tokens * self.top_k * kernels * dim * self.hidden
         seen = batch if self.routing == "image" else batch * tokens
         return experts + (seen * dim * self.count if logits_shape is None else 0)
+
+    def kernels(self) -> Kernels:
+        return dict.fromkeys(("gate", "expand", "project"), ("experts", 2, (1,)))
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """Hidden units leave, of each expert its own; what goes in and out stays."""
+        for one in labels:
+            graph.keep(one, f"{self.name} (Experts) gives as many channels as it takes")
+        made = [graph.fresh(self.hidden, f"{self.name}[{e}]") for e in range(self.count)]
+        hidden = np.stack(made)
+        for name in ("expand", "gate"):
+            graph.slot(self, name, (0, 2), hidden, "out")
+        graph.slot(self, "expand_bias", (0, 1), hidden, "other")
+        source = node.input_tensors[0]
+        graph.slot(self, "project", (0, 1), hidden, "in", source, self.hidden_units)
+        graph.size(self, hidden=lambda count: count(hidden) // self.count)
+        reason = f"its channels come from {self.name} (Experts)"
+        return [graph.kept(node.output_tensors[0], reason)]
+
+    def hidden_units(self, inputs: Any) -> Any:
+        """Of every expert for all tokens, whoever chose it: (experts, tokens, hidden)."""
+        rows = ops.reshape(inputs, (1, -1, inputs.shape[-1]))
+        return self._inner(lambda kernel: ops.matmul(rows, kernel), lambda bias: bias[:, None])
 
     def active_params(self) -> int:
         """Parameters that one token meets: those of `top_k` experts and of the router."""

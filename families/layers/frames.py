@@ -1,7 +1,11 @@
 """Leaves about the time axis: which frames are real, which are kept for the next chunk."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from families.layers.protocol import ChannelGraph, Labels
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -75,6 +79,10 @@ class LastFrames(keras.layers.Layer):
 
     def macs(self, *_) -> int:
         return 0
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """As they come: only frames leave."""
+        return [labels[0]]
 
     def get_config(self):
         return super().get_config() | {"count": self.count}

@@ -1,7 +1,12 @@
 """Normalization of each attention head: Henry et al., "Query-Key Normalization", 2010.04245."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from families.layers.heads import tie_heads
+from families.layers.protocol import ChannelGraph, Labels
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -28,6 +33,10 @@ class HeadNormalization(keras.layers.Layer):
 
     def macs(self, *_) -> int:
         return 0
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """Whole heads leave."""
+        return tie_heads(graph, self, labels[0])
 
     def get_config(self):
         return super().get_config() | {"heads": self.heads, "epsilon": self.epsilon}

@@ -56,6 +56,8 @@ class MaskPredictor(keras.layers.Layer):
     variable `blend` goes from 0, where all blocks are used, to 1.
     """
 
+    chooses_units = True
+
     def __init__(
         self, count, blocks, active, hidden=128, prompt=0, temperature=1.0, seed=0, **kwargs
     ):

@@ -5,8 +5,15 @@ Li et al., "Searching for Fast Model Families on Datacenter Accelerators", CVPR 
 better. All four leaves transpose at most four axes, which every exporter can.
 """
 
+from typing import Any
+
 import keras
+import numpy as np
 from keras import ops
+
+from families.layers.protocol import LiteRTGraph
+
+Shape = tuple[int, ...]
 
 
 class _Layout(keras.layers.Layer):
@@ -15,8 +22,20 @@ class _Layout(keras.layers.Layer):
     # The batch of the output over that of the input: what an open batch in a graph does not tell.
     batch_factor = 1.0
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
+
+    def _exchanged(self, graph: LiteRTGraph, x: int, sizes: Shape, shape: Shape) -> int:
+        """A tensor of `sizes` with the two axes in the middle exchanged, seen as of `shape`."""
+        x = self._reshaped(graph, x, sizes)
+        axes = graph.constant((0, 2, 1, 3), f"{self.name}/axes", np.int32)
+        sizes = (sizes[0], sizes[2], sizes[1], sizes[3])
+        x = graph.add("TRANSPOSE", [x, axes], sizes, self.name, {})
+        return self._reshaped(graph, x, shape)
+
+    def _reshaped(self, graph: LiteRTGraph, x: int, shape: Shape) -> int:
+        target = graph.constant(shape, f"{self.name}/shape", np.int32)
+        return graph.add("RESHAPE", [x, target], shape, self.name)
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -39,6 +58,16 @@ class SpaceToDepth(_Layout):
     def compute_output_shape(self, shape):
         batch, height, width, channels = shape
         return batch, -(-height // 2), -(-width // 2), 4 * channels
+
+    def litert(self, graph: LiteRTGraph, inputs: list[int], shape: Shape) -> int:
+        x, (batch, rows, columns, channels) = inputs[0], shape
+        sizes = graph.shapes[x]
+        around = [(0, 0), (0, sizes[1] % 2), (0, sizes[2] % 2), (0, 0)]
+        if np.any(around):
+            padded = (batch, 2 * rows, 2 * columns, sizes[3])
+            amounts = graph.constant(around, f"{self.name}/padding", np.int32)
+            x = graph.add("PAD", [x, amounts], padded, self.name, {})
+        return self._exchanged(graph, x, (batch * rows, 2, columns, channels // 2), shape)
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -68,6 +97,20 @@ class DepthToSpace(_Layout):
             )
         return batch, *self.size, channels // 4
 
+    def litert(self, graph: LiteRTGraph, inputs: list[int], shape: Shape) -> int:
+        batch, rows, columns, channels = graph.shapes[inputs[0]]
+        whole = (batch, 2 * rows, 2 * columns, channels // 4)
+        x = self._exchanged(graph, inputs[0], (batch * rows, columns, 2, channels // 2), whole)
+        if shape == whole:
+            return x
+        ends = [
+            graph.constant(value, f"{self.name}/{name}", np.int32)
+            for name, value in (("begin", (0,) * 4), ("end", shape), ("strides", (1,) * 4))
+        ]
+        # The masks: from the first to the last sample and channel.
+        options = {"beginMask": 0b1111, "endMask": 0b1001}
+        return graph.add("STRIDED_SLICE", [x, *ends], shape, self.name, options)
+
     def get_config(self):
         return super().get_config() | {"size": self.size}
 
@@ -93,6 +136,11 @@ class DepthToBatch(_Layout):
             raise ValueError(f"{self.name}: {channels} channels are not four times as many")
         return None if batch is None else 4 * batch, rows, columns, channels // 4
 
+    def litert(self, graph: LiteRTGraph, inputs: list[int], shape: Shape) -> int:
+        batch, rows, columns, channels = shape
+        sizes = (batch // 4, rows * columns, 4, channels)
+        return self._exchanged(graph, inputs[0], sizes, tuple(shape))
+
 
 @keras.saving.register_keras_serializable("nas")
 class BatchToDepth(_Layout):
@@ -109,3 +157,8 @@ class BatchToDepth(_Layout):
     def compute_output_shape(self, shape):
         batch, rows, columns, channels = shape
         return None if batch is None else batch // 4, rows, columns, 4 * channels
+
+    def litert(self, graph: LiteRTGraph, inputs: list[int], shape: Shape) -> int:
+        batch, rows, columns, channels = shape
+        sizes = (batch, 4, rows * columns, channels // 4)
+        return self._exchanged(graph, inputs[0], sizes, shape)

@@ -3,9 +3,13 @@
 Hochreiter and Schmidhuber 1997; with a projection of the output: Sak et al., arXiv 1402.1128.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
+
+from families.layers.protocol import ChannelGraph, Kernels, Labels
 
 _UNROLLED = 8  # steps: a loop costs more to trace and to run than so few
 
@@ -78,6 +82,30 @@ class LSTM(keras.layers.Layer):
         batch, steps, width = input_shape
         each = 4 * self.units * (width + self.outputs) + self.units * self.projection
         return batch * steps * each
+
+    def kernels(self) -> Kernels:
+        names = ("kernel", "recurrent_kernel", "projection_kernel")
+        return dict.fromkeys(names, ("recurrent", 1, (0,)))
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """Outputs and, where they are not the outputs, cells, which nobody else sees."""
+        outputs = cells = graph.fresh(self.units, self.name)
+        if self.projection:
+            graph.keep(cells, f"{self.name}: cells that no other layer sees")
+            outputs = graph.fresh(self.projection, self.name)
+            graph.slot(self, "projection_kernel", 0, cells, "in")
+            graph.slot(self, "projection_kernel", 1, outputs, "out")
+            graph.size(self, projection=lambda count: count(outputs))
+        for one, state in zip(labels[1:], (outputs, cells), strict=False):
+            graph.tie(one, state)
+        gates = np.tile(cells, 4)
+        graph.slot(self, "kernel", 0, labels[0], "in", node.input_tensors[0])
+        graph.slot(self, "kernel", 1, gates, "out")
+        graph.slot(self, "recurrent_kernel", 0, outputs, "in", node.output_tensors[0])
+        graph.slot(self, "recurrent_kernel", 1, gates, "out")
+        graph.slot(self, "bias", -1, gates, "other")
+        graph.size(self, units=lambda count: count(cells))
+        return [outputs, outputs, cells]
 
     def get_config(self):
         return super().get_config() | {"units": self.units, "projection": self.projection}

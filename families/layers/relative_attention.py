@@ -4,9 +4,14 @@ Relative positions: Dai et al., "Transformer-XL", arXiv 1901.02860, section 3.3.
 queries, keys, values and outputs are layers beside them.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
+
+from families.layers.heads import tie_groups
+from families.layers.protocol import ChannelGraph, Labels
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -61,6 +66,15 @@ class FrameAttention(keras.layers.Layer):
         """Multiply-adds of one call, for all keys, seen or not (as published counts are)."""
         return query_shape[0] * query_shape[1] * key_shape[1] * 2 * query_shape[2]
 
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels | None:
+        """Whole heads leave."""
+        query = labels[0]
+        if not tie_groups(graph, labels, self.heads):
+            return None
+        width = len(query) // self.heads
+        graph.size(self, heads=lambda count: count(query) // width)
+        return [query]
+
     def get_config(self):
         return super().get_config() | {
             "heads": self.heads,
@@ -106,6 +120,14 @@ class RelativeAttention(FrameAttention):
         batch, queries, width = query_shape
         pairs = batch * queries * key_shape[1] * 3 * width
         return pairs + key_shape[1] * width * width
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """All stay: the table of sinusoids is as wide as all heads together, no sum of theirs."""
+        reason = f"the positions of its {self.heads} heads are one table"
+        graph.stay(self, reason)
+        for one in labels[:3]:
+            graph.keep(one, f"{self.name}: {reason}")
+        return [labels[0]]
 
 
 def sinusoids(positions: np.ndarray, width: int) -> np.ndarray:

@@ -1,8 +1,13 @@
 """Rotary position embeddings: Su et al., arXiv 2104.09864."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
+
+from families.layers.heads import tie_heads
+from families.layers.protocol import ChannelGraph, Labels
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -71,6 +76,10 @@ class Rotary(keras.layers.Layer):
 
     def macs(self, *_) -> int:
         return 0
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """Whole heads leave."""
+        return tie_heads(graph, self, labels[0])
 
     def get_config(self):
         return super().get_config() | {"heads": self.heads}

@@ -1,7 +1,11 @@
 """What makes a sequence of image patches one: a class token and learned positions."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from families.layers.protocol import ChannelGraph, Labels
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -21,8 +25,13 @@ class ClassToken(keras.layers.Layer):
     def compute_output_shape(self, shape):
         return (shape[0], shape[1] + 1, shape[2])
 
-    def macs(self, shape) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """The token has the channels of the tokens that it is put before."""
+        graph.slot(self, "token", -1, labels[0], "other")
+        return [labels[0]]
 
 
 @keras.saving.register_keras_serializable("nas")
@@ -43,5 +52,10 @@ class Positions(keras.layers.Layer):
     def compute_output_shape(self, shape):
         return shape
 
-    def macs(self, shape) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
+
+    def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
+        """Added channel by channel."""
+        graph.slot(self, "positions", -1, labels[0], "other")
+        return [labels[0]]

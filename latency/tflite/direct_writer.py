@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from latency.tflite import layout_writers
 from latency.tflite.graph import SAME, VALID, Graph
 from latency.tflite.signature import names
 
@@ -70,13 +69,16 @@ def _unsupported(layer, came: str, supported: str) -> ValueError:
 
 
 def _writer(layer):
-    """The writer of a stock Keras layer (a subclass may compute something else: not trusted)."""
-    kind = type(layer)
-    import keras  # noqa: PLC0415 (`model` is of it; its backend is the caller's choice)
+    """A layer's own method `litert`, or the writer of a stock Keras layer.
 
-    leaf = layout_writers.WRITERS.get(keras.saving.get_registered_name(kind))
-    if leaf is not None:
-        return leaf
+    A subclass that overrides `call` may compute something else: it is not trusted.
+    """
+    kind = type(layer)
+    for owner in kind.__mro__:
+        if "litert" in vars(owner):
+            return lambda graph, layer, inputs, shape: layer.litert(graph, inputs, shape)
+        if "call" in vars(owner):
+            break
     if not kind.__module__.startswith("keras.") or kind.__name__ not in _WRITERS:
         raise _unsupported(layer, f"{kind.__module__}.{kind.__name__}", ", ".join(sorted(_WRITERS)))
     if getattr(layer, "data_format", "channels_last") != "channels_last":

@@ -113,6 +113,9 @@ class Graph:
     def add(self, name, inputs, shape, label, options=None, version=1) -> int:
         """A new operator that reads the tensors `inputs`; the number of its output tensor."""
         output = self.tensor(shape, f"{label}/{name.lower()}")
+        if isinstance(options, dict):  # from a leaf, which knows no schema
+            kind = name.title().replace("_", "")  # STRIDED_SLICE -> StridedSlice
+            options = getattr(schema, f"{kind}OptionsT")(**options)
         self.operators.append(Operator(name, f"{label}_1/", list(inputs), output, options, version))
         return output
 
