@@ -14,8 +14,10 @@ from latency.benchmark_tool import command as benchmark_model
 from latency.benchmark_tool import invocations
 from latency.phones import adb
 from latency.phones import state as phone_state
+from latency.roofline import of_tflite
+from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing
+from latency.target import Found, Kind, Latency, Target, TargetUnavailable, Timing
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
 _WARMUP_S = 0.2  # a governor raises the clock within some 20 ms; then caches
@@ -114,6 +116,9 @@ class Android(Target):
                 return phone_state.read(phone).conditions()
 
             yield from invocations.spells(sample, state, conditions, seconds)
+
+    def explain(self, model: Any, latency: Latency) -> Explanation:
+        return of_tflite.explain(self, model, latency)
 
     @contextlib.contextmanager
     def _ready(self, model: Any, batch_size: int) -> Iterator[tuple]:

@@ -17,8 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from latency.measuring import reference_networks, stopwatch
+from latency.roofline import of_tflite
+from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
-from latency.target import Found, Kind, Target, Timing, cache_directory
+from latency.target import Found, Kind, Latency, Target, Timing, cache_directory
 from latency.tflite import convert, process, profiler
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
@@ -157,6 +159,9 @@ class CPU(Target):
                 }
                 few = np.quantile(samples, np.linspace(0, 1, min(len(samples), _KEPT)))
                 yield Timing(tuple(few.tolist()), conditions | now, Kind.MEASURED)
+
+    def explain(self, model: Any, latency: Latency) -> Explanation:
+        return of_tflite.explain(self, model, latency)
 
     def _details(self, tflite: bytes | Path, runs: int) -> dict[str, Any]:
         """Memory and the time of each operation, on the cores of this thread; or why not."""

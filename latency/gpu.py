@@ -15,7 +15,8 @@ import numpy as np
 from latency.jax_runtime import process
 from latency.networks import keras_file
 from latency.nvidia import attached
-from latency.roofline import gpu_chips, kernel_times
+from latency.roofline import device_limits, explanation, gpu_chips, kernel_times
+from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
@@ -121,14 +122,11 @@ class GPU(Target):
             return self._compiled(model, batch_size)
         return kernel_times.layer_graph(_loaded(model), batch_size, self.dtype)
 
-    def explain(self, model: Any, latency: Latency) -> Any:
-        """The kernels under the chip's roof; their times are estimates though a total be measured.
+    def explain(self, model: Any, latency: Latency) -> Explanation:
+        """The kernels under the chip's limits; their times are estimates, also of a measured total.
 
         Of an attached GPU the kernels are XLA's where its plugin compiles for it, else the layers.
         """
-        from latency.roofline import device_limits
-        from latency.roofline import explain as why
-
         target, chip = self, self._chip()
         if latency.kind is Kind.MEASURED:
             how = "layers" if _lacks_jax() or not _compilable(chip) else "compiled"
@@ -138,8 +136,8 @@ class GPU(Target):
         entry = target._calibration(how)
         rates = kernel_times.Rates(**entry["rates"]) if entry else kernel_times.Rates()
         ms = kernel_times.times_ms(kernels, chip, self.dtype, rates).tolist()
-        about = device_limits.of_gpu(chip, self.dtype, rates.launch_us)
-        return why.explain(kernels, ms, roof=about, latency=latency, kind=kind)
+        limits = device_limits.of_gpu(chip, self.dtype, rates.launch_us)
+        return explanation.explain(kernels, ms, limits=limits, latency=latency, kind=kind)
 
     def calibrate(
         self, points: Sequence[tuple[Sequence[kernel_times.Kernel], float]]

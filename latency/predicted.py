@@ -66,7 +66,7 @@ class Predicted(Target):
         return f"{self._about['device']}, predicted"
 
     @property
-    def stands_for(self) -> str | None:
+    def learned_from(self) -> str | None:
         return self._about.get("spec")
 
     def identity(self) -> dict[str, Any]:

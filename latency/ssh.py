@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 from latency.benchmark_tool import invocations
 from latency.boards import benchmark_tool, openssh, python_runtime
 from latency.boards import state as board_state
+from latency.roofline import of_tflite
+from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
+from latency.target import Found, Kind, Latency, Target, TargetUnavailable, Timing, cache_directory
 
 _RUNTIMES = ("auto", "python", "benchmark_model")
 _LOOK_S = 3  # for a board in `nas devices`
@@ -119,6 +121,9 @@ class SSH(Target):
 
             with program.again(*job) as sample:
                 yield from invocations.spells(sample, state, conditions, seconds)
+
+    def explain(self, model: Any, latency: Latency) -> Explanation:
+        return of_tflite.explain(self, model, latency)
 
     @contextlib.contextmanager
     def _ready(self, model: Any, batch_size: int) -> Iterator[tuple]:

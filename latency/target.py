@@ -197,21 +197,17 @@ class Target(abc.ABC):
         raise ValueError(f"{self!r} cannot run for long: nothing in it warms up")
 
     def explain(self, model: Any, latency: Latency) -> Any:
-        """Where `latency`, which this target told of `model`, goes: a `why.Explanation`.
+        """What bounds each operation of `model`: a `latency.roofline.explanation.Explanation`.
 
-        Raises `ValueError` where it is not known what the device can do at most.
+        `latency` is what this target gave for the model. A target whose limits are known overrides
+        this; one that runs `.tflite` files can call `latency.roofline.of_tflite.explain`.
         """
-        if not self.runs_tflite:
-            raise ValueError(
-                f"{self!r}: what it can do at most is not known (it is of cpu, android, ssh, tpu, "
-                "gpu)"
-            )
-        from latency.roofline import explain as why
-
-        return why.of_litert(self, model, latency)
+        raise ValueError(
+            f"{self!r}: what it can do at most is not known (it is of cpu, android, ssh, tpu, gpu)"
+        )
 
     @property
-    def stands_for(self) -> str | None:
+    def learned_from(self) -> str | None:
         """The spec of the real device that a predictor was fitted on, where there is one."""
         return None
 

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from latency.jax_runtime import process
 from latency.networks import keras_file
+from latency.roofline import device_limits, explanation
+from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
@@ -206,13 +208,11 @@ class TPU(Target):
             rows.setdefault(name, row)["ms"] += ms
         return max(total, traffic), list(rows.values())
 
-    def explain(self, model: Any, latency: Latency) -> Any:
+    def explain(self, model: Any, latency: Latency) -> Explanation:
         """The compiled program's operations, whose times are COMPILED though a total be measured.
 
         An operation that runs beside others has none. FLOPs are the layers', bytes those of HBM.
         """
-        from latency.roofline import device_limits
-        from latency.roofline import explain as why
         from latency.tpu_compiler import kernels as tpu_kernels
 
         target = self
@@ -230,8 +230,8 @@ class TPU(Target):
             ms = [one and one * times for one in ms]
         ms += [None] * (len(kernels) - len(ms))
         limits = device_limits.of_tpu(chips.named(target.chip))
-        return why.explain(
-            kernels, ms, roof=limits, latency=latency, kind=Kind.COMPILED, notes=notes
+        return explanation.explain(
+            kernels, ms, limits=limits, latency=latency, kind=Kind.COMPILED, notes=notes
         )
 
     def _ms(self, operation: dict[str, Any]) -> float:

@@ -69,3 +69,36 @@ def test_the_command_line_imports_nothing_heavy():
             node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom)
         }
         assert not names & HEAVY, f"nas/{name}.py imports {names & HEAVY} before it is needed"
+
+
+def import_circles() -> list[list[str]]:
+    """Groups of modules that import one another in a circle; imports inside functions count."""
+    modules = {}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    direct: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        imported = imports(path)
+        found = {one if one in modules else one.rpartition(".")[0] for one in imported}
+        direct[name] = found & modules.keys() - {name}
+    reached: dict[str, set[str]] = {}
+    for name in modules:
+        reached[name], ahead = set(), [name]
+        while ahead:
+            new = direct[ahead.pop()] - reached[name]
+            reached[name] |= new
+            ahead += new
+    circles = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in modules
+        if name in reached[name]
+    }
+    return sorted(map(list, circles))
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_no_module_imports_itself_in_a_circle(package):
+    """Two modules that need each other are one, or a third is missing."""
+    found = [one for one in import_circles() if one[0].split(".")[0] == package]
+    assert not found, "\n".join(" <-> ".join(one) for one in found)

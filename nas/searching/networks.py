@@ -212,8 +212,8 @@ class Networks:
         records = []
         for target in self.targets:
             try:
-                if target.stands_for is not None:
-                    records.append(timed(registry.target(target.stands_for)))
+                if target.learned_from is not None:
+                    records.append(timed(registry.target(target.learned_from)))
                     continue
                 unchecked = {}
             except TargetUnavailable as error:

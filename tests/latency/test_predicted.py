@@ -181,7 +181,7 @@ def test_the_target(fitted, tmp_path):
     fitted.save(predicted.directory("mine"))
     target = Predicted("mine")
     assert [(one.spec, one.missing) for one in Predicted.found()] == [("predicted:mine", None)]
-    assert target.stands_for == "cpu:threads=1"
+    assert target.learned_from == "cpu:threads=1"
     latency = target.profile(_file(tmp_path, 30), details=True)
     assert latency.kind is Kind.PREDICTED and not latency.measured
     assert latency.op_min_ms is None

@@ -78,7 +78,7 @@ def test_a_board_is_learned_and_answers():
     assert "10/10" in said[-1] and "foretold" in said[-1] and "0:00 left" in said[-1]
     assert "predicted:board" in str(report) and "Spearman" in str(report)
     target = predicted.Predicted("board")
-    assert target.stands_for == "board:1"
+    assert target.learned_from == "board:1"
     about = predictor.load(report.directory).about
     assert (about["probes"], about["kind"], about["runtime"]) == (10, "measured", "none 1.0")
     assert about["sources"] == {"probe": 10}

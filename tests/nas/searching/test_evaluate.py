@@ -32,7 +32,7 @@ class Changing(Target):
     real: str | None = None
 
     @property
-    def stands_for(self):
+    def learned_from(self):
         return self.real
 
     def identity(self) -> dict[str, Any]:

@@ -12,22 +12,22 @@ from latency.cpu import CPU
 from latency.gpu import GPU
 from latency.networks import count
 from latency.predicted import Predicted
-from latency.roofline import device_limits, explain, file_kernels, kernel_times
-from latency.roofline.device_limits import Roof
+from latency.roofline import explanation, file_kernels, kernel_times, measure_limits, of_tflite
+from latency.roofline.device_limits import DeviceLimits
 from latency.target import Kind, Latency
 from latency.tflite import convert, profiler
 from latency.tflite.graph import Operation
 from latency.tpu_compiler import kernels as tpu_kernels
 from latency.tpu_compiler import schedule
 from nas.cli import command_line
-from nas.report.plots import roofline as why_plot
-from nas.report.tables import explanation
+from nas.report.plots import roofline as roofline_plot
+from nas.report.tables import explanation as explanation_table
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
 # 1 TFLOP/s, 100 GB/s beyond caches of 1 MB that give 1000: the ridge is 10 FLOPs a byte.
-ROOF = Roof({"": 1.0, "depthwise": 0.5}, ((1e6, 1000.0), (1e8, 100.0)), 2.0, "made up")
+LIMITS = DeviceLimits({"": 1.0, "depthwise": 0.5}, ((1e6, 1000.0), (1e8, 100.0)), 2.0, "made up")
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ KERNELS = (
 
 
 def explained(ms=(2.0, 4.0, 2.0, None), kind=Kind.MEASURED, **more):
-    return explain.explain(KERNELS, ms, roof=ROOF, latency=latency(**more), kind=kind)
+    return explanation.explain(KERNELS, ms, limits=LIMITS, latency=latency(**more), kind=kind)
 
 
 def test_bounds_by_hand():
     found = explained()
     conv, depthwise, project, add = found.operations
-    assert ROOF.ridge == 10 and conv.intensity == 10
+    assert LIMITS.ridge == 10 and conv.intensity == 10
     assert depthwise.limits_ms == pytest.approx({"compute": 0.2, "memory": 1.0, "launch": 0.002})
     assert (depthwise.bound, depthwise.intensity) == ("memory", 1.0)
     assert project.limits_ms == pytest.approx({"compute": 2.0, "memory": 0.001, "launch": 0.002})
@@ -76,8 +76,8 @@ def test_bounds_by_hand():
     assert [one.efficiency for one in found.operations[:3]] == pytest.approx([0.5, 0.25, 1.0])
     assert add.efficiency is None and add.intensity == 0
     # Between the two sizes on a line of logarithms: ten times the bytes, half the way down.
-    assert ROOF.gbs(1e7) == pytest.approx(1000 / 10**0.5)
-    assert [ROOF.gbs(10), ROOF.gbs(1e12)] == pytest.approx([1000, 100])
+    assert LIMITS.gbs(1e7) == pytest.approx(1000 / 10**0.5)
+    assert [LIMITS.gbs(10), LIMITS.gbs(1e12)] == pytest.approx([1000, 100])
 
 
 def test_parts_add_up():
@@ -140,7 +140,7 @@ def test_sums_of_an_estimated_gpu(model):
     assert all(0 < one.efficiency <= 1 for one in found.operations)
     # 3 us of a launch are more than anything this small can take.
     assert {one.bound for one in found.operations} == {"launch"}
-    assert found.roof.peaks["depthwise"] == 19.5 and found.roof.peak_tflops == 312
+    assert found.limits.peaks["depthwise"] == 19.5 and found.limits.peak_tflops == 312
 
 
 def test_unfused_bytes_of_a_layer_graph_are_those_that_are_counted(model):
@@ -152,8 +152,8 @@ def test_unfused_bytes_of_a_layer_graph_are_those_that_are_counted(model):
 
 def test_what_this_machine_takes(model, tmp_path, monkeypatch):
     """Real times of operations, and the roof measured once, then known."""
-    monkeypatch.setattr(device_limits, "_RUNS", 3)
-    monkeypatch.setattr(device_limits, "_MOVED", (2**16, 2**22))
+    monkeypatch.setattr(measure_limits, "_RUNS", 3)
+    monkeypatch.setattr(measure_limits, "_MOVED", (2**16, 2**22))
     monkeypatch.setattr(cpu, "_NOMINAL_BLOCKS", 20)
     monkeypatch.setattr(profiler, "_PROCESSES", 1)
     monkeypatch.setattr(profiler, "_SECONDS", 0.1)
@@ -167,20 +167,20 @@ def test_what_this_machine_takes(model, tmp_path, monkeypatch):
     assert timed and all(one.efficiency == one.attainable_ms / one.ms for one in timed)
     fastest = sum(row["fastest_ms"] for row in told.per_op if row["within"] == "graph")
     assert sum(one.ms for one in timed) == pytest.approx(fastest, rel=0.11)
-    assert 0.001 < found.roof.peak_tflops < 10 and 0.5 < found.roof.bandwidth_gbs < 5000
-    assert found.roof.conditions["threads"] == 1 and found.roof.source.startswith("measured")
-    again, known = device_limits.measured(target)
-    assert known and again == found.roof
+    assert 0.001 < found.limits.peak_tflops < 10 and 0.5 < found.limits.bandwidth_gbs < 5000
+    assert found.limits.conditions["threads"] == 1 and found.limits.source.startswith("measured")
+    again, known = measure_limits.measured(target)
+    assert known and again == found.limits
 
 
 def test_times_that_nobody_took_are_not_called_measured(model, monkeypatch):
-    monkeypatch.setattr(device_limits, "measured", lambda target: (ROOF, True))
+    monkeypatch.setattr(measure_limits, "measured", lambda target: (LIMITS, True))
     told = latency(0.5, conditions={"per_op": "not told: another release"})
-    found = explain.of_litert(CPU(threads=1), model, told)
+    found = of_tflite.explain(CPU(threads=1), model, told)
     assert found.kind is Kind.PREDICTED and found.latency_kind is Kind.MEASURED
     assert "another release" in found.notes[0]
     assert all(one.efficiency == 1 for one in found.operations)
-    lines = "\n".join(explanation.explanation("small", "cpu", found))
+    lines = "\n".join(explanation_table.explanation("small", "cpu", found))
     assert "ms PREDICTED" in lines and "0.5 ms measured" in lines
 
 
@@ -270,11 +270,11 @@ def test_a_compiled_network(tmp_path):
     assert found.total.ms <= told.median_ms
     by_class = {part.name: part for part in found.classes}
     assert {"conv", "depthwise", "matmul"} <= set(by_class)
-    assert by_class["depthwise"].intensity < found.roof.ridge
+    assert by_class["depthwise"].intensity < found.limits.ridge
 
 
 def test_the_table():
-    text = "\n".join(explanation.explanation("net", "cpu:threads=1", explained()))
+    text = "\n".join(explanation_table.explanation("net", "cpu:threads=1", explained()))
     line = next(line for line in text.splitlines() if line.startswith("operation"))
     for column in ("type", "MFLOPs", "MB", "FLOPs/B", "bound", "ms measured", "attainable"):
         assert column in line
@@ -291,14 +291,14 @@ def test_networks_side_by_side():
     one = explained(kind=Kind.COMPILED, ms=(2.0, 4.0, 2.0, 0.0))
     kernels = [KERNELS[0], kernel("block1_conv", "conv", 2e9, 1e8), *KERNELS[2:]]
     about = latency(7.0, Kind.COMPILED)
-    other = explain.explain(
-        kernels, (2.0, 1.0, 2.0, 0.0), roof=ROOF, latency=about, kind=Kind.COMPILED
+    other = explanation.explain(
+        kernels, (2.0, 1.0, 2.0, 0.0), limits=LIMITS, latency=about, kind=Kind.COMPILED
     )
     rows = [
         {"model": "a", "spec": "tpu:v3", "why": one},
         {"model": "b", "spec": "tpu:v3", "why": other},
     ]
-    text = explanation.table(rows)
+    text = explanation_table.table(rows)
     stages = [line.split() for line in text.splitlines() if line.startswith("block1 ")]
     # GFLOPs of both and their ratio, FLOPs a byte, GFLOP/s, ms and their ratio.
     assert stages == [
@@ -349,10 +349,10 @@ def test_a_target_that_cannot_explain_leaves_the_figures(tmp_path, capsys, monke
 def test_many_panels_fit_one_picture(tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr(why_plot, "MOST", 3)
+    monkeypatch.setattr(roofline_plot, "MOST", 3)
     rows = [{"model": f"n{i}", "spec": "x", "why": explained()} for i in range(5)]
-    with Image.open(why_plot.draw(tmp_path / "many.png", rows)) as picture:
+    with Image.open(roofline_plot.draw(tmp_path / "many.png", rows)) as picture:
         picture.load()  # whole: a cut file raises
         two_lines, width = picture.height, picture.width
-    with Image.open(why_plot.draw(tmp_path / "two.png", rows[:2])) as picture:
+    with Image.open(roofline_plot.draw(tmp_path / "two.png", rows[:2])) as picture:
         assert picture.width == width and picture.height < two_lines

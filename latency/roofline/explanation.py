@@ -6,16 +6,13 @@ that it takes, of which `kind` tells whether the device took it or it is an esti
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from latency.roofline import device_limits as roofs
-from latency.roofline.device_limits import Roof
+from latency.roofline.device_limits import BOUNDS, DeviceLimits
 from latency.roofline.kernel_times import Kernel
-from latency.target import Kind, Latency, Target
+from latency.target import Kind, Latency
 
 _STAGE = re.compile(r"(?:stem|head|block\d+|layer\d+|stage\d+)(?=_|$)")
 
@@ -24,7 +21,7 @@ _STAGE = re.compile(r"(?:stem|head|block\d+|layer\d+|stage\d+)(?=_|$)")
 class Operation:
     """One operation of a run. `ms` is None where its time is not its own: beside or within others.
 
-    `limits_ms` has the least milliseconds that each of `roof.LIMITS` allows.
+    `limits_ms` has the least milliseconds that each of `device_limits.LIMITS` allows.
     """
 
     name: str
@@ -52,7 +49,7 @@ class Operation:
 
     @property
     def bound(self) -> str:
-        """Which limit it meets first, one of `roof.BOUNDS`."""
+        """Which limit it meets first, one of `device_limits.BOUNDS`."""
         if not self.attainable_ms:
             return "none"
         return max(self.limits_ms, key=self.limits_ms.__getitem__)
@@ -111,7 +108,7 @@ class Explanation:
     """
 
     operations: tuple[Operation, ...]
-    roof: Roof
+    limits: DeviceLimits
     kind: Kind
     latency_ms: float
     latency_kind: Kind
@@ -137,7 +134,7 @@ class Explanation:
     def bounds(self) -> tuple[Part, ...]:
         """By what bounds them."""
         found = {one.name: one for one in self._parts("bound")}
-        return tuple(found[name] for name in roofs.BOUNDS if name in found)
+        return tuple(found[name] for name in BOUNDS if name in found)
 
     def _parts(self, field: str) -> tuple[Part, ...]:
         groups: dict[str, list[Operation]] = {}
@@ -146,13 +143,13 @@ class Explanation:
         return tuple(part(name, ones) for name, ones in groups.items())
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict: the roof, every operation, and the sums."""
+        """A plain dict: the device's limits ("roof"), every operation, and the sums."""
         return {
             "latency_ms": self.latency_ms,
             "latency_kind": str(self.latency_kind),
             "per_op_kind": str(self.kind),
             "batch_size": self.batch_size,
-            "roof": self.roof.to_json(),
+            "roof": self.limits.to_json(),
             "notes": list(self.notes),
             "total": self.total.to_json(),
             "classes": [one.to_json() for one in self.classes],
@@ -176,7 +173,7 @@ def stage(name: str) -> str:
 
 def part(name: str, operations: Sequence[Operation]) -> Part:
     """The sums of some operations."""
-    limits: dict[str, float] = dict.fromkeys(roofs.BOUNDS, 0.0)
+    limits: dict[str, float] = dict.fromkeys(BOUNDS, 0.0)
     for one in operations:
         limits[one.bound] += one.attainable_ms
     return Part(
@@ -194,12 +191,12 @@ def explain(
     kernels: Sequence[Kernel],
     ms: Sequence[float | None],
     *,
-    roof: Roof,
+    limits: DeviceLimits,
     latency: Latency,
     kind: Kind,
     notes: Sequence[str] = (),
 ) -> Explanation:
-    """What each kernel meets under `roof`; `ms` are the times they take, and `kind` theirs."""
+    """What each kernel meets under `limits`; `ms` are the times they take, and `kind` theirs."""
     operations = tuple(
         Operation(
             name=one.name,
@@ -208,46 +205,16 @@ def explain(
             flops=2.0 * one.macs,
             bytes=float(one.bytes),
             ms=time,
-            limits_ms=roof.times_ms(one.op_class, 2.0 * one.macs, one.bytes),
+            limits_ms=limits.times_ms(one.op_class, 2.0 * one.macs, one.bytes),
         )
         for one, time in zip(kernels, ms, strict=True)
     )
     return Explanation(
         operations=operations,
-        roof=roof,
+        limits=limits,
         kind=kind,
         latency_ms=latency.median_ms,
         latency_kind=latency.kind,
         batch_size=latency.batch_size,
         notes=tuple(notes),
     )
-
-
-def of_litert(target: Target, model: Any, latency: Latency) -> Explanation:
-    """The operations of a `.tflite` file, with their measured times where there are some.
-
-    The roof is measured through `target` too, once. Times are the fastest ones, which repeat on a
-    busy machine; where none were measured, the attainable ones stand for them, as PREDICTED.
-    """
-    from latency.prediction import operation_features
-    from latency.roofline import file_kernels
-    from latency.tflite import convert
-
-    file = convert.file_of(model)
-    kernels = file_kernels.read(file if isinstance(file, bytes) else Path(file).read_bytes())
-    roof, _ = roofs.measured(target)
-    notes = []
-    if roof.conditions.get("reason"):
-        notes.append(f"the roof was not measured well: {roof.conditions['reason']}")
-    times = None
-    if latency.per_op_kind is Kind.MEASURED:
-        times = operation_features.times([(one.type, one.name) for one in kernels], latency.per_op)
-    if times is None:
-        told = latency.conditions.get("per_op") or "this target tells none"
-        notes.append(f"no operation was timed ({told}): times are what the roof allows at best")
-        ms = [max(roof.times_ms(k.op_class, 2 * k.macs, k.bytes).values()) for k in kernels]
-        kind = Kind.PREDICTED
-    else:
-        ms = [None if math.isnan(time) else float(time) for time in times]
-        kind = Kind.MEASURED
-    return explain(kernels, ms, roof=roof, latency=latency, kind=kind, notes=notes)
