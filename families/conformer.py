@@ -6,14 +6,18 @@ Multilingual Streaming On-Device ASR System", arXiv 2208.13916 (endpointer, embe
 """
 
 import dataclasses
+import functools
 
 import keras
 
+from families.blocks.checks import check
 from families.blocks.conformer import EPSILON, encode
 from families.blocks.streaming import Stream, with_past
 from families.blocks.transducer import join, predict
 from families.layers import LogMel
 from families.layers.log_mel import samples_of
+
+_check = functools.partial(check, "Conformer")
 
 OBJECTIVES = ("transducer", "ctc", "endpointer")
 PARTS = ("whole", "encoder", "prediction", "joint")
@@ -75,13 +79,11 @@ class Config:
     chunk: int = 0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = _canonical(field, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        fields = dataclasses.fields(self)
+        spell(self, {one.name: _canonical(one, getattr(self, one.name)) for one in fields})
         _check_together(self)
         if self.conv_only == self.depth:  # no attention: what describes it describes nothing
-            for name, value in (("heads", 1), ("relative", False), ("left_context", 0)):
-                object.__setattr__(self, name, value)
+            spell(self, {"heads": 1, "relative": False, "left_context": 0})
 
     @property
     def ratio(self) -> int:
@@ -133,11 +135,6 @@ def _check_together(config: Config):
         _check(config.causal, "causal", config.causal, "True with chunk > 0")
         if config.conv_only < config.depth:
             _check(config.left_context > 0, "left_context", 0, "a limit with chunk > 0")
-
-
-def _check(holds: bool, name: str, value, expected: str):
-    if not holds:
-        raise ValueError(f"Conformer {name}: got {value!r}, expected {expected}")
 
 
 _S = Config()

@@ -5,9 +5,11 @@ experts (Mixtral, 2401.04088), and the keys and values that layers share (Apple'
 """
 
 import dataclasses
+import functools
 
 import keras
 
+from families.blocks.checks import check, spell
 from families.layers import Attention
 from families.layers.activations import gelu
 from families.layers.cached import CacheBias, KeepLast
@@ -15,6 +17,8 @@ from families.layers.embedding import TiedEmbedding
 from families.layers.experts import Experts
 from families.layers.head_norm import HeadNormalization
 from families.layers.rotary import Rotary, RotaryAngles
+
+_check = functools.partial(check, "decoder")
 
 ACTIVATIONS = {"silu": keras.activations.silu, "gelu": gelu}  # SwiGLU, GeGLU (arXiv 2002.05202)
 
@@ -58,8 +62,7 @@ class Config:
     last_only: bool = False
 
     def __post_init__(self):
-        for name, value in _canonical(self).items():
-            object.__setattr__(self, name, value)
+        spell(self, _canonical(self))
 
 
 def _canonical(config: Config) -> dict:
@@ -100,11 +103,6 @@ def _canonical(config: Config) -> dict:
     _check(0 <= values["dropout"] < 1, "dropout", values["dropout"], "0 <= rate < 1")
     _check(not cache or cache >= values["length"], "cache", cache, "0, or length or more")
     return values
-
-
-def _check(holds: bool, name: str, value, expected: str):
-    if not holds:
-        raise ValueError(f"decoder {name}: got {value!r}, expected {expected}")
 
 
 # Characters of small texts: minutes on two cores. Widths are those of a 0.8M-parameter Llama.

@@ -5,15 +5,19 @@ efficientdet, whose parameters these have to the last one.
 """
 
 import dataclasses
+import functools
 import math
 
 import keras
 
 from families import efficientnet
+from families.blocks.checks import check, spell
 from families.blocks.convolution import norm
 from families.blocks.efficientnet import ACTIVATIONS, Block, activated
 from families.layers import Anchors, Detections, Fusion
 from families.objectives import boxes
+
+_check = functools.partial(check, "EfficientDet")
 
 FUSIONS = ("fast", "softmax", "sum")
 FORMS = ("training", "objects")
@@ -52,8 +56,7 @@ class Config:
     form: str = "training"
 
     def __post_init__(self):
-        for name, value in _canonical(self).items():
-            object.__setattr__(self, name, value)
+        spell(self, _canonical(self))
 
 
 def _canonical(config: Config) -> dict:
@@ -82,11 +85,6 @@ def _canonical(config: Config) -> dict:
         "anchor_scale": float(config.anchor_scale),
         "form": str(config.form),
     }
-
-
-def _check(holds: bool, name: str, value, expected: str):
-    if not holds:
-        raise ValueError(f"EfficientDet {name}: got {value!r}, expected {expected}")
 
 
 def _backbone(config: Config) -> efficientnet.Config:

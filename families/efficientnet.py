@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from families.blocks.checks import spell
 from families.blocks.convolution import convolution
 from families.blocks.efficientnet import (
     ACTIVATIONS,
@@ -51,8 +52,7 @@ class Config:
     norm_momentum: float = 0.99
 
     def __post_init__(self):
-        for name, value in _canonical(self).items():
-            object.__setattr__(self, name, value)
+        spell(self, _canonical(self))
 
 
 def scaled(

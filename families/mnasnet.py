@@ -6,12 +6,16 @@ tensorflow/tpu models/official/mnasnet.
 """
 
 import dataclasses
+import functools
 import math
 
 import keras
 
+from families.blocks.checks import check, spell
 from families.blocks.convolution import convolution, depthwise, norm, squeeze_excite
 from families.layers import round_filters
+
+_check = functools.partial(check, "MnasNet")
 
 OPS = ("conv", "depthwise", "mbconv")
 SKIPS = ("pool", "identity", "none")
@@ -57,8 +61,7 @@ class Config:
     norm_momentum: float = 0.99
 
     def __post_init__(self):
-        for name, value in _canonical(self).items():
-            object.__setattr__(self, name, value)
+        spell(self, _canonical(self))
 
 
 def _canonical(config: Config) -> dict:
@@ -114,11 +117,6 @@ def _canonical_block(block: Block, inputs: int, path: str) -> Block:
         se_ratio=float(block.se_ratio),
         skip=str(skip),
     )
-
-
-def _check(holds: bool, name: str, value, expected: str):
-    if not holds:
-        raise ValueError(f"MnasNet {name}: got {value!r}, expected {expected}")
 
 
 def scaled(

@@ -6,11 +6,15 @@ super-classes of images: Daxberger et al., arXiv 2309.04354.
 """
 
 import dataclasses
+import functools
 
 import keras
 
 from families import vit
+from families.blocks.checks import check, spell
 from families.layers import Experts
+
+_check = functools.partial(check, "MobileVMoE")
 
 IMAGENET, JFT = 1000, 18_291  # classes
 
@@ -43,31 +47,30 @@ class Config(vit.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, value in _canonical(self).items():
-            object.__setattr__(self, name, value)
+        spell(self, _canonical(self))
 
 
 def _canonical(config: Config) -> dict:
     """Check every field of the experts and give equal choices the same spelling."""
     numbers = {name: int(getattr(config, name)) for name in ("experts", "top_k")}
-    vit.check(numbers["experts"] > 0, "experts", config.experts, "a positive integer")
-    vit.check(
+    _check(numbers["experts"] > 0, "experts", config.experts, "a positive integer")
+    _check(
         1 <= numbers["top_k"] <= numbers["experts"],
         "top_k",
         config.top_k,
         f"1 to {config.experts}, as many as there are experts",
     )
     blocks = tuple(sorted({int(block) for block in config.moe_blocks}))
-    vit.check(
+    _check(
         not blocks or (blocks[0] >= 1 and blocks[-1] <= config.layers),
         "moe_blocks",
         config.moe_blocks,
         f"numbers from 1 to {config.layers}",
     )
     hidden = int(config.expert_hidden) or config.hidden
-    vit.check(hidden > 0, "expert_hidden", config.expert_hidden, "a positive integer, or 0")
-    vit.check(config.routing in ("token", "image"), "routing", config.routing, "token or image")
-    vit.check(
+    _check(hidden > 0, "expert_hidden", config.expert_hidden, "a positive integer, or 0")
+    _check(config.routing in ("token", "image"), "routing", config.routing, "token or image")
+    _check(
         config.routing == "token" or not (config.noise or config.load_weight),
         "noise and load_weight",
         (config.noise, config.load_weight),
@@ -85,11 +88,11 @@ def _canonical(config: Config) -> dict:
         "router_outputs": bool(config.router_outputs),
     }
     if not blocks or numbers["experts"] == 1:  # nothing to route
-        vit.check(not config.router_outputs, "router_outputs", True, "False without a router")
+        _check(not config.router_outputs, "router_outputs", True, "False without a router")
         plain = {field.name: field.default for field in dataclasses.fields(Config)}
         kept = ("moe_blocks", "expert_hidden") if blocks and hidden != config.hidden else ()
         fields = {name: fields[name] if name in kept else plain[name] for name in fields}
-    vit.check(
+    _check(
         not config.router_outputs or config.routing == "image",
         "router_outputs",
         True,

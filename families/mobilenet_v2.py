@@ -36,8 +36,8 @@ class Config:
     def __post_init__(self):
         blocks = [dataclasses.astuple(block) for block in self.blocks]
         sizes = (self.classes, self.stem_filters, self.head_filters, *sum(blocks, ()))
-        if len(self.input_shape) != 3 or min(*self.input_shape, *sizes) < 1:
-            raise ValueError(f"MobileNetV2: every size must be at least 1, got {self}")
+        sound = len(self.input_shape) == 3 and min(*self.input_shape, *sizes) >= 1
+        check("MobileNetV2", sound, "sizes", self, "3 of an image, and all at least 1")
 
 
 def _scaled(multiplier: float) -> Config:

@@ -5,11 +5,15 @@ S: Touvron et al., arXiv 2012.12877. Layer details: google-research/vision_trans
 """
 
 import dataclasses
+import functools
 import math
 
 import keras
 
+from families.blocks.checks import check, spell
 from families.layers import Attention, ClassToken, Positions, gelu
+
+_check = functools.partial(check, "ViT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,7 @@ class Config:
     stem: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name, value in _canonical(self).items():
-            object.__setattr__(self, name, value)
+        spell(self, _canonical(self))
 
     @property
     def tokens(self) -> int:
@@ -48,21 +51,23 @@ class Config:
 def _canonical(config: Config) -> dict:
     """Check every field and give equal choices the same spelling."""
     shape = tuple(int(size) for size in config.input_shape)
-    check(len(shape) == 3 and min(shape) > 0, "input_shape", config.input_shape, "3 positive sizes")
+    _check(
+        len(shape) == 3 and min(shape) > 0, "input_shape", config.input_shape, "3 positive sizes"
+    )
     numbers = ("classes", "patch", "layers", "dim", "heads", "hidden")
     for name in numbers:
-        check(int(getattr(config, name)) > 0, name, getattr(config, name), "a positive integer")
+        _check(int(getattr(config, name)) > 0, name, getattr(config, name), "a positive integer")
     stem = tuple(int(filters) for filters in config.stem)
-    check(all(filters > 0 for filters in stem), "stem", config.stem, "positive integers")
+    _check(all(filters > 0 for filters in stem), "stem", config.stem, "positive integers")
     divides = shape[0] % config.patch == shape[1] % config.patch == 0
-    check(
+    _check(
         config.patch == 2 ** len(stem) if stem else divides,
         "patch",
         config.patch,
         f"2 ** {len(stem)}, of the stem" if stem else f"a divisor of the sides of {shape}",
     )
-    check(config.dim % config.heads == 0, "heads", config.heads, f"a divisor of dim={config.dim}")
-    check(0 <= config.dropout < 1, "dropout", config.dropout, "0 <= rate < 1")
+    _check(config.dim % config.heads == 0, "heads", config.heads, f"a divisor of dim={config.dim}")
+    _check(0 <= config.dropout < 1, "dropout", config.dropout, "0 <= rate < 1")
     return {
         "input_shape": shape,
         **{name: int(getattr(config, name)) for name in numbers},
@@ -70,12 +75,6 @@ def _canonical(config: Config) -> dict:
         "dropout": float(config.dropout),
         "stem": stem,
     }
-
-
-def check(holds: bool, name: str, value, expected: str):
-    """`ValueError` saying what came and what was expected, unless it `holds`."""
-    if not holds:
-        raise ValueError(f"ViT {name}: got {value!r}, expected {expected}")
 
 
 def _imagenet(patch: int, layers: int, dim: int, heads: int) -> Config:

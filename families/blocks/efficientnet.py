@@ -5,12 +5,16 @@ released code: tensorflow/tpu models/official/efficientnet.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import keras
 
+from families.blocks.checks import check as check_field
 from families.blocks.convolution import convolution, depthwise, norm, squeeze_excite
 from families.layers import BatchToDepth, DepthToBatch, DepthToSpace, SpaceToDepth
+
+check = functools.partial(check_field, "EfficientNet")
 
 OPS = ("mbconv", "fused", "conv")
 # And Keras' names.
@@ -91,11 +95,6 @@ def canonical(block: Block, place: "Place", before: str, path: str) -> Block:
         skip=bool(block.skip) or not adds,  # one more layer, and it adds
         layout=layout,
     )
-
-
-def check(holds: bool, name: str, value, expected: str):
-    if not holds:
-        raise ValueError(f"EfficientNet {name}: got {value!r}, expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True)
