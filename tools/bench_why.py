@@ -75,8 +75,8 @@ def row(pair: str, spec: str, batch: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a row."""
-    from nas.report.tables.explanation import number, percent
-    from nas.report.tables.latency import align
+    from nas.report.format import figure, share
+    from nas.report.tables.columns import columns
 
     head = [
         "pair",
@@ -110,12 +110,12 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"x{rough:.3f}" if (rough := one["time_ratio_by_estimated_cycles"]) else "",
                 f"x{one['flops_ratio']:.2f}",
                 "yes" if one["faster"] else "no",
-                *(number(side["total"]["tflops"] * 1e3) for side in (b, x)),
-                *(number(side["total"]["intensity"]) for side in (b, x)),
-                *(percent(share) for share in shares),
+                *(figure(side["total"]["tflops"] * 1e3, zeros=False) for side in (b, x)),
+                *(figure(side["total"]["intensity"], zeros=False) for side in (b, x)),
+                *(share(part) for part in shares),
             ]
         )
-    return "\n".join(align(cells))
+    return "\n".join(columns(cells))
 
 
 def main() -> None:

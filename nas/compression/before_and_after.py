@@ -72,9 +72,9 @@ def write(
     record |= {"date": utc_now(), "machine": platform.processor() or platform.machine()}
     stem = outs[0]
     if record.get("sensitivity"):
-        from nas.report.plots.sensitivity import sensitivity_png
+        from nas.report.plots import figure, sensitivity
 
-        sensitivity_png(stem.with_suffix(".png"), record)
+        figure.save(stem.with_suffix(".png"), sensitivity.draw(record))
         record["plot"] = str(stem.with_suffix(".png"))
     write_json(stem.with_suffix(".json"), record)
 

@@ -13,7 +13,7 @@ from typing import Any
 from latency.target import Found, Kind
 from nas import registry
 from nas.profiling import history
-from nas.report.tables.latency import align
+from nas.report.tables.columns import columns
 
 _SEARCH_S = 60.0  # each target's own search has shorter time-outs
 
@@ -28,7 +28,7 @@ def devices(arguments: argparse.Namespace) -> int:
         return 0
     cells = [["target", "figures", "device"]]
     cells += [[one.spec, str(one.kind), one.device] for one in found if one.missing is None]
-    print("\n".join(align(cells)))
+    print("\n".join(columns(cells)))
     absent = [one for one in found if one.missing is not None]
     if absent:
         print("\nnot usable now")
@@ -77,7 +77,7 @@ def _history(arguments: argparse.Namespace) -> int:
                     "+".join(day["runtimes"]),
                 ]
             )
-        print("\n".join(f"  {line}" for line in align(cells)))
+        print("\n".join(f"  {line}" for line in columns(cells)))
     print("x1.050: networks that were timed before took 5 % longer than the first time")
     return 0
 

@@ -1,196 +1,150 @@
-"""The journey behind `nas profile`: networks timed on devices, compared, or run until warm."""
+"""Networks timed on devices: compared, explained, or run without pause until the device is warm."""
 
-import argparse
 import dataclasses
-import json
-import pathlib
-import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from latency.networks import keras_file
 from latency.target import Latency, Target, TargetUnavailable
-from nas import backend, registry
-from nas.profiling import explanations, history
-from nas.searching.study import Settings
+from nas.events import Listener, Message, ignore
+from nas.profiling import history
+from nas.profiling.results import Failure, Profile, Profiles
 
-_COPIES = 3  # of the weights, in float32: the Keras model, its file, the runtime's packed ones
+_EXPECTED = (ValueError, OSError, TargetUnavailable)
 
 
-def profile(arguments: argparse.Namespace) -> int:
-    """`nas profile`: 0, or 2 where some network could not be timed on some target."""
-    batches = _batches(arguments.batch)
-    seconds = None if arguments.sustained is None else _seconds(arguments.sustained)
-    targets = {text: registry.target(text) for text in arguments.target or Settings.targets}
-    plot = explanations.plot_file(arguments.plot) if arguments.why else None
-    models = {name: _model(name) for name in dict.fromkeys(arguments.model)}
-    if seconds is not None:
-        return _sustained(arguments, targets, models, batches, seconds)
-    from nas.report.plots import roofline
-    from nas.report.tables import explanation
-    from nas.report.tables import latency as latency_table
+def profile(
+    models: Any,
+    targets: Any,
+    *,
+    runs: int = 50,
+    warmup: int = 10,
+    batch_sizes: Sequence[int] = (1,),
+    operations: bool = False,
+    explain: bool = False,
+    skip_failures: bool = False,
+    on_event: Listener = ignore,
+) -> Profiles:
+    """The latency of each model on each target; every figure is kept in the history.
 
-    rows: list[dict] = []
-    failures: list[str] = []
-    for text, target in targets.items():
-        for batch in batches:
-            _say(f"timing {', '.join(models)} on {text}, batch {batch}")
+    Args:
+        models: a `keras.Model` or the path of a `.tflite` or `.keras` file, several of them, or a
+            dict of them by name.
+        targets: a `Target`, several of them, or a dict of them by name.
+        runs: timed runs. warmup: runs before them that do not count.
+        batch_sizes: examples a run, one after the other.
+        operations: whether to ask for memory and the time of each operation, too; takes longer.
+        explain: whether to find what bounds each operation, too.
+        skip_failures: whether a network that cannot be timed, or explained, is noted in the
+            result's `failures`. Otherwise the first error is raised, as by `Target.profile`.
+        on_event: is called with a `nas.events.Message` before each measurement.
+
+    >>> from latency.cpu import CPU
+    >>> from latency.measuring import reference_networks
+    >>> import os, pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     os.environ["NAS_PROFILES"] = "sqlite://"  # a history that is not kept
+    ...     path = pathlib.Path(folder) / "net.tflite"
+    ...     size = path.write_bytes(reference_networks.network("small"))
+    ...     found = profile(path, CPU(threads=1), runs=10)
+    ...     _ = os.environ.pop("NAS_PROFILES")
+    >>> len(found), found[0].kind.value, found[0].median_ms > 0
+    (1, 'measured', True)
+    """
+    named_models, named_targets = named(models), named(targets)
+    profiles: list[Profile] = []
+    failures: list[Failure] | None = [] if skip_failures else None
+    for target_name, target in named_targets.items():
+        for batch_size in batch_sizes:
+            names = ", ".join(named_models)
+            on_event(Message(f"timing {names} on {target_name}, batch {batch_size}"))
             options = {
-                "batch_size": batch,
-                "warmup": arguments.warmup,
-                "runs": arguments.runs,
-                "details": True,
+                "batch_size": batch_size,
+                "warmup": warmup,
+                "runs": runs,
+                "details": operations or explain,
             }
-            for name, latency in _timed(target, text, models, options, failures, arguments.debug):
-                rows.append({"model": name, "spec": text, "latency": latency})
-    found = explanations.explained(rows, targets, models, failures) if plot else []
-    if found:
-        roofline.draw(plot, found)
-    if arguments.json:
-        told = {id(row["latency"]): row["why"].to_json() for row in found}
-        content = [_as_json(row) for row in rows]
-        for row, record in zip(rows, content, strict=True):
-            record |= {"why": told.get(id(row["latency"])), "plot": str(plot)} if plot else {}
-        print(json.dumps(content, indent=1, default=repr))
-    elif rows:
-        print(latency_table.table(rows))
-        if arguments.ops:
-            print(latency_table.operations(rows))
-        if found:
-            print(explanation.table(found))
-            print(f"plot      {plot}")
-    for failure in failures:
-        print(f"nas: {failure}", file=sys.stderr)
-    return 2 if failures else 0
+            for name, latency in _timed(target, target_name, named_models, options, failures):
+                profiles.append(Profile(name, target_name, latency))
+    if explain:
+        profiles = [
+            _explained(one, named_targets, named_models, failures, on_event) for one in profiles
+        ]
+    return Profiles(profiles, failures or ())
+
+
+def sustain(
+    models: Any, targets: Any, *, seconds: float = 600.0, batch_sizes: Sequence[int] = (1,)
+) -> Iterator[Profile]:
+    """Runs each model on each target without pause: a latency about every second, cold to warm.
+
+    Arguments as of `profile`; `seconds` is how long each runs. The condition "at_s" of a latency
+    has the seconds since its run began.
+    """
+    for target_name, target in named(targets).items():
+        for name, model in named(models).items():
+            network = history.digest(model)
+            for batch_size in batch_sizes:
+                for latency in target.sustain(model, batch_size, seconds):
+                    history.record(latency, name, network)
+                    yield Profile(name, target_name, latency)
+
+
+def named(things: Any) -> dict[str, Any]:
+    """One thing or several as a dict by name: a path, a model's name, a target's repr.
+
+    >>> named(["a.tflite", "a.tflite"])
+    {'a.tflite': 'a.tflite', 'a.tflite (2)': 'a.tflite'}
+    """
+    if isinstance(things, Mapping):
+        return dict(things)
+    if isinstance(things, (str, Path)) or not isinstance(things, Sequence):
+        things = [things]
+    found: dict[str, Any] = {}
+    for thing in things:
+        if isinstance(thing, (str, Path)):
+            name = str(thing)
+        else:
+            name = repr(thing) if isinstance(thing, Target) else thing.name
+        count = 1 + sum(other == name or other.startswith(f"{name} (") for other in found)
+        found[name if count == 1 else f"{name} ({count})"] = thing
+    return found
 
 
 def _timed(
     target: Target,
-    text: str,
+    target_name: str,
     models: dict[str, Any],
     options: dict[str, Any],
-    failures: list[str],
-    debug: bool,
+    failures: list[Failure] | None,
 ) -> Iterator[tuple[str, Latency]]:
-    """Each network's latency; one that cannot be timed is told in `failures`, the others stay."""
+    """Each network's latency; of several, those that can be timed stay where one cannot."""
     try:
         yield from zip(models, history.profile(target, models, **options), strict=True)
-    except (ValueError, OSError, TargetUnavailable) as error:
-        if debug:
+    except _EXPECTED as error:
+        if failures is None:
             raise
         if len(models) == 1 or isinstance(error, TargetUnavailable):
-            failures.append(f"{', '.join(models)} on {text}: {' '.join(str(error).split())}")
+            failures.append(Failure(tuple(models), target_name, error))
             return
         for name, model in models.items():  # in turns they fail together
-            yield from _timed(target, text, {name: model}, options, failures, debug)
+            yield from _timed(target, target_name, {name: model}, options, failures)
 
 
-def _sustained(
-    arguments: argparse.Namespace,
+def _explained(
+    profile: Profile,
     targets: dict[str, Target],
     models: dict[str, Any],
-    batches: list[int],
-    seconds: float,
-) -> int:
-    """`--sustained`: run without pause, print and plot the way from cold to warm."""
-    from nas.report.plots import sustained
-
-    runs: list[dict] = []
-    interrupted = False
+    failures: list[Failure] | None,
+    on_event: Listener,
+) -> Profile:
+    """The profile with its explanation, where there is one."""
+    on_event(Message(f"explaining {profile.model} on {profile.target}"))
     try:
-        for text, target in targets.items():
-            for name, model in models.items():
-                for batch in batches:
-                    label = f"{name} on {text}" + (f", batch {batch}" if batch > 1 else "")
-                    spells: list[Latency] = []
-                    runs.append({"model": name, "spec": text, "label": label, "spells": spells})
-                    network = history.digest(model)
-                    for latency in target.sustain(model, batch, seconds):
-                        spells.append(latency)
-                        history.record(latency, name, network)
-                        _progress(label, latency, seconds)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-    runs = [run for run in runs if run["spells"]]
-    if runs:
-        plot = sustained.png(pathlib.Path(arguments.out), runs)
-        if arguments.json:
-            content = [run | {"spells": [one.to_json() for one in run["spells"]]} for run in runs]
-            print(json.dumps({"plot": str(plot), "runs": content}, indent=1, default=repr))
-        else:
-            print(sustained.table(runs))
-            print(f"plot      {plot}")
-    return 130 if interrupted else 0
-
-
-def _progress(label: str, latency: Latency, seconds: float) -> None:
-    if sys.stderr.isatty():
-        at_s = latency.conditions["at_s"]
-        left = max(0, round(seconds - at_s))
-        told = (
-            f"{label}: {latency.median_ms:.4g} ms at {at_s:.0f} s, {left // 60}:{left % 60:02} left"
-        )
-        print(f"\r\033[K{told}", end="", file=sys.stderr, flush=True)
-
-
-def _as_json(row: dict) -> dict:
-    """What `--json` prints of a row: the figure, how it was asked for, every sample."""
-    return {"model": row["model"], "spec": row["spec"], **row["latency"].to_json()}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _batches(text: str) -> list[int]:
-    try:
-        batches = [int(part) for part in text.split(",")]
-    except ValueError:
-        batches = [0]
-    if min(batches) < 1:
-        raise ValueError(f"--batch {text}: expected whole numbers from 1, as 1,32,128")
-    return batches
-
-
-def _seconds(text: str) -> float:
-    """The seconds of "10m", "90s", "1h" or "90"."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not found or not float(found[1]):
-        raise ValueError(f"--sustained {text}: expected a duration as 90s, 10m or 1h")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def _model(name: str) -> Any:
-    """A file to time, or a network of the catalog in the form that runs on a device."""
-    path = pathlib.Path(name)
-    if path.suffix in (".tflite", ".keras"):
-        if not path.is_file():
-            raise ValueError(f"no file {name}")
-        return path
-    if path.exists() and ":" not in name:
-        raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
-    registry.known("family", registry.parse(name).name)
-    backend.load()
-    family, config = registry.network(name)
-    from families.layers import shapes_only
-    from nas.networks.build import deploy
-
-    form = deploy(config)
-    if form != config:
-        values = dataclasses.asdict(config)
-        changed = {k: v for k, v in dataclasses.asdict(form).items() if v != values[k]}
-        told = ", ".join(f"{field}={value!r}" for field, value in changed.items())
-        _say(f"{name}: in the form that runs on a device, {told}")
-    with shapes_only():
-        params = family.build(form).count_params()
-    needed_mb, free_mb = _COPIES * 4 * params / 2**20, keras_file.free_mb()
-    if needed_mb > free_mb:
-        raise ValueError(
-            f"{name}: {params:,} parameters; to time them takes {needed_mb / 1024:.1f} GB, and"
-            f" {free_mb / 1024:.1f} GB of memory are free here (`nas count {name}` needs none)"
-        )
-    return family.build(form)
+        found = targets[profile.target].explain(models[profile.model], profile.latency)
+    except (ValueError, TargetUnavailable) as error:
+        if failures is None:
+            raise
+        failures.append(Failure((profile.model,), profile.target, error))
+        return profile
+    return dataclasses.replace(profile, explanation=found)

@@ -22,12 +22,12 @@ class View:
     below: int
 
 
-def view(rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int) -> View:
+def view(rows: Sequence[Network], summary: Mapping, goal: Goal, target: int) -> View:
     """The range that shows the front and the budget; the worst networks may fall below it."""
     trained = [row for row in rows if row.state == study_rows.TRAINED]
     marks = [*study_rows.finalists(summary).values(), study_rows.part(summary, "baseline")]
-    costs = [row.costs[axis] for row in trained]
-    costs += [c for mark in marks if (c := study_rows.cost(mark, axis)) is not None]
+    costs = [row.costs[target] for row in trained]
+    costs += [c for mark in marks if (c := study_rows.cost(mark, target)) is not None]
     costs += [goal.budget] if goal.budget else []
     quality = 100 * np.array([row.quality for row in trained])
     shown = [100 * mark["quality"] for mark in marks if mark.get("quality") is not None]
@@ -70,11 +70,6 @@ def ticks(
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def tick_text(value: float) -> str:
-    """A tick without needless zeros."""
-    return f"{value:,.10g}" if abs(value) < 1e9 else f"{value:.3g}"
-
-
 def stairs(points: Sequence[tuple[float, float]], right: float, bottom: float) -> list:
     """The front of (cost, quality) as a staircase from `bottom` to the right edge."""
     kept: list[tuple[float, float]] = []
@@ -89,7 +84,7 @@ def stairs(points: Sequence[tuple[float, float]], right: float, bottom: float) -
 
 
 def faint(marks: int) -> float:
-    """Opacity at which so many ticks on an axis still show where they are dense."""
+    """Opacity at which so many ticks on an target still show where they are dense."""
     return max(0.15, min(0.5, 300 / max(marks, 1)))
 
 
@@ -99,10 +94,10 @@ def middle(steps: Sequence, view: View, share: float) -> tuple[float, float]:
     return inside[int(share * (len(inside) - 1))] if inside else steps[-1]
 
 
-def random_points(summary: Mapping, axis: int) -> list[tuple[float, float]]:
+def random_points(summary: Mapping, target: int) -> list[tuple[float, float]]:
     """(cost, quality %) of the random search of proof mode."""
     found = study_rows.part(summary, "prove").get("random") or ()
-    points = [(study_rows.cost(r, axis), r.get("quality")) for r in found]
+    points = [(study_rows.cost(r, target), r.get("quality")) for r in found]
     return [(x, 100 * y) for x, y in points if x is not None and y is not None]
 
 
@@ -117,26 +112,26 @@ class Final:
     before: tuple[float, float] | None
 
 
-def finals(rows: Sequence[Network], summary: Mapping, axis: int) -> list[Final]:
+def finals(rows: Sequence[Network], summary: Mapping, target: int) -> list[Final]:
     """The finalists with both figures, best first; without a winner, the best network so far."""
     by_number = {row.number: row for row in rows}
     winner = study_rows.winner(summary).get("number")
     found = []
     for number, final in study_rows.finalists(summary).items():
         row, proxy = by_number.get(number), final.get("proxy_quality")
-        cost, quality = study_rows.cost(final, axis), final.get("quality")
+        cost, quality = study_rows.cost(final, target), final.get("quality")
         quality = proxy if quality is None else quality
         if cost is None or quality is None:
             continue
-        first = study_rows.cost(final, axis, "search_costs")
+        first = study_rows.cost(final, target, "search_costs")
         if first is None and row is not None and row.costs:
-            first = row.costs[axis]
+            first = row.costs[target]
         before = None if proxy is None or first is None else (first, 100 * proxy)
         name = "winner" if number == winner else "finalist"
         found.append(Final(number, name, number == winner, (cost, 100 * quality), before))
     best = study_rows.leader(rows, study_rows.goals(summary, rows)) if winner is None else None
     if best is not None:
-        at = (best.costs[axis], 100 * best.quality)
+        at = (best.costs[target], 100 * best.quality)
         found.append(Final(best.number, "best so far", True, at, None))
     return sorted(found, key=lambda final: -final.at[1])
 

@@ -1,9 +1,7 @@
 """A study as plain rows: what each trial is, what it cost, which are on the Pareto front."""
 
-import ast
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,9 +30,9 @@ class Network:
     config: str | None
     methods: tuple[str, ...] = ()  # that it is compressed with
 
-    def interval(self, axis: int) -> tuple[float, float] | None:
+    def interval(self, target: int) -> tuple[float, float] | None:
         """The confidence interval of the median latency on one target, where it was timed."""
-        found = self.latency[axis].get("interval_ms") if axis < len(self.latency) else None
+        found = self.latency[target].get("interval_ms") if target < len(self.latency) else None
         return tuple(found) if found else None
 
 
@@ -57,14 +55,14 @@ def networks(study: optuna.Study) -> list[Network]:
 def _network(trial: optuna.trial.FrozenTrial, single: bool) -> Network:
     profile = trial.user_attrs.get("profile") or {}
     evaluation = trial.user_attrs.get("evaluation") or {}
-    told = trial.state == optuna.trial.TrialState.COMPLETE
+    complete = trial.state == optuna.trial.TrialState.COMPLETE
     return Network(
         number=trial.number,
         state=_state(trial, profile, evaluation),
         quality=evaluation.get("quality"),
         costs=tuple(profile.get("costs") or ()),
         latency=tuple(profile.get("latency") or ()),
-        reward=trial.value if single and told else None,
+        reward=trial.value if single and complete else None,
         choices=trial.params,
         params=profile.get("params"),
         macs=profile.get("macs"),
@@ -87,15 +85,15 @@ def _state(trial: optuna.trial.FrozenTrial, profile: Mapping, evaluation: Mappin
     return STOPPED if evaluation.get("stopped") else TRAINED
 
 
-def front(rows: Iterable[Network], axis: int | None = None) -> list[Network]:
+def front(rows: Iterable[Network], target: int | None = None) -> list[Network]:
     """The fully trained rows that no other beats in quality and every cost, cheapest first.
 
-    With `axis` only that target's cost counts. Of equal networks the earliest trial stays.
+    With `target` only that target's cost counts. Of equal networks the earliest trial stays.
     """
     distinct: dict[tuple, Network] = {}
     for row in sorted(rows, key=lambda row: row.number):
         if row.state == TRAINED:
-            costs = row.costs if axis is None else (row.costs[axis],)
+            costs = row.costs if target is None else (row.costs[target],)
             distinct.setdefault((*costs, -row.quality), row)
     if not distinct:
         return []
@@ -121,7 +119,7 @@ def within(costs: Sequence[float], goals: Sequence["Goal"]) -> bool:
 
 def goals(summary: Mapping, rows: Sequence[Network]) -> list[Goal]:
     """The targets of the search; unnamed ones where the summary does not say."""
-    told = [
+    known = [
         Goal(
             spec=str(target.get("spec") or f"target {index + 1}"),
             device=str(target.get("device") or ""),
@@ -131,7 +129,12 @@ def goals(summary: Mapping, rows: Sequence[Network]) -> list[Goal]:
         for index, target in enumerate(summary.get("targets") or ())
     ]
     costs = max((len(row.costs) for row in rows), default=0)
-    return told + [Goal(f"target {n + 1}", "", None, "ms") for n in range(len(told), costs)]
+    return known + [Goal(f"target {n + 1}", "", None, "ms") for n in range(len(known), costs)]
+
+
+def title(summary: Mapping) -> str:
+    """What was searched for what: 'mnasnet on digits', or as much of it as the summary says."""
+    return " on ".join(str(summary[k]) for k in ("space", "task") if summary.get(k))
 
 
 def part(summary: Mapping, name: str | int) -> Mapping:
@@ -139,15 +142,15 @@ def part(summary: Mapping, name: str | int) -> Mapping:
     return {key: value for key, value in (summary.get(name) or {}).items() if value is not None}
 
 
-def cost(record: Mapping, axis: int, name: str = "costs") -> float | None:
+def cost(record: Mapping, target: int, name: str = "costs") -> float | None:
     """One cost of a summary record, None where it is not there."""
     costs = record.get(name) or ()
-    return costs[axis] if axis < len(costs) else None
+    return costs[target] if target < len(costs) else None
 
 
-def estimated(latency: Sequence[Mapping], axis: int) -> str:
+def estimated(latency: Sequence[Mapping], target: int) -> str:
     """The kind of one figure in capitals where it is no measured one, else ""."""
-    kind = latency[axis].get("kind") if axis < len(latency) else None
+    kind = latency[target].get("kind") if target < len(latency) else None
     return "" if kind in (None, "measured") else str(kind).upper()
 
 
@@ -192,62 +195,3 @@ def tally_words(rows: Iterable[Network]) -> str:
         RUNNING: "running",
     }
     return ", ".join(f"{n:,} {words[state]}" for state, n in tally(rows).items() if n)
-
-
-def figure(value: float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits and no exponent; '-' where there is none."""
-    if value is None:
-        return "-"
-    rounded = abs(float(f"{value:.{digits}g}"))
-    whole = math.floor(math.log10(rounded)) + 1 if rounded else digits
-    return f"{value:,.{max(digits - whole, 0)}f}"
-
-
-def percent(quality: float | None, digits: int = 2) -> str:
-    """A quality of 0..1 as a percentage without the sign; '-' where there is none."""
-    return "-" if quality is None else f"{100 * quality:.{digits}f}"
-
-
-def count(value: float | None) -> str:
-    """A count as 950, 12.3k, 4.56M; '-' where there is none."""
-    if value is None:
-        return "-"
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{figure(value / limit)}{unit}"
-    return f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 8.2 s, 4 min 12 s or 3 h 05 min."""
-    if seconds < 60:
-        return f"{figure(seconds, 2)} s"
-    minutes = round(seconds) // 60
-    if minutes < 60:
-        return f"{minutes} min {round(seconds) % 60:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def shape(config: str, width: int = 100) -> str:
-    """The text of a Python expression broken over lines where it is long; same value."""
-
-    def lines(node: ast.AST, indent: str) -> str:
-        text = ast.unparse(node)
-        if len(indent) + len(text) <= width:
-            return text
-        inner = indent + "    "
-        if isinstance(node, ast.Call):
-            parts = [lines(arg, inner) for arg in node.args]
-            parts += [f"{key.arg}={lines(key.value, inner)}" for key in node.keywords]
-            begin, end = ast.unparse(node.func) + "(", ")"
-        elif isinstance(node, ast.Tuple | ast.List):
-            parts = [lines(item, inner) for item in node.elts]
-            begin, end = ("(", ")") if isinstance(node, ast.Tuple) else ("[", "]")
-        else:
-            return text
-        return begin + "\n" + "".join(f"{inner}{item},\n" for item in parts) + indent + end
-
-    try:
-        return lines(ast.parse(config, mode="eval").body, "")
-    except (SyntaxError, ValueError):
-        return config

@@ -137,9 +137,9 @@ def base_of(text: str) -> Any:
     """The Config that a family grows from: of the catalog, or found by a search."""
     path = pathlib.Path(text).expanduser()
     if path.exists():
-        from nas.scaling import found_config
+        from nas.files.readers import config_file
 
-        return found_config.read(path)
+        return config_file.read(path)
     if "/" in text or path.suffix:
         raise ValueError(
             f"no file {text}; expected FAMILY:VARIANT, or the folder or config.py of a search"
@@ -181,17 +181,17 @@ def result(
 
 
 def _write(folder: pathlib.Path, content: dict) -> None:
-    from nas.report.plots import scaling
+    from nas.report.plots import figure, scaling
 
     cache.write_json(folder / "result.json", content)
-    scaling.png(folder / "ladder.png", content)
+    figure.save(folder / "ladder.png", scaling.draw(content))
 
 
 def _print(folder: pathlib.Path, content: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    from nas.report.plots import scaling
+    from nas.report.tables import scaling
 
     print(scaling.table(content, folder))
 

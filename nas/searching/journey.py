@@ -231,13 +231,14 @@ def _prove(folder, study, settings, evaluator, objective, worker, say) -> dict:
 
 def _finish(folder, study, settings, summary) -> dict:
     """Write result.json, the plot and the report; return the result."""
-    from nas import report
+    from nas.report.html import page
+    from nas.report.plots import figure, pareto
 
     content = summarize(study, settings, summary)
     cache.write_json(folder / "result.json", content)
     if trained(study):
-        report.pareto_png(folder / "pareto.png", study, content)
-        report.html(folder / "report.html", study, content)
+        figure.save(folder / "pareto.png", pareto.draw(study, content))
+        page.write(folder / "report.html", study, content)
     return content
 
 
@@ -254,9 +255,9 @@ def _print(folder: pathlib.Path, study, content: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content, indent=1))
         return
-    from nas import report
+    from nas.report.tables import search
 
-    print(report.table(study, content, folder=folder))
+    print(search.table(study, content, folder=folder))
 
 
 def export(arguments: argparse.Namespace) -> None:

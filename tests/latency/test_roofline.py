@@ -20,6 +20,7 @@ from latency.tflite.graph import Operation
 from latency.tpu_compiler import kernels as tpu_kernels
 from latency.tpu_compiler import schedule
 from nas.cli import command_line
+from nas.report.plots import figure
 from nas.report.plots import roofline as roofline_plot
 from nas.report.tables import explanation as explanation_table
 
@@ -351,8 +352,8 @@ def test_many_panels_fit_one_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(roofline_plot, "MOST", 3)
     rows = [{"model": f"n{i}", "spec": "x", "why": explained()} for i in range(5)]
-    with Image.open(roofline_plot.draw(tmp_path / "many.png", rows)) as picture:
+    with Image.open(figure.save(tmp_path / "many.png", roofline_plot.draw(rows))) as picture:
         picture.load()  # whole: a cut file raises
         two_lines, width = picture.height, picture.width
-    with Image.open(roofline_plot.draw(tmp_path / "two.png", rows[:2])) as picture:
+    with Image.open(figure.save(tmp_path / "two.png", roofline_plot.draw(rows[:2]))) as picture:
         assert picture.width == width and picture.height < two_lines

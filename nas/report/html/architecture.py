@@ -83,3 +83,28 @@ def _cell(value: object, was: object, most: float) -> str:
         style = f' style="--share:{value / most:.3f}"'
         return f'<td class="fill{changed}"{style}{title}>{escape(str(value))}</td>'
     return f'<td class="{changed.strip()}"{title}>{escape(str(value))}</td>'
+
+
+def python(config: str, width: int = 100) -> str:
+    """The text of a Python expression broken over lines where it is long; same value."""
+
+    def lines(node: ast.AST, indent: str) -> str:
+        text = ast.unparse(node)
+        if len(indent) + len(text) <= width:
+            return text
+        inner = indent + "    "
+        if isinstance(node, ast.Call):
+            parts = [lines(arg, inner) for arg in node.args]
+            parts += [f"{key.arg}={lines(key.value, inner)}" for key in node.keywords]
+            begin, end = ast.unparse(node.func) + "(", ")"
+        elif isinstance(node, ast.Tuple | ast.List):
+            parts = [lines(item, inner) for item in node.elts]
+            begin, end = ("(", ")") if isinstance(node, ast.Tuple) else ("[", "]")
+        else:
+            return text
+        return begin + "\n" + "".join(f"{inner}{item},\n" for item in parts) + indent + end
+
+    try:
+        return lines(ast.parse(config, mode="eval").body, "")
+    except (SyntaxError, ValueError):
+        return config

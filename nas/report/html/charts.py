@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from nas.report import scales, study_rows
+from nas.report.format import figure, tick
 from nas.report.study_rows import Goal, Network
 
 WIDTH, HEIGHT = 980, 440
@@ -44,13 +45,13 @@ class Frame:
         for value in scales.ticks(self.bottom, self.top, most=6):
             y = self.y(value)
             drawn.append(f'<path class="hair" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            drawn.append(write(LEFT - 8, y + 4, scales.tick_text(value), "tick", "end"))
+            drawn.append(write(LEFT - 8, y + 4, tick(value), "tick", "end"))
         for value in scales.ticks(
             self.left, self.right, log=self.log, whole=across == "trial", most=9
         ):
             x = self.x(value)
             drawn.append(f'<path class="axis" d="M{x:.1f} {floor}v4"/>')
-            drawn.append(write(x, floor + 18, scales.tick_text(value), "tick", "middle"))
+            drawn.append(write(x, floor + 18, tick(value), "tick", "middle"))
         drawn.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
         drawn.append(write(LEFT, TOP - 4, name, "title", "start"))
         drawn.append(write(WIDTH - RIGHT, self.height - 5, across, "title", "end"))
@@ -69,9 +70,9 @@ class Frame:
         return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
 
 
-def pareto(rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int) -> str:
+def pareto(rows: Sequence[Network], summary: Mapping, goal: Goal, target: int) -> str:
     """Quality over one target's cost: every trained network a dot that answers the pointer."""
-    view = scales.view(rows, summary, goal, axis)
+    view = scales.view(rows, summary, goal, target)
     frame = Frame(view.left, view.right, view.bottom, view.top, view.log)
     floor = HEIGHT - BOTTOM
     drawn = []
@@ -84,33 +85,35 @@ def pareto(rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int) -> 
         )
         labels.line([(x, TOP), (x, floor)])
     drawn.append(frame.grid("quality, %", f"{goal.unit}, {goal.spec}"))
-    costs = [row.costs[axis] for row in rows if row.state == study_rows.PROFILED]
+    costs = [row.costs[target] for row in rows if row.state == study_rows.PROFILED]
     seen = [frame.x(cost) for cost in costs if view.left <= cost <= view.right]
     drawn.append(_rug("rug", seen, floor))
     lines = []
-    luck = scales.random_points(summary, axis)
+    luck = scales.random_points(summary, target)
     if luck:
         steps = scales.stairs(luck, view.right, view.bottom)
         seen = [p for p in luck if p[1] >= view.bottom and view.left <= p[0] <= view.right]
         drawn += [f'<circle class="luck" r="2" {_at(frame, p)}/>' for p in seen]
         line = f'<path class="random" d="{frame.path(steps)}"/>'
-        drawn.append(frame.clipped(line, f"random{axis}"))
+        drawn.append(frame.clipped(line, f"random{target}"))
         lines.append(("random search", "random", steps, 0.7))
-    best = study_rows.front(rows, axis)
-    steps = scales.stairs([(r.costs[axis], 100 * r.quality) for r in best], view.right, view.bottom)
+    best = study_rows.front(rows, target)
+    steps = scales.stairs(
+        [(r.costs[target], 100 * r.quality) for r in best], view.right, view.bottom
+    )
     line = f'<path class="front" d="{frame.path(steps)}"/>'
-    drawn.append(frame.clipped(line, f"front{axis}"))
+    drawn.append(frame.clipped(line, f"front{target}"))
     lines.append(("Pareto front", "front", steps, 0.35))
     for row in best:
-        if (interval := row.interval(axis)) and 100 * row.quality >= view.bottom:
+        if (interval := row.interval(target)) and 100 * row.quality >= view.bottom:
             ends = [(x, 100 * row.quality) for x in interval]
             drawn.append(f'<path class="interval" d="{frame.path(ends)}"/>')
-    drawn.append(_dots(rows, frame, lambda row: (row.costs[axis], 100 * row.quality), labels))
+    drawn.append(_dots(rows, frame, lambda row: (row.costs[target], 100 * row.quality), labels))
     for _, _, corners, _ in lines:
         labels.line([(frame.x(x), frame.y(y)) for x, y in corners])
-    marks, texts = _marks(rows, summary, goal, axis, frame, labels)
+    marks, texts = _marks(rows, summary, goal, target, frame, labels)
     if goal.budget:
-        text = f"budget {study_rows.figure(goal.budget)} {goal.unit}"
+        text = f"budget {figure(goal.budget)} {goal.unit}"
         texts.insert(1, ([text], (frame.x(goal.budget), TOP + 8), "budget"))
     for name, css, corners, share in reversed(lines):
         at = scales.middle(corners, view, share)
@@ -180,11 +183,11 @@ def _dots(rows: Sequence[Network], frame: Frame, where: Callable, labels: "_Labe
 
 
 def _marks(
-    rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int, frame: Frame,
+    rows: Sequence[Network], summary: Mapping, goal: Goal, target: int, frame: Frame,
     labels: "_Labels",
 ) -> tuple[str, list]:  # fmt: skip
     drawn, texts = [], []
-    for mark in scales.finals(rows, summary, axis):
+    for mark in scales.finals(rows, summary, target):
         css = "winner" if mark.wins else "finalist"
         x, y = frame.x(mark.at[0]), frame.y(mark.at[1])
         if mark.before:
@@ -192,7 +195,7 @@ def _marks(
             drawn.append(f'<path class="arrow {css}" d="{_arrow(frame, mark)}"/>')
         if mark.wins:
             drawn.append(f'<path class="star" data-n="{mark.number}" d="{_star(x, y, 10)}"/>')
-            figures = f"{mark.at[1]:.2f} %, {study_rows.figure(mark.at[0])} {goal.unit}"
+            figures = f"{mark.at[1]:.2f} %, {figure(mark.at[0])} {goal.unit}"
             texts.insert(0, ([f"{mark.name}, trial {mark.number}", figures], (x, y), "winner"))
         else:
             drawn.append(
@@ -202,7 +205,7 @@ def _marks(
                 texts.append((["finalists: proxy → retrained"], (x, y), "finalist"))
         labels.dots.append((x, y))
     baseline = study_rows.part(summary, "baseline")
-    cost, quality = study_rows.cost(baseline, axis), baseline.get("quality")
+    cost, quality = study_rows.cost(baseline, target), baseline.get("quality")
     if cost is not None:
         x, y = frame.x(cost), frame.y(frame.bottom if quality is None else 100 * quality)
         drawn.append(f'<path class="base" d="M{x:.1f} {y - 6:.1f}l6 6-6 6-6-6z"/>')

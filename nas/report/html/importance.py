@@ -107,13 +107,13 @@ class _Fit:
 
     def __init__(self, hot: np.ndarray, y: np.ndarray) -> None:
         n, width = hot.shape
-        x, target = hot - hot.mean(axis=0), y - y.mean()
+        x, centered = hot - hot.mean(axis=0), y - y.mean()
         square, v = np.linalg.eigh(x.T @ x)  # a hundred columns, maybe 10,000 rows: no SVD of x
         rank = square > 1e-10 * square[-1]
         square, v = square[rank], v[:, rank]
         scores = x @ v
-        z = scores.T @ target / np.sqrt(square)
-        rest = max(float(target @ target - z @ z), 1e-12 * float(target @ target))
+        z = scores.T @ centered / np.sqrt(square)
+        rest = max(float(centered @ centered - z @ z), 1e-12 * float(centered @ centered))
 
         def evidence(ridge: float) -> float:
             scale = 1 + square / ridge
@@ -126,6 +126,6 @@ class _Fit:
             noise / ridge * np.eye(width) + (v * (noise / (square + ridge) - noise / ridge)) @ v.T
         )
         leverage = (scores**2 / (square + ridge)).sum(axis=1) + 1 / n
-        residual = (target - x @ self.mean) / np.maximum(1 - leverage, 1e-9)
-        alone = target * n / (n - 1)  # the leave-one-out error of the plain mean
+        residual = (centered - x @ self.mean) / np.maximum(1 - leverage, 1e-9)
+        alone = centered * n / (n - 1)  # the leave-one-out error of the plain mean
         self.explained = float(1 - (residual**2).sum() / (alone**2).sum())

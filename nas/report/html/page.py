@@ -11,18 +11,19 @@ from typing import Any
 import optuna
 
 from nas.report import study_rows
+from nas.report.format import count, duration, figure, percent
 from nas.report.html import architecture, charts, choice_effects, style, trials
 from nas.report.study_rows import Goal, Network
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def html(path: str | Path, study: optuna.Study, summary: Mapping) -> Path:
+def write(path: str | Path, study: optuna.Study, summary: Mapping) -> Path:
     """Write the page and return its path; a study without trained networks gets a page too."""
     rows = study_rows.networks(study)
     goals = study_rows.goals(summary, rows)
     best = _best(rows, summary, goals)
-    about = " on ".join(str(summary[k]) for k in ("space", "task") if summary.get(k))
+    about = study_rows.title(summary)
     title = about or study.study_name
     sections = [f"<h1>{escape(title)}</h1>", f'<p class="lede">{_lede(rows, summary, study)}</p>']
     if not any(row.state == study_rows.TRAINED for row in rows):
@@ -107,13 +108,13 @@ def _cards(best: Mapping, summary: Mapping, goals: Sequence[Goal], rows: Sequenc
         name = f"{'Winner' if again else 'Best so far'}: trial {best['number']}"
         note = "not retrained" if final is None else "retrained"
         if final is not None and proxy is not None:
-            note = f"retrained; {study_rows.percent(proxy)} % in the search"
+            note = f"retrained; {percent(proxy)} % in the search"
         gain = ""
         if baseline.get("quality") is not None:
             gain = f"{100 * (quality - baseline['quality']):+.2f} points against the baseline"
-        cards.append(_card(name, study_rows.percent(quality), " %", escape(note), gain, css="lead"))
-    for axis, goal in enumerate(goals):
-        value = study_rows.cost(best, axis)
+        cards.append(_card(name, percent(quality), " %", escape(note), gain, css="lead"))
+    for target, goal in enumerate(goals):
+        value = study_rows.cost(best, target)
         if value is None:
             continue
         name = "Latency" + (f", {goal.spec}" if len(goals) > 1 else "")
@@ -123,32 +124,32 @@ def _cards(best: Mapping, summary: Mapping, goals: Sequence[Goal], rows: Sequenc
             css, side = ("good", "under") if share <= 1 else ("bad", "over")
             landing = (
                 f'<span class="{css}">{abs(share - 1):.1%} {side} the budget of '
-                f"{study_rows.figure(goal.budget)} {escape(goal.unit)}</span>"
+                f"{figure(goal.budget)} {escape(goal.unit)}</span>"
             )
         note = "timed again after the search" if again else "as timed in the search"
         timed = best.get("latency") or ()
-        interval = timed[axis].get("interval_ms") if axis < len(timed) else None
+        interval = timed[target].get("interval_ms") if target < len(timed) else None
         if interval:
-            low, high = (study_rows.figure(end) for end in interval)
+            low, high = (figure(end) for end in interval)
             note += f", 95 % interval {low} to {high}"
-        cards.append(_card(name, study_rows.figure(value), f" {goal.unit}", landing, note))
-        theirs = study_rows.cost(baseline, axis)
+        cards.append(_card(name, figure(value), f" {goal.unit}", landing, note))
+        theirs = study_rows.cost(baseline, target)
         if theirs:
-            note = f"baseline: {study_rows.figure(theirs)} {escape(goal.unit)}"
+            note = f"baseline: {figure(theirs)} {escape(goal.unit)}"
             name = "Speed-up" + (f", {goal.spec}" if len(goals) > 1 else "")
             cards.append(_card(name, f"{theirs / value:.2f}×", "", note))
     if best.get("params") is not None:
-        size = f"{study_rows.count(best.get('macs'))} MACs"
+        size = f"{count(best.get('macs'))} MACs"
         if best.get("file_bytes"):
             size += f", file {best['file_bytes'] / 1e3:,.0f} kB"
         share = ""
         if baseline.get("params"):
             share = f"{best['params'] / baseline['params']:.2f}× the baseline's"
-        cards.append(_card("Parameters", study_rows.count(best["params"]), "", size, share))
+        cards.append(_card("Parameters", count(best["params"]), "", size, share))
     tally = study_rows.tally(rows)
     spent = study_rows.part(summary, "time_s").get("total")
     profiled = sum(bool(row.costs) and row.state != study_rows.DUPLICATE for row in rows)
-    took = f"in {study_rows.duration(spent)}" if spent else ""
+    took = f"in {duration(spent)}" if spent else ""
     cards.append(
         _card(
             "Networks trained", f"{tally[study_rows.TRAINED]:,}", "", f"{profiled:,} profiled", took
@@ -169,16 +170,16 @@ def _fronts(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) ->
         + ("; bars on the front: 95 % interval of the median</span>" if timed else "</span>")
     )
     panels = "".join(
-        f'<div class="panel">{charts.pareto(rows, summary, goal, axis)}'
+        f'<div class="panel">{charts.pareto(rows, summary, goal, target)}'
         f'<div class="key">{"".join(key)}</div></div>'
-        for axis, goal in enumerate(goals)
+        for target, goal in enumerate(goals)
     )
     prove = study_rows.part(study_rows.part(summary, "prove"), "hypervolume")
     proof = ""
     if prove:
         proof = (
-            f"<p>Hypervolume {study_rows.figure(prove.get('controller'), 4)}; random search with "
-            f"as many trained networks: {study_rows.figure(prove.get('random'), 4)}.</p>"
+            f"<p>Hypervolume {figure(prove.get('controller'), 4)}; random search with "
+            f"as many trained networks: {figure(prove.get('random'), 4)}.</p>"
         )
     return f"<h2>Quality against latency</h2>{proof}{panels}"
 
@@ -208,13 +209,11 @@ def _architecture(best: Mapping, summary: Mapping) -> str:
 def _conditions(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> str:
     told = study_rows.part(summary, "conditions")
     panels = []
-    for axis, goal in enumerate(goals):
-        records_ = [row.latency[axis] for row in rows if axis < len(row.latency)]
+    for target, goal in enumerate(goals):
+        records_ = [row.latency[target] for row in rows if target < len(row.latency)]
         facts = [("target", goal.spec)]
         facts += [("device", goal.device)] if goal.device else []
-        facts += (
-            [("budget", f"{study_rows.figure(goal.budget)} {goal.unit}")] if goal.budget else []
-        )
+        facts += [("budget", f"{figure(goal.budget)} {goal.unit}")] if goal.budget else []
         if records_:
             word = "+".join(sorted({str(record.get("kind", "unknown")) for record in records_}))
             pill = f'<span class="pill {"good" if word == "measured" else "bad"}">{word}</span>'
@@ -270,14 +269,14 @@ def _time(summary: Mapping) -> str:
     parts, key = [], []
     for index, (name, seconds) in enumerate(spent.items()):
         tone = "var(--hair)" if name == "other" else f"var(--o{min(1 + 2 * index, 5)})"
-        part = f"{name} {study_rows.duration(seconds)} ({seconds / whole:.0%})"
+        part = f"{name} {duration(seconds)} ({seconds / whole:.0%})"
         parts.append(
             f'<div title="{escape(part)}" style="flex:{seconds:.3f};background:{tone}"></div>'
         )
         key.append(f'<span><i style="background:{tone}"></i>{escape(part)}</span>')
-    note = f"{study_rows.duration(total)} in all" if total else ""
+    note = f"{duration(total)} in all" if total else ""
     if total and work > total * 1.02:
-        note += f"; {study_rows.duration(work)} of work, by several workers"
+        note += f"; {duration(work)} of work, by several workers"
     return (
         f'<h2>Where the time went</h2><p class="lede">{note}</p><div class="split">'
         f'{"".join(parts)}</div><div class="key">{"".join(key)}</div>'
@@ -313,7 +312,7 @@ def _reproduce(study: optuna.Study, summary: Mapping, best: Mapping) -> str:
     if best.get("config"):
         drawn += (
             "<p class='lede'>The network as Python, to paste into the <code>VARIANTS</code> of its "
-            f"family:</p><pre>{escape(study_rows.shape(str(best['config'])))}</pre>"
+            f"family:</p><pre>{escape(architecture.python(str(best['config'])))}</pre>"
         )
     return drawn
 

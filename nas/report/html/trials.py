@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from nas.report import study_rows
+from nas.report.format import count, figure, percent
 from nas.report.study_rows import Goal, Network
 
 MOST_ROWS = 500  # of the table of all trials; the dots of the charts are never thinned
@@ -36,16 +37,16 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
         }
         words["over budget when timed again"] = final.get("within_budget") is False
         note = ", ".join([*(word for word, holds in words.items() if holds), *row.methods])
-        cells = [(str(row.number), row.number), (study_rows.percent(row.quality), row.quality)]
+        cells = [(str(row.number), row.number), (percent(row.quality), row.quality)]
         if retrained:
-            cells.append((study_rows.percent(final.get("quality")), final.get("quality")))
-        for axis, value in enumerate(row.costs):
-            again = study_rows.cost(final, axis)
-            arrow = "" if again is None else f" → {study_rows.figure(again)}"
-            cells.append((study_rows.figure(value) + arrow, value))
+            cells.append((percent(final.get("quality")), final.get("quality")))
+        for target, value in enumerate(row.costs):
+            again = study_rows.cost(final, target)
+            arrow = "" if again is None else f" → {figure(again)}"
+            cells.append((figure(value) + arrow, value))
         macs = None if row.macs is None else row.macs / 1e6
-        cells += [(study_rows.count(row.params), row.params), (study_rows.figure(macs), macs)]
-        cells += [(study_rows.figure(row.reward, 4), row.reward), (note, note)]
+        cells += [(count(row.params), row.params), (figure(macs), macs)]
+        cells += [(figure(row.reward, 4), row.reward), (note, note)]
         css = ' class="win"' if row.number == winner else ""
         return f'<tr data-row="{row.number}"{css}>{_cells(cells)}</tr>'
 
@@ -81,12 +82,12 @@ def _baseline(summary: Mapping, goals: Sequence[Goal], retrained: bool) -> str:
         return ""
     proxy, quality, macs = (baseline.get(k) for k in ("proxy_quality", "quality", "macs"))
     macs = None if macs is None else macs / 1e6
-    costs = [study_rows.cost(baseline, axis) for axis in range(len(goals))]
-    cells = [("-", -1), (study_rows.percent(proxy), proxy)]
-    cells += [(study_rows.percent(quality), quality)] * retrained
-    cells += [(study_rows.figure(value), value) for value in costs]
-    cells += [(study_rows.count(baseline.get("params")), baseline.get("params"))]
-    cells += [(study_rows.figure(macs), macs), ("-", None), ("baseline", "baseline")]
+    costs = [study_rows.cost(baseline, target) for target in range(len(goals))]
+    cells = [("-", -1), (percent(proxy), proxy)]
+    cells += [(percent(quality), quality)] * retrained
+    cells += [(figure(value), value) for value in costs]
+    cells += [(count(baseline.get("params")), baseline.get("params"))]
+    cells += [(figure(macs), macs), ("-", None), ("baseline", "baseline")]
     return f"<tr>{_cells(cells)}</tr>"
 
 
@@ -98,15 +99,15 @@ def data(rows: Sequence[Network], goals: Sequence[Goal]) -> dict:
     for row in rows:
         if row.state not in (study_rows.TRAINED, study_rows.STOPPED):
             continue
-        lines = [f"quality {study_rows.percent(row.quality)} %"]
+        lines = [f"quality {percent(row.quality)} %"]
         lines += [
-            f"{study_rows.figure(value)} {goal.unit} on {goal.spec}"
+            f"{figure(value)} {goal.unit} on {goal.spec}"
             for value, goal in zip(row.costs, goals, strict=False)
         ]
-        lines += [f"reward {study_rows.figure(row.reward, 4)}"] if row.reward is not None else []
+        lines += [f"reward {figure(row.reward, 4)}"] if row.reward is not None else []
         if row.params is not None:
-            macs = f", {study_rows.count(row.macs)} MACs" if row.macs is not None else ""
-            lines.append(f"{study_rows.count(row.params)} params{macs}")
+            macs = f", {count(row.macs)} MACs" if row.macs is not None else ""
+            lines.append(f"{count(row.params)} params{macs}")
         trials[row.number] = {
             "state": row.state,
             "lines": lines,

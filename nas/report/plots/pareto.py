@@ -1,34 +1,32 @@
 """The accuracy-latency front as a picture (matplotlib, imported when asked for)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 
 from nas.report import scales, study_rows
+from nas.report.format import figure, percent, tick
+from nas.report.plots.figure import (
+    BUDGET,
+    FRONT,
+    INK,
+    MUTED,
+    ORDER,
+    RANDOM,
+    SMALL,
+    WINNER,
+    frame,
+    plain_ticks,
+    styled,
+)
 from nas.report.study_rows import Goal, Network
 
-INK, MUTED, HAIR = "#1c2430", "#6b7683", "#d9dee4"
-FRONT, WINNER, BUDGET, RANDOM = "#1f4e8c", "#d9480f", "#b42318", "#8a7a5c"
-ORDER = ("#bcd4ea", "#96bde0", "#6aa2d4", "#3f80bf", "#255e9e", "#123e73")  # early to late trials
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "svg.fonttype": "none",
-}
 
-
-def pareto_png(path: str | Path, study: optuna.Study, summary: Mapping) -> Path:
-    """Write the plot of all evaluated networks, one panel per target; return its path.
+@styled
+def draw(study: optuna.Study, summary: Mapping[str, Any]) -> Any:
+    """The figure of all networks that a study evaluated, one panel per target.
 
     Raises:
         ValueError: No network of the study is trained yet.
@@ -39,41 +37,34 @@ def pareto_png(path: str | Path, study: optuna.Study, summary: Mapping) -> Path:
             f"nothing to plot: no network of study '{study.study_name}' is trained yet "
             f"({study_rows.tally_words(rows) or 'no trials'})"
         )
-    import logging
-
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     goals = study_rows.goals(summary, rows)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6 if len(goals) == 1 else 7.4 * len(goals), 5.8), dpi=160)
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(goals), squeeze=False)[0]
-        left = 0.075 if len(goals) == 1 else 0.1 / len(goals)
-        figure.subplots_adjust(left=left, right=0.975, top=0.845, bottom=0.12, wspace=0.16)
-        figure.text(left, 0.945, headline(summary, rows, goals), fontsize=14.5, weight="bold")
-        figure.text(left, 0.899, subtitle(summary, rows), fontsize=9.5, color=MUTED)
-        for axis, (panel, goal) in enumerate(zip(panels, goals, strict=True)):
-            _panel(panel, rows, summary, goal, axis)
-        figure.savefig(path)
-    return Path(path)
+    many = len(goals) > 1
+    drawing = frame(
+        headline(summary, rows, goals),
+        subtitle(summary, rows),
+        width=7.4 * len(goals) if many else 9.6,
+        left=0.1 / len(goals) if many else 0.075,
+    )
+    panels = drawing.subplots(1, len(goals), squeeze=False)[0]
+    drawing.subplots_adjust(wspace=0.16)
+    for target, (panel, goal) in enumerate(zip(panels, goals, strict=True)):
+        _panel(panel, rows, summary, goal, target)
+    return drawing
 
 
 def headline(summary: Mapping, rows: Sequence[Network], goals: Sequence[Goal]) -> str:
     """What was found, in one line."""
     winner = study_rows.winner(summary)
-    about = " on ".join(str(summary[k]) for k in ("space", "task") if summary.get(k))
+    about = study_rows.title(summary)
     value = study_rows.cost(winner, 0)
     if not winner or value is None:
         return about or "Quality and latency of the networks tried"
     quality = next((winner[k] for k in ("quality", "proxy_quality") if winner.get(k)), None)
-    told = f"{study_rows.percent(quality, 1)} % in {study_rows.figure(value)} {goals[0].unit}"
+    text = f"{percent(quality, 1)} % in {figure(value)} {goals[0].unit}"
     theirs = study_rows.cost(study_rows.part(summary, "baseline"), 0)
     if theirs and theirs / value >= 1.05:
-        told += f", {theirs / value:.2f}× faster than the baseline"
-    return f"{about}: {told}" if about else told
+        text += f", {theirs / value:.2f}× faster than the baseline"
+    return f"{about}: {text}" if about else text
 
 
 def subtitle(summary: Mapping, rows: Sequence[Network]) -> str:
@@ -82,49 +73,52 @@ def subtitle(summary: Mapping, rows: Sequence[Network]) -> str:
     return (f"{controller} controller · " if controller else "") + study_rows.tally_words(rows)
 
 
-def _panel(panel, rows: Sequence[Network], summary: Mapping, goal: Goal, axis: int) -> None:
-    view = scales.view(rows, summary, goal, axis)
+def _panel(
+    panel: Any, rows: Sequence[Network], summary: Mapping[str, Any], goal: Goal, target: int
+) -> None:
+    view = scales.view(rows, summary, goal, target)
     panel.set_xscale("log" if view.log else "linear")
     panel.set_xlim(view.left, view.right)
     panel.set_ylim(view.bottom, view.top)
     panel.set_xticks(scales.ticks(view.left, view.right, log=view.log))
     panel.set_xticks([], minor=True)
     panel.set_yticks(scales.ticks(view.bottom, view.top))
-    panel.xaxis.set_major_formatter(lambda value, _: scales.tick_text(value))
-    panel.yaxis.set_major_formatter(lambda value, _: scales.tick_text(value))
-    panel.tick_params(length=3, labelsize=9)
-    panel.grid(axis="y", color=HAIR, linewidth=0.6)
-    panel.set_axisbelow(True)
+    plain_ticks(panel.xaxis, panel.yaxis)
+    panel.grid(axis="y")
     device = f"  ({goal.device})" if goal.device and goal.device != goal.spec else ""
-    panel.set_xlabel(f"latency, {goal.unit}, {goal.spec}{device}", fontsize=9.5)
-    if axis == 0:
-        panel.set_ylabel("quality, %", fontsize=9.5)
+    panel.set_xlabel(f"latency, {goal.unit}, {goal.spec}{device}")
+    if target == 0:
+        panel.set_ylabel("quality, %")
     labels = _Labels(panel)
     if goal.budget:
         panel.axvspan(goal.budget, view.right, color=BUDGET, alpha=0.05, linewidth=0)
         panel.axvline(goal.budget, color=BUDGET, linewidth=1)
         labels.avoid_line([(goal.budget, view.bottom), (goal.budget, view.top)])
-    _cloud(panel, rows, axis, view)
-    luck = scales.random_points(summary, axis)
+    _cloud(panel, rows, target, view)
+    luck = scales.random_points(summary, target)
     lines = []
     if luck:
         lines.append(("random search", RANDOM, scales.stairs(luck, view.right, view.bottom)))
         panel.plot(*zip(*luck, strict=True), "o", color=RANDOM, alpha=0.35, markersize=2.6)
         panel.plot(*zip(*lines[0][2], strict=True), color=RANDOM, linewidth=1.1, dashes=(4, 2))
-    best = study_rows.front(rows, axis)
-    steps = scales.stairs([(r.costs[axis], 100 * r.quality) for r in best], view.right, view.bottom)
+    best = study_rows.front(rows, target)
+    steps = scales.stairs(
+        [(r.costs[target], 100 * r.quality) for r in best], view.right, view.bottom
+    )
     lines.append(("Pareto front", FRONT, steps))
     panel.plot(*zip(*steps, strict=True), color=FRONT, linewidth=1.6, zorder=4)
     for row in best:
-        if interval := row.interval(axis):
+        if interval := row.interval(target):
             panel.hlines(100 * row.quality, *interval, color=FRONT, linewidth=3, alpha=0.4)
-    labels.avoid([(r.costs[axis], 100 * r.quality) for r in rows if r.state == study_rows.TRAINED])
+    labels.avoid(
+        [(r.costs[target], 100 * r.quality) for r in rows if r.state == study_rows.TRAINED]
+    )
     for _, _, corners in lines:
         labels.avoid_line(corners)
-    texts = _marks(panel, rows, summary, axis, view, labels)
+    texts = _marks(panel, rows, summary, target, view, labels)
     if goal.budget:
         high = view.top - 0.03 * (view.top - view.bottom)
-        text = f"budget {study_rows.figure(goal.budget)} {goal.unit}"
+        text = f"budget {figure(goal.budget)} {goal.unit}"
         texts.insert(1, (text, (goal.budget, high), BUDGET))
     texts += [
         (name, scales.middle(corners, view, share), color)
@@ -134,8 +128,8 @@ def _panel(panel, rows: Sequence[Network], summary: Mapping, goal: Goal, axis: i
         labels.put(text, at, color)
 
 
-def _cloud(panel, rows: Sequence[Network], axis: int, view: scales.View) -> None:
-    """All networks: trained ones coloured by trial order, profiled ones as ticks on the axis."""
+def _cloud(panel: Any, rows: Sequence[Network], target: int, view: scales.View) -> None:
+    """All networks: trained ones coloured by trial order, profiled ones as ticks on the target."""
     from matplotlib.colors import LinearSegmentedColormap
 
     trained = [row for row in rows if row.state == study_rows.TRAINED]
@@ -143,18 +137,18 @@ def _cloud(panel, rows: Sequence[Network], axis: int, view: scales.View) -> None
     order = LinearSegmentedColormap.from_list("order", ORDER)
     last = max(row.number for row in rows) or 1
     panel.scatter(
-        [row.costs[axis] for row in trained],
+        [row.costs[target] for row in trained],
         [100 * row.quality for row in trained],
         c=[row.number for row in trained],
         cmap=order, vmin=0, vmax=last, s=size, linewidths=0.4, edgecolors="white", zorder=3,
     )  # fmt: skip
     stopped = [row for row in rows if row.state == study_rows.STOPPED]
     panel.plot(
-        [row.costs[axis] for row in stopped],
+        [row.costs[target] for row in stopped],
         [100 * row.quality for row in stopped],
         "x", color=MUTED, markersize=4, markeredgewidth=0.8, alpha=0.7, zorder=2,
     )  # fmt: skip
-    profiled = [row.costs[axis] for row in rows if row.state == study_rows.PROFILED]
+    profiled = [row.costs[target] for row in rows if row.state == study_rows.PROFILED]
     panel.plot(
         profiled, np.full(len(profiled), 0.012), "|", color=MUTED, markersize=6,
         markeredgewidth=0.7, alpha=scales.faint(len(profiled)),
@@ -165,21 +159,21 @@ def _cloud(panel, rows: Sequence[Network], axis: int, view: scales.View) -> None
     key.set_axis_off()
     notes = ["× stopped early"] if stopped else []
     notes += ["| profiled only"] if profiled else []
-    notes += (
-        [f"{view.below} below {scales.tick_text(round(view.bottom, 1))} %"] if view.below else []
-    )
+    notes += [f"{view.below} below {tick(round(view.bottom, 1))} %"] if view.below else []
     for x, text in ((0.845, "     ".join([*notes, "trial 0"])), (0.998, f"{last:,}")):
         panel.text(
-            x, 1.031, text, transform=panel.transAxes, fontsize=8.5, color=MUTED, ha="right",
+            x, 1.031, text, transform=panel.transAxes, fontsize=SMALL, color=MUTED, ha="right",
             va="center",
         )  # fmt: skip
 
 
-def _marks(panel, rows, summary: Mapping, axis: int, view: scales.View, labels: "_Labels") -> list:
+def _marks(
+    panel, rows, summary: Mapping, target: int, view: scales.View, labels: "_Labels"
+) -> list:
     """Draw winner, finalists and baseline; return their labels as (text, at, color)."""
-    unit = study_rows.goals(summary, rows)[axis].unit
+    unit = study_rows.goals(summary, rows)[target].unit
     texts = []
-    for mark in scales.finals(rows, summary, axis):
+    for mark in scales.finals(rows, summary, target):
         color = WINNER if mark.wins else INK
         if mark.before:
             panel.annotate(
@@ -190,7 +184,7 @@ def _marks(panel, rows, summary: Mapping, axis: int, view: scales.View, labels: 
             labels.avoid_line([mark.before, mark.at])
         if mark.wins:
             panel.plot(*mark.at, "*", color=color, markersize=17, markeredgecolor="white", zorder=7)
-            quality = f"{mark.at[1]:.2f} %, {study_rows.figure(mark.at[0])} {unit}"
+            quality = f"{mark.at[1]:.2f} %, {figure(mark.at[0])} {unit}"
             texts.insert(0, (f"{mark.name}, trial {mark.number}\n{quality}", mark.at, color))
         else:
             panel.plot(*mark.at, "o", color="white", markeredgecolor=color, ms=5.5, zorder=6)
@@ -198,7 +192,7 @@ def _marks(panel, rows, summary: Mapping, axis: int, view: scales.View, labels: 
                 texts.append(("finalists: proxy → retrained", mark.at, color))
         labels.avoid([mark.at])
     baseline = study_rows.part(summary, "baseline")
-    cost, quality = study_rows.cost(baseline, axis), baseline.get("quality")
+    cost, quality = study_rows.cost(baseline, target), baseline.get("quality")
     if cost is not None:
         at = (cost, view.bottom if quality is None else 100 * quality)
         style = {"markerfacecolor": "white", "markeredgecolor": INK, "markeredgewidth": 1.4}
@@ -211,7 +205,7 @@ def _marks(panel, rows, summary: Mapping, axis: int, view: scales.View, labels: 
 class _Labels:
     """Direct labels that keep off each other, off the dots and off the lines."""
 
-    def __init__(self, panel) -> None:
+    def __init__(self, panel: Any) -> None:
         self.panel = panel
         self.taken: list[tuple[float, float, float, float]] = []
         self.dots = np.empty((0, 2))
@@ -230,7 +224,7 @@ class _Labels:
 
         drawn = self.panel.text(
             0, 0, text, color=color, weight="bold" if color == WINNER else "medium", fontsize=9,
-            zorder=8, linespacing=1.25, transform=None, va="bottom",
+            zorder=8, linespacing=1.25, transform=self.panel.transAxes, va="bottom",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
         box = drawn.get_window_extent(self.panel.figure.canvas.get_renderer())
@@ -238,4 +232,4 @@ class _Labels:
         anchor = tuple(self.panel.transData.transform(at))
         size = (box.width, box.height)
         corner = scales.place(anchor, size, tuple(bounds.extents), self.taken, self.dots)
-        drawn.set_position(corner)
+        drawn.set_position(self.panel.transAxes.inverted().transform(corner))

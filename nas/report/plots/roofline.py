@@ -62,7 +62,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
         _bars(drawing.add_subplot(place[1]), row["why"])
     if len(rows) > MOST:
         drawing.text(0.99, 0.005, f"{len(rows) - MOST} more", ha="right", color=MUTED)
-    return figure
+    return drawing
 
 
 def _panel(panel: Any, row: Mapping[str, Any], same: Sequence[Explanation]) -> None:

@@ -1,14 +1,14 @@
 """Latencies in a terminal: a comparison of networks and targets, their conditions, operations."""
 
 import collections
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latency.target import Kind, Latency
+from nas.report.format import figure
+from nas.report.tables.columns import columns, paragraph, shortened
 
-WIDTH = 100
-NAME = 32  # characters of a model's name; of a longer path the end is told
+NAME = 32  # characters of a model's name; of a longer path the end is shown
 TOP = 20  # operations that are listed; --json has all
 # Conditions that the table itself shows, or that are too long for a line.
 _SHOWN = {"device", "stable", "reason", "op_min_ms", "raw_median_ms"}
@@ -26,7 +26,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         times = one.median_ms / first.setdefault(key, one.median_ms)
         cells.append(
             [
-                row["model"] if len(row["model"]) <= NAME else "..." + row["model"][3 - NAME :],
+                shortened(row["model"], NAME),
                 row["spec"],
                 str(one.batch_size),
                 _ms(one.median_ms),
@@ -38,10 +38,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 _figure(one),
             ]
         )
-    lines = [*align(cells), ""]
+    lines = [*columns(cells), ""]
     for row in rows:
         if row["latency"].conditions.get("stable") is False:
-            lines += _wrapped(f"not stable: {row['model']} on {row['spec']}: {_why(row)}")
+            reason = row["latency"].conditions.get("reason", "no reason given")
+            lines += paragraph(f"not stable: {row['model']} on {row['spec']}: {reason}")
     for spec in dict.fromkeys(row["spec"] for row in rows):
         lines += _conditions([row for row in rows if row["spec"] == spec])
     return "\n".join(lines)
@@ -51,13 +52,13 @@ def _conditions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The device and conditions of one target: what all have in common once, then each its own."""
     facts = [_facts(row["latency"].conditions) for row in rows]
     common = [fact for fact in facts[0] if all(fact in others for others in facts)]
-    lines = _wrapped(f"{rows[0]['spec']} is {rows[0]['latency'].device}")
-    lines += _wrapped(", ".join(common), indent="  ")
+    lines = paragraph(f"{rows[0]['spec']} is {rows[0]['latency'].device}")
+    lines += paragraph(", ".join(common), indent="  ")
     for row, known in zip(rows, facts, strict=True):
         own = ", ".join(fact for fact in known if fact not in common)
         batch = row["latency"].batch_size
         name = row["model"] if batch == 1 else f"{row['model']} x {batch}"
-        lines += _wrapped(f"{name}: {own}", indent="  ") if own else []
+        lines += paragraph(f"{name}: {own}", indent="  ") if own else []
     return lines
 
 
@@ -69,8 +70,8 @@ def operations(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append("")
         title = f"{row['model']} on {row['spec']}"
         if not one.per_op:
-            why = one.conditions.get("per_op") or "this target tells none"
-            lines.append(f"{title}: no times of operations ({why})")
+            reason = one.conditions.get("per_op") or "this target has none"
+            lines.append(f"{title}: no times of operations ({reason})")
             continue
         graph = [op for op in one.per_op if op.get("within", "graph") == "graph"] or one.per_op
         total = sum(op["ms"] for op in graph)
@@ -84,7 +85,7 @@ def operations(rows: Sequence[Mapping[str, Any]]) -> str:
             [name, str(len(ms)), _ms(sum(ms)), f"{sum(ms) / (total or 1):.1%}"]
             for name, ms in by_type
         ]
-        lines += [*align(cells), ""]
+        lines += [*columns(cells), ""]
         slowest = sorted(graph, key=lambda op: -op["ms"])[:TOP]
         cells = [["operation", "type", "ms", "share", "fastest ms"]]
         cells += [
@@ -97,23 +98,10 @@ def operations(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
             for op in slowest
         ]
-        lines += align(cells)
+        lines += columns(cells)
         if len(graph) > len(slowest):
             lines.append(f"{len(graph) - len(slowest)} more, of which --json has all")
     return "\n".join(lines)
-
-
-def align(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as lines of columns; columns of numbers to the right, empty ones left out."""
-    used = [i for i in range(len(cells[0])) if any(row[i] for row in cells[1:])]
-    widths = {i: max(len(row[i]) for row in cells) for i in used}
-    right = {i for i in used if all(_is_number(row[i]) for row in cells[1:])}
-    return [
-        "  ".join(
-            row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in used
-        ).rstrip()
-        for row in cells
-    ]
 
 
 def _spread(one: Latency) -> list[str]:
@@ -125,13 +113,17 @@ def _spread(one: Latency) -> list[str]:
 
 
 def _figure(one: Latency) -> str:
-    """What sort of figure it is; only a measured one is written small."""
-    word = "measured" if one.kind is Kind.MEASURED else str(one.kind).upper()
+    word = kind_word(one.kind)
     return word if one.conditions.get("stable", True) else f"{word}, not stable"
 
 
-def _why(row: Mapping[str, Any]) -> str:
-    return str(row["latency"].conditions.get("reason", "no reason given"))
+def kind_word(kind: Kind) -> str:
+    """How a figure was come by; only a measured one is written small.
+
+    >>> kind_word(Kind.MEASURED), kind_word(Kind.PREDICTED)
+    ('measured', 'PREDICTED')
+    """
+    return "measured" if kind is Kind.MEASURED else str(kind).upper()
 
 
 def _facts(conditions: Mapping[str, Any], path: str = "") -> list[str]:
@@ -149,13 +141,5 @@ def _facts(conditions: Mapping[str, Any], path: str = "") -> list[str]:
     return facts
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
-
-
 def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _is_number(text: str) -> bool:
-    return not text or text[0].isdigit() or (text[0] == "x" and text[1:2].isdigit())
+    return figure(value, 4, zeros=False, missing="")

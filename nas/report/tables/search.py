@@ -4,65 +4,69 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
+from rich.text import Text
 
 from nas.report import study_rows
+from nas.report.format import MISSING, count, duration, figure, percent, size
 from nas.report.study_rows import Goal, Network
+from nas.report.tables.columns import WIDTH, columns, facts, render
 
-WIDTH = 100
-_BOLD, _GREEN, _RED, _DIM, _RESET = "\033[1m", "\033[32m", "\033[31m", "\033[2m", "\033[0m"
+_LEFT_OUT = ("MMACs", "params", "retrained %")  # columns that go first where there is no room
 
 
 def table(
     study: optuna.Study,
-    summary: Mapping,
+    summary: Mapping[str, Any],
     *,
     folder: str | Path | None = None,
     limit: int = 20,
     color: bool | None = None,
 ) -> str:
-    """The Pareto table and its summary as text, at most 100 columns wide.
+    """The Pareto front of a search and its summary as text, for a terminal.
 
     Args:
         study: The study; trials carry "profile" and "evaluation" as the search stores them.
         summary: The content of result.json; every key may be missing.
         folder: Where the files of the search are, for the last line.
-        limit: Most rows of the front to print; the winner and the finalists always stay.
+        limit: Most rows of the front to show; the winner and the finalists always stay.
         color: None: only on a terminal, and never where NO_COLOR is set.
     """
     rows = study_rows.networks(study)
     if color is None:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    paint = (lambda text, code: f"{code}{text}{_RESET}") if color else (lambda text, code: text)
-    about = " on ".join(str(summary[k]) for k in ("space", "task") if summary.get(k))
-    title = ", ".join(filter(None, [about or study.study_name, summary.get("controller")]))
-    lines = [paint(title[:WIDTH], _BOLD)]
+    title = study_rows.title(summary) or study.study_name
+    title = ", ".join(filter(None, [title, summary.get("controller")]))
+    lines = render(Text(title[:WIDTH], "bold"), color=color)
     if summary.get("metric"):
-        lines.append(f"quality   {summary['metric']}, in %")
+        lines += facts([("quality", f"{summary['metric']}, in %")])
     if not any(row.quality is not None for row in rows):
         lines.append(f"No network is trained yet ({study_rows.tally_words(rows) or 'no trials'}).")
         return "\n".join(lines)
     goals = study_rows.goals(summary, rows)
-    lines += _body(rows, summary, goals, limit, paint)
-    lines.append("")
-    lines += _summary(rows, summary, goals, folder)
-    return "\n".join(lines)
+    lines += _front(rows, summary, goals, limit, color)
+    return "\n".join([*lines, "", *facts(_summary(rows, summary, goals, folder))])
 
 
-def _body(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal], limit: int, paint):
+def _front(
+    rows: Sequence[Network],
+    summary: Mapping[str, Any],
+    goals: Sequence[Goal],
+    limit: int,
+    color: bool,
+) -> list[str]:
     retrained = study_rows.finalists(summary)
     winner = study_rows.winner(summary).get("number")
     front = study_rows.front(rows)
-    keep = _thin(front, limit, retrained)
     on_front = {row.number for row in front}
-    chosen = {row.number: row for row in keep}
+    shown = {row.number: row for row in _thin(front, limit, retrained)}
     best = None if retrained else study_rows.leader(rows, goals)
-    chosen.update({row.number: row for row in rows if row.number in retrained or row is best})
-    head = ["trial", "quality %", *(["retrained %"] if retrained else [])]
-    head += [_heading(goal, len(goals)) for goal in goals] + ["params", "MMACs", "note"]
-    cells, codes = [], []
-    for row in sorted(chosen.values(), key=lambda row: (row.costs, row.number)):
+    shown.update({row.number: row for row in rows if row.number in retrained or row is best})
+    head = ["trial", "quality %", "retrained %", *(_heading(goal, len(goals)) for goal in goals)]
+    cells, styles = [[*head, "params", "MMACs", "note"]], ["dim"]
+    for row in sorted(shown.values(), key=lambda row: (row.costs, row.number)):
         final = retrained.get(row.number, {})
         note = "winner" if row.number == winner else "finalist" if final else ""
         note = "best so far" if row is best else note
@@ -70,24 +74,26 @@ def _body(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal], limi
         if row.number not in on_front:
             note += " (off the front)" if row.state == study_rows.TRAINED else f" ({row.state})"
         note = "; ".join(filter(None, [note.strip(), " ".join(row.methods)]))
-        quality = [study_rows.percent(row.quality)]
-        quality += [study_rows.percent(final.get("quality"))] if retrained else []
-        size = [row.params or final.get("params"), row.macs or final.get("macs")]
-        cells.append([str(row.number), *quality, *_costs(row.costs, goals), *_size(*size), note])
-        codes.append(_code(row.costs, goals, note.startswith("winner")))
+        quality = [percent(row.quality), percent(final.get("quality"))]
+        weight = [row.params or final.get("params"), row.macs or final.get("macs")]
+        cells.append([str(row.number), *quality, *_costs(row.costs, goals), *_size(*weight), note])
+        over = any(g.budget and c > g.budget for c, g in zip(row.costs, goals, strict=False))
+        styles.append("bold green" if note.startswith("winner") else "red" if over else "")
     baseline = study_rows.part(summary, "baseline")
     if baseline:
-        quality = [study_rows.percent(baseline.get("proxy_quality"))]
-        quality += [study_rows.percent(baseline.get("quality"))] if retrained else []
+        quality = [percent(baseline.get("proxy_quality"))]
+        quality += [percent(baseline.get("quality")) if retrained else MISSING]
         costs = _costs(baseline.get("costs") or (), goals)
-        size = _size(baseline.get("params"), baseline.get("macs"))
-        cells.append(["-", *quality, *costs, *size, "baseline"])
-        codes.append(_DIM)
-    text = _align([head, *cells])
-    lines = [paint(text[0], _DIM)] + [
-        paint(line, code) if code else line for line, code in zip(text[1:], codes, strict=True)
-    ]
-    hidden = len(front) - sum(row.number in on_front for row in chosen.values())
+        weight = [baseline.get("params"), baseline.get("macs")]
+        cells.append(["-", *quality, *costs, *_size(*weight), "baseline"])
+        styles.append("dim")
+    for name in _LEFT_OUT:
+        if max(map(len, columns(cells))) > WIDTH:
+            place = cells[0].index(name)
+            cells = [[*row[:place], *row[place + 1 :]] for row in cells]
+    numbers = range(len(cells[0]) - 1)
+    lines = columns(cells, right=numbers, styles=styles, color=color, width=WIDTH)
+    hidden = len(front) - sum(number in on_front for number in shown)
     return lines + ([f"{hidden} more on the front"] if hidden > 0 else [])
 
 
@@ -110,128 +116,90 @@ def _heading(goal: Goal, total: int) -> str:
 
 def _costs(costs: Sequence[float], goals: Sequence[Goal]) -> list[str]:
     cells = []
-    for axis, goal in enumerate(goals):
-        value = costs[axis] if axis < len(costs) else None
+    for target, goal in enumerate(goals):
+        value = costs[target] if target < len(costs) else None
         share = f" ({value / goal.budget:4.0%})" if goal.budget and value is not None else ""
-        cells.append(study_rows.figure(value) + share)
+        cells.append(figure(value) + share)
     return cells
 
 
 def _size(params: int | None, macs: int | None) -> list[str]:
-    return [study_rows.count(params), "-" if macs is None else study_rows.figure(macs / 1e6)]
-
-
-def _code(costs: Sequence[float], goals: Sequence[Goal], winner: bool) -> str | None:
-    if winner:
-        return _BOLD + _GREEN
-    over = any(g.budget and c > g.budget for c, g in zip(costs, goals, strict=False))
-    return _RED if over else None
-
-
-def _align(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Right-aligned columns, the last one left-aligned; columns that say nothing are left out."""
-    columns = [list(column) for column in zip(*cells, strict=True)]
-    last = columns.pop()
-    columns = [c for c in columns if any(cell != "-" for cell in c[1:])]
-
-    def width() -> int:
-        return sum(2 + max(map(len, column)) for column in columns) + max(map(len, last))
-
-    for name in ("MMACs", "params", "retrained %"):
-        if width() > WIDTH:
-            columns = [column for column in columns if column[0] != name]
-    sizes = [max(map(len, column)) for column in columns]
-    lines = []
-    for index, note in enumerate(last):
-        row = "  ".join(c[index].rjust(size) for c, size in zip(columns, sizes, strict=True))
-        lines.append(f"{row}  {note}".rstrip()[:WIDTH])
-    return lines
+    return [count(params), "-" if macs is None else figure(macs / 1e6)]
 
 
 def _summary(
-    rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal], folder: str | Path | None
-) -> list[str]:
+    rows: Sequence[Network],
+    summary: Mapping[str, Any],
+    goals: Sequence[Goal],
+    folder: str | Path | None,
+) -> list[tuple[str, str]]:
     winner, baseline = study_rows.winner(summary), study_rows.part(summary, "baseline")
-    told: list[tuple[str, str]] = []
+    known: list[tuple[str, str]] = []
     if winner:
-        told.append(("winner", _winner(winner)))
+        known.append(("winner", _winner(winner)))
     elif best := study_rows.leader(rows, goals):
-        told.append(("leader", f"trial {best.number}: the best so far, not yet retrained"))
-    for axis, goal in enumerate(goals):
-        value = study_rows.cost(winner, axis)
+        known.append(("leader", f"trial {best.number}: the best so far, not yet retrained"))
+    for target, goal in enumerate(goals):
+        value = study_rows.cost(winner, target)
         if goal.budget is None or (winner and value is None):
             continue
-        landing = f"{study_rows.figure(goal.budget)} {goal.unit} on {goal.spec}"
+        landing = f"{figure(goal.budget)} {goal.unit} on {goal.spec}"
         if winner:
             state = "within" if value <= goal.budget else f"over by {value / goal.budget - 1:.1%}"
-            estimated = study_rows.estimated(winner.get("latency") or (), axis)
-            landing += f"; winner {study_rows.figure(value)} {goal.unit}"
+            estimated = study_rows.estimated(winner.get("latency") or (), target)
+            landing += f"; winner {figure(value)} {goal.unit}"
             landing += f" {estimated}, not measured," if estimated else ""
             landing += f" = {value / goal.budget:.1%}, {state}"
-        told.append(("budget", landing))
-    for axis, goal in enumerate(goals):
-        kinds = {study_rows.estimated(row.latency, axis) for row in rows} - {""}
+        known.append(("budget", landing))
+    for target, goal in enumerate(goals):
+        kinds = {study_rows.estimated(row.latency, target) for row in rows} - {""}
         if kinds:
             figures = f"those on {goal.spec} are {'+'.join(sorted(kinds))}, not measured"
-            told.append(("figures", figures))
+            known.append(("figures", figures))
     if winner and baseline:
-        told.append(("baseline", _against(winner, baseline, goals)))
+        known.append(("baseline", _against(winner, baseline, goals)))
     spent = study_rows.part(summary, "time_s").get("total")
-    took = f" in {study_rows.duration(spent)}" if spent else ""
-    told.append(("search", f"{len(rows):,} trials: {study_rows.tally_words(rows)}{took}"))
+    took = f" in {duration(spent)}" if spent else ""
+    known.append(("search", f"{len(rows):,} trials: {study_rows.tally_words(rows)}{took}"))
     volume = study_rows.part(study_rows.part(summary, "prove"), "hypervolume")
     if volume:
         ours, random = volume.get("controller"), volume.get("random")
-        told.append(
-            ("proof", f"hypervolume {figure4(ours)}; random search, as many trials: "
-                      f"{figure4(random)}")
-        )  # fmt: skip
+        text = f"hypervolume {figure(ours, 4)}; random search, as many trials: "
+        known.append(("proof", text + figure(random, 4)))
     if folder is not None:
         kept = (".keras", ".tflite", ".py", ".json", ".png", ".html")
         names = sorted(path.name for path in Path(folder).glob("*") if path.suffix in kept)
-        told.append(("files", f"{folder}" + (": " + ", ".join(names) if names else "")))
-    return [line for name, text in told for line in _wrap(name, text) if text]
-
-
-def figure4(value: float | None) -> str:
-    """A hypervolume: four digits, since fronts differ in the last ones."""
-    return study_rows.figure(value, 4)
+        known.append(("files", f"{folder}" + (": " + ", ".join(names) if names else "")))
+    return [(name, text) for name, text in known if text]
 
 
 def _winner(winner: Mapping) -> str:
     final, proxy = winner.get("quality"), winner.get("proxy_quality")
-    told = [f"trial {winner['number']}"]
+    parts = [f"trial {winner['number']}"]
     if final is not None:
-        seen = "" if proxy is None else f" ({study_rows.percent(proxy)} % in the search)"
-        told.append(f"{study_rows.percent(final)} % retrained{seen}")
+        seen = "" if proxy is None else f" ({percent(proxy)} % in the search)"
+        parts.append(f"{percent(final)} % retrained{seen}")
     elif proxy is not None:
-        told.append(f"{study_rows.percent(proxy)} % in the search, not retrained")
-    told += [f"{study_rows.count(winner['params'])} params"] if winner.get("params") else []
-    told += [f"{study_rows.figure(winner['macs'] / 1e6)} MMACs"] if winner.get("macs") else []
-    told += [f"{winner['file_bytes'] / 1e3:,.0f} kB"] if winner.get("file_bytes") else []
-    told += winner.get("methods") or []
-    return ", ".join(told)
+        parts.append(f"{percent(proxy)} % in the search, not retrained")
+    parts += [f"{count(winner['params'])} params"] if winner.get("params") else []
+    parts += [f"{figure(winner['macs'] / 1e6)} MMACs"] if winner.get("macs") else []
+    parts += [size(winner["file_bytes"])] if winner.get("file_bytes") else []
+    parts += winner.get("methods") or []
+    return ", ".join(parts)
 
 
 def _against(winner: Mapping, baseline: Mapping, goals: Sequence[Goal]) -> str:
-    told = []
-    for axis, goal in enumerate(goals):
-        ours, theirs = study_rows.cost(winner, axis), study_rows.cost(baseline, axis)
+    parts = []
+    for target, goal in enumerate(goals):
+        ours, theirs = study_rows.cost(winner, target), study_rows.cost(baseline, target)
         if ours and theirs:
             faster = theirs / ours
             word = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x slower"
-            told.append(word + (f" on {goal.spec}" if len(goals) > 1 else ""))
+            parts.append(word + (f" on {goal.spec}" if len(goals) > 1 else ""))
     quality = winner.get("quality", winner.get("proxy_quality"))
     if quality is not None and baseline.get("quality") is not None:
         gain = 100 * (quality - baseline["quality"])
-        told.append(f"{gain:+.2f} points of quality")
+        parts.append(f"{gain:+.2f} points of quality")
     if winner.get("params") and baseline.get("params"):
-        told.append(f"{winner['params'] / baseline['params']:.2f}x its parameters")
-    return "winner is " + ", ".join(told) if told else ""
-
-
-def _wrap(name: str, text: str) -> list[str]:
-    import textwrap
-
-    lines = textwrap.wrap(text, WIDTH - 10, break_on_hyphens=False) or [""]
-    return [f"{name:<9} {lines[0]}"] + [f"{'':<9} {line}" for line in lines[1:]]
+        parts.append(f"{winner['params'] / baseline['params']:.2f}x its parameters")
+    return "winner is " + ", ".join(parts) if parts else ""

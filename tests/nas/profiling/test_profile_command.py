@@ -12,8 +12,7 @@ from latency.target import Kind, Latency, Target, TargetUnavailable, Timing
 from nas import registry
 from nas.cli import command_line
 from nas.profiling import devices, history
-from nas.report.plots import sustained
-from nas.report.tables import latency
+from nas.report.tables import latency, sustained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from nas.report import scales, study_rows
+from nas.report import format, scales
 from nas.report.html import architecture, importance
 
 BLOCKS = 8
@@ -101,7 +101,7 @@ def test_architecture_is_read_and_never_run(tmp_path):
 
 def test_config_is_laid_out_without_changing_it():
     config = "Config(classes=10, blocks=(" + "Block(op='mbconv', kernel=5, filters=24), " * 9 + "))"
-    shaped = study_rows.shape(config)
+    shaped = architecture.python(config)
     assert max(map(len, shaped.splitlines())) <= 100 and len(shaped.splitlines()) > 9
     assert re.sub(r"\s|,(?=\s*\))", "", shaped) == re.sub(r"\s|,(?=\s*\))", "", config)
 
@@ -112,7 +112,7 @@ def test_config_is_laid_out_without_changing_it():
      (1234.5, "1,234"), (0, "0"), (None, "-"), (-0.5, "-0.500")],
 )  # fmt: skip
 def test_figures_have_three_digits(value, text):
-    assert study_rows.figure(value) == text
+    assert format.figure(value) == text
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas import report
-from nas.report import scales, study_rows
+from nas.report import format, scales, study_rows
+from nas.report.html import page as html_page
 from nas.report.html import style
+from nas.report.plots import figure, pareto
+from nas.report.tables import search
 from nas.searching import finalists as handover
 from nas.searching.loop import Objective
 
@@ -82,7 +84,7 @@ def test_an_estimate_is_called_one(networks):
     objective = Objective((9.0, 9.0))
     winner = handover._record(best, None, objective, 0.9, handover._costs(best), None)
     budgets = [{"spec": name, "budget_ms": 9.0} for name in ("cpu", "tpu:v5e")]
-    text = report.table(study, {"targets": budgets, "winner": winner}, color=False)
+    text = search.table(study, {"targets": budgets, "winner": winner}, color=False)
     cpu, tpu = (line for line in text.splitlines() if line.startswith("budget"))
     assert "measured" not in cpu and "COMPILED, not measured" in tpu
     assert "figures   those on tpu:v5e are COMPILED, not measured" in text
@@ -90,7 +92,7 @@ def test_an_estimate_is_called_one(networks):
 
 def make_summary(study, targets=1):
     """result.json of a finished search: the two best within the budget were retrained."""
-    rows = [row for row in report.networks(study) if row.state == study_rows.TRAINED]
+    rows = [row for row in study_rows.networks(study) if row.state == study_rows.TRAINED]
     budgets = [float(np.median([row.costs[axis] for row in rows])) for axis in range(targets)]
     inside = [r for r in rows if all(c <= b for c, b in zip(r.costs, budgets, strict=True))]
     finalists = [
@@ -179,7 +181,7 @@ class Page(html.parser.HTMLParser):
 
 def test_front_is_what_nothing_dominates(networks):
     study = make_study(networks, targets=2, directions=["maximize", "minimize", "minimize"])
-    rows = [row for row in report.networks(study) if row.state == study_rows.TRAINED]
+    rows = [row for row in study_rows.networks(study) if row.state == study_rows.TRAINED]
     expected = {
         row.number
         for row in rows
@@ -190,7 +192,7 @@ def test_front_is_what_nothing_dominates(networks):
             for other in rows
         )
     }
-    assert {row.number for row in report.front(report.networks(study))} == expected
+    assert {row.number for row in study_rows.front(study_rows.networks(study))} == expected
     assert 1 < len(expected) < len(rows)
 
 
@@ -213,24 +215,24 @@ def test_trials_that_were_not_trained_for_are_not_on_the_front(networks):
                 user_attrs={"profile": profile, "evaluation": evaluation},
             )
         )
-    assert all(row.number < 3 for row in report.front(report.networks(study)))
-    states = [row.state for row in report.networks(study)[3:]]
+    assert all(row.number < 3 for row in study_rows.front(study_rows.networks(study)))
+    states = [row.state for row in study_rows.networks(study)[3:]]
     assert states == [
         study_rows.FAILED,
         study_rows.DUPLICATE,
         study_rows.STOPPED,
         study_rows.LIMITED,
     ]
-    assert "Pareto" not in report.table(study, {})
-    assert "1 stopped early" in report.table(study, {})
+    assert "Pareto" not in search.table(study, {})
+    assert "1 stopped early" in search.table(study, {})
 
 
 def test_table_holds_the_figures_of_the_study(networks):
     study = make_study(networks)
     summary = make_summary(study)
-    text = report.table(study, summary, limit=1000)
+    text = search.table(study, summary, limit=1000)
     lines = {line.split()[0]: line for line in text.splitlines()[2:] if line.strip()}
-    front = report.front(report.networks(study))
+    front = study_rows.front(study_rows.networks(study))
     for row in front:
         shown = lines[str(row.number)]
         assert f"{100 * row.quality:.2f}" in shown
@@ -250,7 +252,7 @@ def test_table_is_narrow_with_two_targets_and_long_names(networks):
     summary = make_summary(study, targets=2)
     for axis, target in enumerate(summary["targets"]):
         target["spec"] = f"android:0123456789ABCDEF0123,threads={axis + 1}"
-    text = report.table(study, summary)
+    text = search.table(study, summary)
     assert max(map(len, text.splitlines())) <= 100
     head = next(line for line in text.splitlines() if "quality %" in line)
     assert "threads=1" in head and "threads=2" in head
@@ -259,8 +261,8 @@ def test_table_is_narrow_with_two_targets_and_long_names(networks):
 def test_table_thins_the_front_but_keeps_the_winner(networks):
     study = make_study(networks)
     summary = make_summary(study)
-    front = report.front(report.networks(study))
-    text = report.table(study, summary, limit=3)
+    front = study_rows.front(study_rows.networks(study))
+    text = search.table(study, summary, limit=3)
     assert "more on the front" in text and "winner" in text
     shown = [line for line in text.splitlines() if re.match(r" *\d+ +\d+\.\d\d ", line)]
     assert len(shown) <= 3 + len(summary["finalists"]) < len(front)
@@ -268,18 +270,18 @@ def test_table_thins_the_front_but_keeps_the_winner(networks):
 
 def test_colour_only_where_it_is_asked_for(networks, monkeypatch):
     study = make_study(networks)
-    assert "\033" not in report.table(study, make_summary(study))
-    colored = report.table(study, make_summary(study), color=True)
-    assert "\033[32m" in colored
+    assert "\033" not in search.table(study, make_summary(study))
+    colored = search.table(study, make_summary(study), color=True)
+    assert re.search(r"\033\[(1;)?32m", colored)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\033" not in report.table(study, make_summary(study))
+    assert "\033" not in search.table(study, make_summary(study))
 
 
 def test_table_lists_the_files(networks, tmp_path):
     study = make_study(networks)
     (tmp_path / "best.tflite").write_bytes(b"")
-    assert "best.tflite" in report.table(study, make_summary(study), folder=tmp_path)
+    assert "best.tflite" in search.table(study, make_summary(study), folder=tmp_path)
 
 
 @pytest.mark.parametrize("targets", [1, 2])
@@ -288,14 +290,14 @@ def test_page_is_whole_and_fetches_nothing(networks, tmp_path, targets, multi):
     directions = ["maximize"] + ["minimize"] * targets if multi else None
     study = make_study(networks, targets=targets, directions=directions)
     summary = make_summary(study, targets)
-    page = Page(report.html(tmp_path / "report.html", study, summary))
+    page = Page(html_page.write(tmp_path / "report.html", study, summary))
     assert not re.search(r"https?://", page.source)
     assert not {"link", "img", "iframe"} & set(page.tags)
     assert not any(name in ("src", "href") for _, name, _ in page.attributes)
     winner = summary["winner"]
     for fact in (
         f"{100 * winner['quality']:.2f}",
-        study_rows.figure(winner["costs"][0]),
+        format.figure(winner["costs"][0]),
         f"{4.0 / winner['costs'][0]:.2f}×",
         "0.9876",
         "governor",
@@ -310,7 +312,7 @@ def test_page_is_whole_and_fetches_nothing(networks, tmp_path, targets, multi):
 
 def test_page_data_equals_the_study(networks, tmp_path):
     study = make_study(networks)
-    page = Page(report.html(tmp_path / "report.html", study, {}))
+    page = Page(html_page.write(tmp_path / "report.html", study, {}))
     data = json.loads(re.search(r'id="data">(.*?)</script>', page.source).group(1))
     trained = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert set(data["trials"]) == {str(trial.number) for trial in trained}
@@ -323,13 +325,13 @@ def test_page_data_equals_the_study(networks, tmp_path):
         assert choices == trial.params
         quality = trial.user_attrs["evaluation"]["quality"]
         assert f"quality {100 * quality:.2f} %" in shown["lines"]
-    row = next(r for r in report.networks(study) if r.number == trained[0].number)
+    row = next(r for r in study_rows.networks(study) if r.number == trained[0].number)
     assert f"{row.quality}" in [v for _, name, v in page.attributes if name == "data-v"]
 
 
 def test_dots_are_where_the_figures_say(networks, tmp_path):
     study = make_study(networks)
-    page = Page(report.html(tmp_path / "report.html", study, make_summary(study)))
+    page = Page(html_page.write(tmp_path / "report.html", study, make_summary(study)))
     chart = page.source[page.source.index("<svg") : page.source.index("</svg>")]
     dots = {
         int(n): (float(x), float(y))
@@ -337,12 +339,12 @@ def test_dots_are_where_the_figures_say(networks, tmp_path):
             r'"o\d" data-n="(\d+)" r="\S+" cx="([\d.]+)" cy="([\d.]+)"', chart
         )
     }
-    rows = [row for row in report.networks(study) if row.number in dots]
+    rows = [row for row in study_rows.networks(study) if row.number in dots]
     assert len(rows) > 20
     x, y = np.array([dots[row.number] for row in rows]).T
     cost, quality = np.array([(row.costs[0], row.quality) for row in rows]).T
     summary = make_summary(study)
-    every = report.networks(study)
+    every = study_rows.networks(study)
     log = scales.view(every, summary, study_rows.goals(summary, every)[0], 0).log
     assert np.corrcoef(x, np.log(cost) if log else cost)[0, 1] > 0.9999
     assert np.corrcoef(y, quality)[0, 1] < -0.9999  # pixels grow downwards
@@ -357,7 +359,7 @@ def test_everything_foreign_is_escaped(networks, tmp_path):
     summary["targets"][0]["device"] = evil
     for name in ("space", "task", "controller", "reward", "study"):
         summary[name] = evil
-    page = Page(report.html(tmp_path / "report.html", study, summary))
+    page = Page(html_page.write(tmp_path / "report.html", study, summary))
     assert page.tags.count("script") == 2  # ours: the data and the program
     assert page.source.count("<script>alert") == 0
     assert "<script>alert(1)</script>" in page.text
@@ -373,7 +375,7 @@ def test_choices_of_a_study_cannot_end_the_script(tmp_path):
                 params={"op": evil}, distributions=space, value=0.5, user_attrs=attributes
             )
         )
-        page = Page(report.html(tmp_path / "report.html", study, {}))
+        page = Page(html_page.write(tmp_path / "report.html", study, {}))
         assert page.tags.count("script") == 2
         study = optuna.create_study(direction="maximize")
 
@@ -395,13 +397,14 @@ def read_png(path):
 @pytest.mark.parametrize("targets", [1, 2])
 def test_picture(networks, tmp_path, targets):
     study = make_study(networks, targets=targets)
-    path = report.pareto_png(tmp_path / "pareto.png", study, make_summary(study, targets))
+    path = figure.save(tmp_path / "pareto.png", pareto.draw(study, make_summary(study, targets)))
     (width, height), colors = read_png(path)
     assert width >= 1200 and height >= 700 and colors > 20
 
 
 def test_matplotlib_waits_until_it_is_needed():
-    code = "import sys, nas.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, nas.report.html.page, nas.report.tables.search, nas.report.plots.pareto"
+    code += "; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -420,32 +423,32 @@ GAPS = [
 @pytest.mark.parametrize("gaps", GAPS)
 def test_an_interrupted_search_is_reported(networks, tmp_path, gaps):
     study = make_study(networks[:5])
-    text = report.table(study, gaps)
+    text = search.table(study, gaps)
     assert "trained" in text and max(map(len, text.splitlines())) <= 100
-    Page(report.html(tmp_path / "report.html", study, gaps))
-    read_png(report.pareto_png(tmp_path / "pareto.png", study, gaps))
+    Page(html_page.write(tmp_path / "report.html", study, gaps))
+    read_png(figure.save(tmp_path / "pareto.png", pareto.draw(study, gaps)))
 
 
 def test_what_was_not_retrained_is_not_called_so(networks, tmp_path):
     study = make_study(networks)
-    row = next(r for r in report.networks(study) if r.state == study_rows.TRAINED)
+    row = next(r for r in study_rows.networks(study) if r.state == study_rows.TRAINED)
     winner = {"number": row.number, "quality": row.quality, "proxy_quality": row.quality}
     summary = {"winner": winner | {"costs": list(row.costs)}, "finalists": []}
-    assert "not retrained" in report.table(study, summary)
-    page = Page(report.html(tmp_path / "report.html", study, summary))
+    assert "not retrained" in search.table(study, summary)
+    page = Page(html_page.write(tmp_path / "report.html", study, summary))
     assert "not retrained" in page.text
 
 
 def test_one_trained_network_is_enough(networks, tmp_path):
     study = make_study(networks[:4], train=lambda index: index == 2)
-    Page(report.html(tmp_path / "report.html", study, {}))
-    report.pareto_png(tmp_path / "pareto.png", study, {})
-    assert re.search(r"^ +2 ", report.table(study, {}), re.MULTILINE)
+    Page(html_page.write(tmp_path / "report.html", study, {}))
+    figure.save(tmp_path / "pareto.png", pareto.draw(study, {}))
+    assert re.search(r"^ +2 ", search.table(study, {}), re.MULTILINE)
 
 
 def test_the_best_so_far_is_within_the_budget_if_any_is(networks):
     study = make_study(networks)
-    rows = [row for row in report.networks(study) if row.state == study_rows.TRAINED]
+    rows = [row for row in study_rows.networks(study) if row.state == study_rows.TRAINED]
     cheapest = min(row.costs[0] for row in rows)
     for budget, feasible in (
         (float(np.median([row.costs[0] for row in rows])), True),
@@ -456,31 +459,31 @@ def test_the_best_so_far_is_within_the_budget_if_any_is(networks):
         best = max(inside, key=lambda row: row.quality)
         assert (best.costs[0] <= budget) == feasible and cheapest > 1e-3
         line = next(
-            x for x in report.table(study, {"targets": targets}).splitlines() if "best" in x
+            x for x in search.table(study, {"targets": targets}).splitlines() if "best" in x
         )
         assert line.split()[0] == str(best.number)
 
 
 def test_an_empty_study_says_so(tmp_path):
     study = optuna.create_study(study_name="nothing", direction="maximize")
-    assert "No network is trained yet" in report.table(study, {})
-    page = Page(report.html(tmp_path / "report.html", study, {}))
+    assert "No network is trained yet" in search.table(study, {})
+    page = Page(html_page.write(tmp_path / "report.html", study, {}))
     assert "No network is trained yet" in page.text
     with pytest.raises(ValueError, match="no network of study 'nothing' is trained yet"):
-        report.pareto_png(tmp_path / "pareto.png", study, {})
+        figure.save(tmp_path / "pareto.png", pareto.draw(study, {}))
 
 
 def test_running_trials_do_not_disturb(networks, tmp_path):
     study = make_study(networks)
     study.ask()
-    assert "1 running" in report.table(study, {})
-    Page(report.html(tmp_path / "report.html", study, {}))
+    assert "1 running" in search.table(study, {})
+    Page(html_page.write(tmp_path / "report.html", study, {}))
 
 
 def test_log_axis_when_costs_span_more_than_ten_times(networks):
     wide = [{**n, "costs": [n["costs"][0] ** 3]} for n in networks]
     study = make_study(wide)
-    rows = report.networks(study)
+    rows = study_rows.networks(study)
     view = scales.view(rows, {}, study_rows.goals({}, rows)[0], 0)
     costs = [row.costs[0] for row in rows if row.state == study_rows.TRAINED]
     assert view.log == (max(costs) > 10 * min(costs)) and view.log
@@ -489,6 +492,6 @@ def test_log_axis_when_costs_span_more_than_ten_times(networks):
 
 def test_network_that_learned_nothing_does_not_flatten_the_plot(networks):
     study = make_study([{**networks[0], "quality": 0.1}, *networks[1:]])
-    rows = report.networks(study)
+    rows = study_rows.networks(study)
     view = scales.view(rows, {}, study_rows.goals({}, rows)[0], 0)
     assert view.bottom > 50 and view.below >= 1
