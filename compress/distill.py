@@ -8,6 +8,7 @@ for RNN-Transducer Models", arXiv 2011.06110 (lattices).
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import keras
@@ -104,7 +105,7 @@ class Distill(Method):
         teachers = [layer for layer in model.layers if isinstance(layer, Teach)]
         return next(layer for layer in teachers if layer.asked == repr(self))
 
-    def _logits(self, model: keras.Model, teacher: keras.Model):
+    def _logits(self, model: keras.Model, teacher: keras.Model) -> Any:
         """(tensors of the network to compare, the measure, a function inputs -> the teacher's)."""
         _, logits = _logits_of(model)
         place, target = _logits_of(teacher)
@@ -119,7 +120,7 @@ class Distill(Method):
         measure = Classes(heat, (_is_softmax(logits), _is_softmax(target)))
         return [logits], measure, functools.partial(_run, teacher, place)
 
-    def _lattice(self, model: keras.Model, teacher: keras.Model):
+    def _lattice(self, model: keras.Model, teacher: keras.Model) -> Any:
         inputs = model.input
         if not isinstance(inputs, dict) or not {"frames", "labels"} <= set(inputs):
             raise NotApplicable("distill: no transducer: it has no inputs named frames and labels")
@@ -131,7 +132,7 @@ class Distill(Method):
         measure = Lattice(heat, classes.soft, ratio=-(-frames // logits.shape[1]))
         return [logits, inputs["frames"], inputs["labels"]], measure, teach
 
-    def _features(self, model: keras.Model, teacher: keras.Model):
+    def _features(self, model: keras.Model, teacher: keras.Model) -> Any:
         pairs = list(_pairs(self.which, model, teacher))
         for mine, theirs in pairs:
             if tuple(mine.shape[1:-1]) != tuple(theirs.shape[1:-1]):
@@ -153,12 +154,12 @@ class Teach(keras.layers.Layer):
     function Keras does not find its weights, which are neither trained nor saved.
     """
 
-    def __init__(self, measure, teach, weight: float, asked: str, **kwargs):
+    def __init__(self, measure: Any, teach: Any, weight: float, asked: str, **kwargs: Any):
         super().__init__(**({"dtype": "float32", "autocast": False} | kwargs))
         self.measure, self.teach, self.weight, self.asked = measure, teach, weight, asked
         self.supports_masking = True
 
-    def build(self, outputs_shape, compared_shape, inputs_shape):
+    def build(self, outputs_shape: Any, compared_shape: Any, inputs_shape: tuple[int, ...]) -> None:
         self.steps = self.add_weight(
             name="steps", shape=(), initializer="zeros", dtype="int", trainable=False
         )
@@ -169,7 +170,7 @@ class Teach(keras.layers.Layer):
             if widths[0] != widths[1]
         ]
 
-    def call(self, outputs, compared, inputs, training=None):
+    def call(self, outputs: Any, compared: Any, inputs: Any, training: bool | None = None) -> Any:
         if training:
             theirs = [ops.stop_gradient(_float32(one)) for one in self.teach(inputs)]
             distance = self.measure([_float32(one) for one in compared], theirs, self.projections)
@@ -178,10 +179,12 @@ class Teach(keras.layers.Layer):
             self.add_loss(self.weight * distance)
         return outputs
 
-    def compute_output_spec(self, outputs, compared, inputs, training=None):
+    def compute_output_spec(
+        self, outputs: Any, compared: Any, inputs: Any, training: bool | None = None
+    ) -> Any:
         return keras.KerasTensor(outputs.shape, outputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         mine = {"measure": self.measure, "teach": self.teach, "asked": self.asked}
         config = super().get_config() | mine | {"weight": self.weight}
         return config | {"dtype": "float32", "autocast": False}
@@ -194,12 +197,12 @@ class Classes:
     heat: float
     soft: tuple[bool, bool]
 
-    def __call__(self, mine, theirs, projections):
+    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
         mine, theirs = self.logarithms(mine[0], theirs[0])
         mine, theirs = (ops.log_softmax(one, axis=-1) for one in (mine, theirs))
         return self.heat**2 * ops.mean(ops.sum(ops.exp(theirs) * (theirs - mine), axis=-1))
 
-    def logarithms(self, *both):
+    def logarithms(self, *both: Any) -> Any:
         """Logits / heat of both: logarithms of probabilities are logits, too."""
         both = [
             ops.log(ops.maximum(one, LEAST)) if soft else one
@@ -214,7 +217,7 @@ class Lattice(Classes):
 
     ratio: int  # frames that are one column of the lattice
 
-    def __call__(self, mine, theirs, projections):
+    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
         mine, frames, labels = mine
         mine, theirs = self.logarithms(mine, theirs[0])
         labels = ops.cast(labels, "int32")
@@ -237,7 +240,7 @@ class Features:
     distance: str
     widths: tuple[tuple[int, int], ...]
 
-    def __call__(self, mine, theirs, projections):
+    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
         projections, total = iter(projections), 0.0
         for one, other, (width, wanted) in zip(mine, theirs, self.widths, strict=True):
             one = one if width == wanted else ops.matmul(one, next(projections))
@@ -298,7 +301,7 @@ def _reduced_divergence(mine, theirs, next_label, nodes):
     return divergence(mine)
 
 
-def _run(teacher: keras.Model, place, inputs) -> list:
+def _run(teacher: keras.Model, place: Any, inputs: Any) -> list:
     """What the teacher makes of a batch, as a list."""
     outputs = teacher(inputs, training=False)
     if isinstance(outputs, dict):
@@ -306,7 +309,7 @@ def _run(teacher: keras.Model, place, inputs) -> list:
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
-def _shapes(inputs) -> Any:
+def _shapes(inputs: Any) -> Any:
     """The shapes of inputs, by their names where they have some."""
     if isinstance(inputs, dict):
         return {name: tuple(tensor.shape[1:]) for name, tensor in sorted(inputs.items())}
@@ -334,13 +337,13 @@ def _maker(tensor):
     return inner(layer)
 
 
-def _sources(tensor) -> list:
+def _sources(tensor: Any) -> list:
     """What the layer that made a tensor was called on."""
     history = tensor._keras_history
     return history.operation._inbound_nodes[history.node_index].input_tensors
 
 
-def _is_softmax(tensor) -> bool:
+def _is_softmax(tensor: Any) -> bool:
     """Whether these are probabilities, as networks that end with a softmax give."""
     layer = _maker(tensor)
     if isinstance(layer, Teach | Levels | keras.layers.Reshape):
@@ -349,7 +352,7 @@ def _is_softmax(tensor) -> bool:
     return isinstance(layer, keras.layers.Softmax) or activation is keras.activations.softmax
 
 
-def _pairs(which: str | None, model: keras.Model, teacher: keras.Model):
+def _pairs(which: str | None, model: keras.Model, teacher: keras.Model) -> Iterator[Any]:
     """(mine, the teacher's) tensors of the layers that `which` means."""
     if which is None:
         yield tuple(_before_logits(_logits_of(one)[1]) for one in (model, teacher))
@@ -390,7 +393,7 @@ def _before_logits(tensor):
     return _before_logits(before) if passes else before
 
 
-def _output(model: keras.Model, name: str):
+def _output(model: keras.Model, name: str) -> Any:
     """The only output of the layer of that name; a Parametrized one was called in others, too."""
     nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
     found = [node.output_tensors for node in nodes if node.operation.name == name]

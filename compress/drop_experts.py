@@ -5,7 +5,8 @@ compress/experts/criteria.py), iterative dropping, and lottery subnetworks (fine
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -120,7 +121,9 @@ class DropExperts(Method):
         goal = self._number(first) * number // self.rounds
         return max(0, goal - (first.layer.count - len(first.layer.alive())))
 
-    def _drop(self, model, data, number: int, groups, missing) -> None:
+    def _drop(
+        self, model: keras.Model, data: Data | None, number: int, groups: Any, missing: Any
+    ) -> None:
         alive = {mixture.name: mixture.layer.alive() for group in groups for mixture in group}
         needs = CRITERIA[self.criterion].needs
         found = statistics.gather(model, needs, data, alive)
@@ -162,7 +165,7 @@ class DropExperts(Method):
         return finished
 
 
-def _few(data: Data):
+def _few(data: Data) -> Iterator[Any]:
     for inputs, targets in data.batches(8):
         yield dataclasses.replace(data, inputs=inputs, targets=targets)
 
@@ -250,7 +253,9 @@ def _narrow(dense: keras.layers.Dense, outputs: np.ndarray) -> keras.layers.Dens
     return new
 
 
-def _cut_weights(record: Record | None, layer, axes: dict[str, int], kept: np.ndarray) -> None:
+def _cut_weights(
+    record: Record | None, layer: keras.layers.Layer, axes: dict[str, int], kept: np.ndarray
+) -> None:
     """What is known of the weights of a layer, for those experts alone; they are on axis 0 else."""
     for weight in layer.weights:
         if record is not None and (told := record.weights.get(weight.path)) is not None:

@@ -5,6 +5,7 @@ of the paper: ours is that of slimmable networks (compress/channels/nested_level
 """
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -102,7 +103,7 @@ class DynamicSparsity(Method):
     def _by_blocks(self) -> bool:
         return self.pattern == "blocks"
 
-    def _of_units(self, model, levels: Levels) -> dict:
+    def _of_units(self, model: keras.Model, levels: Levels) -> dict:
         """Masks over the inputs of the layers that read hidden units, by path of the kernel."""
         found = bundles(model)
         counts = kept_units(model, found, self.levels[1:])
@@ -117,7 +118,7 @@ class DynamicSparsity(Method):
                 masks[owners[name].path] = levels.mask(key, shape)
         return masks
 
-    def _of_weights(self, model, levels: Levels) -> dict:
+    def _of_weights(self, model: keras.Model, levels: Levels) -> dict:
         masks, values = {}, _values(model)
         for kernel in kernels(model):
             if kernel.kind in LEFT or not self._fits(kernel):
@@ -129,7 +130,7 @@ class DynamicSparsity(Method):
     def _fits(self, kernel: Kernel) -> bool:
         return self.pattern != "1x4" or not kernel.shape[kernel.input_axes[-1]] % 4
 
-    def _ranked(self, variable, kernel: Kernel, ramp: float) -> np.ndarray:
+    def _ranked(self, variable: Any, kernel: Kernel, ramp: float) -> np.ndarray:
         """The level of each weight, by magnitude; `ramp` 0..1: how sparse the levels are yet."""
         scores = np.abs(keras.ops.convert_to_numpy(variable).astype(np.float64))
         if self.pattern == "unstructured":

@@ -6,6 +6,7 @@ predictor sees the instruction once and chooses the units of all layers; both ar
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -129,7 +130,7 @@ class InstructionPruning(Method):
         return finished
 
 
-def masks(model: keras.Model, inputs) -> np.ndarray:
+def masks(model: keras.Model, inputs: Any) -> np.ndarray:
     """The masks (batch, feed-forward layers, blocks) that a finished network predicts."""
     predictor = _predictor(model)
     node = next(node for node in graph.calls(model) if node.operation is predictor)
@@ -159,7 +160,7 @@ def materialize(model: keras.Model, mask: np.ndarray) -> keras.Model:
     return _walked(model, place)
 
 
-def _dense(layer: MaskedFeedForward, inputs, units: np.ndarray):
+def _dense(layer: MaskedFeedForward, inputs: Any, units: np.ndarray) -> Any:
     """What a feed-forward layer is of these units alone: a gather of columns and rows."""
     *names, project = layer.names
     factors = []
@@ -221,7 +222,7 @@ def _feed_forwards(model: keras.Model) -> list[_FeedForward]:
     return found
 
 
-def _instruction(model: keras.Model, touched: set[str]):
+def _instruction(model: keras.Model, touched: set[str]) -> Any:
     """What the predictor sees: the first layer with weights; and how many tokens, 0: all."""
     tensor = next(t for t in model.inputs if "int" not in t.dtype or len(t.shape) > 1)
     for node in graph.calls(model):
@@ -240,25 +241,27 @@ def _instruction(model: keras.Model, touched: set[str]):
 class MaskUnits(keras.layers.Layer):
     """In training: hidden units times their block's mask."""
 
-    def __init__(self, pair: _FeedForward, index: int, blocks: int, **kwargs):
+    def __init__(self, pair: _FeedForward, index: int, blocks: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.pair, self.index, self.blocks = pair, index, blocks
 
-    def call(self, inputs, masks):
+    def call(self, inputs: Any, masks: Any) -> Any:
         owner = unit_blocks(inputs.shape[-1], self.blocks)
         units = ops.take(masks[:, self.index], owner, axis=-1)
         middle = [1] * (len(inputs.shape) - 2)
         return inputs * ops.cast(ops.reshape(units, (-1, *middle, len(owner))), inputs.dtype)
 
-    def compute_output_shape(self, shape, *_):
+    def compute_output_shape(self, shape: tuple[int, ...], *_: Any) -> tuple[int | None, ...]:
         return shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"pair": self.pair, "index": self.index, "blocks": self.blocks}
         return super().get_config() | own
 
 
-def _masked(model, found: Sequence[_FeedForward], features, predictor) -> keras.Model:
+def _masked(
+    model: keras.Model, found: Sequence[_FeedForward], features: Any, predictor: Any
+) -> keras.Model:
     """The model to train: masks between the hidden units and what reads them."""
     projects = {pair.project: number for number, pair in enumerate(found)}
     predicted = []
@@ -322,7 +325,7 @@ def _switched(model: keras.Model, record: Record) -> keras.Model:
     return _walked(model, place)
 
 
-def _walked(model: keras.Model, place) -> keras.Model:
+def _walked(model: keras.Model, place: Any) -> keras.Model:
     """A new graph: `place(node, now)` gives the outputs that stand for a call, or None: as it was.
 
     `now`: id of a tensor -> what stands for it.

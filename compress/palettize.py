@@ -4,7 +4,7 @@ Apple, arXiv 2407.21075, section 5 (tables for 16 outputs each, 3.5 bits a weigh
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -74,7 +74,7 @@ class Palette(OnLevels):
         """The values nearest to these in the tables of so many bits."""
         return self.weight(value, bits).dense()
 
-    def call(self, weight):
+    def call(self, weight: Any) -> Any:
         if self.bits is None:
             return keras.ops.convert_to_tensor(weight)
         return keras.ops.convert_to_tensor(
@@ -168,7 +168,9 @@ class Palettize(Method):
     def _pair(self) -> tuple[int, int]:
         return next(pair for pair in PAIRS if pair[0] < self.bits < pair[1])
 
-    def _sense(self, model, data, palettes, now, masks) -> None:
+    def _sense(
+        self, model: keras.Model, data: Data | None, palettes: Any, now: Any, masks: Any
+    ) -> None:
         """What each kernel alone at fewer bits costs."""
         low, high = self._pair()
         if data is None or data.loss is None or data.targets is None:
@@ -189,7 +191,7 @@ class Palettize(Method):
             palette.sensitivity = _loss(tried, data) - before
             weights[path].assign(many)
 
-    def _share_out(self, palettes) -> None:
+    def _share_out(self, palettes: Any) -> None:
         """Fewer bits where a saved bit costs least, until the target is met."""
         low, high = self._pair()
         target = self.bits * sum(palette.kernel.size for palette in palettes.values())

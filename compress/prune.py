@@ -6,6 +6,7 @@ Mishra et al., arXiv 2104.08378.
 
 import dataclasses
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -173,7 +174,7 @@ class Prune(Method):
             raise ValueError(f"{model.name} was not prepared by {self!r}")
         return mine
 
-    def _weights(self, model: keras.Model, masks: dict):
+    def _weights(self, model: keras.Model, masks: dict) -> Any:
         """(weight, its mask) of all masks."""
         weights = {weight.path: weight for weight in model.weights}
         return [(weights[path], mask) for path, mask in masks.items()]
@@ -205,7 +206,7 @@ class Mask(Parametrization):
         super().__init__()
         self.owner = owner
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         # No float: averages of weights (`Recipe.ema`) are not taken of it.
         self.mask = self.add_weight(
             shape=shape, dtype="bool", initializer="ones", trainable=False, name="mask"
@@ -218,7 +219,7 @@ class Mask(Parametrization):
             name="updated",
         )
 
-    def call(self, weight):
+    def call(self, weight: Any) -> Any:
         still = ops.cast(ops.not_equal(self.updated.value, _FROZEN), weight.dtype)
         absent = (weight - ops.stop_gradient(weight)) * still  # 0, whose gradient goes on
         return ops.where(self.mask.value, weight, absent)
@@ -300,7 +301,7 @@ def _rows(value: np.ndarray, input_axes: tuple[int, ...]) -> np.ndarray:
     return value.transpose(*outputs, *input_axes).reshape(-1, size)
 
 
-def _from_rows(rows: np.ndarray, shape: tuple[int, ...], input_axes: tuple[int, ...]):
+def _from_rows(rows: np.ndarray, shape: tuple[int, ...], input_axes: tuple[int, ...]) -> Any:
     """The inverse of `_rows`."""
     order = [axis for axis in range(len(shape)) if axis not in input_axes] + list(input_axes)
     return rows.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))

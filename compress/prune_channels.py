@@ -7,6 +7,7 @@ arXiv 1906.10771; by activations and weights: Sun et al., "Wanda", arXiv 2306.11
 import dataclasses
 import itertools
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -107,7 +108,7 @@ class PruneChannels(Method):
                 return units - left
         return 0
 
-    def _scores(self, model, channels: Channels, data: Data | None) -> np.ndarray:
+    def _scores(self, model: keras.Model, channels: Channels, data: Data | None) -> np.ndarray:
         """Importance of every unit, by the number of its channel."""
         needs = {"taylor": "inputs, targets and their loss", "activation": "inputs"}
         if self.importance != "magnitude":
@@ -132,7 +133,7 @@ def _sums(slot: Slot, value: np.ndarray) -> np.ndarray:
     return value.transpose(order).reshape(slot.labels.size, -1).sum(1)
 
 
-def _added(channels: Channels, slots: list[Slot], values) -> np.ndarray:
+def _added(channels: Channels, slots: list[Slot], values: Any) -> np.ndarray:
     """Sums of values at the places of each channel."""
     total = np.zeros(channels.total)
     for slot, value in zip(slots, values, strict=True):
@@ -151,7 +152,7 @@ def _magnitudes(channels: Channels) -> np.ndarray:
     return _added(channels, slots, values)
 
 
-def _changes(model, channels: Channels, data: Data) -> np.ndarray:
+def _changes(model: keras.Model, channels: Channels, data: Data) -> np.ndarray:
     """|d loss / d gate| of a gate, now 1, before all that reads a unit; summed over examples.
 
     One by one: in a trained network the changes of many examples cancel.
@@ -169,7 +170,7 @@ def _changes(model, channels: Channels, data: Data) -> np.ndarray:
     return total
 
 
-def _contributions(model, channels: Channels, data: Data) -> np.ndarray:
+def _contributions(model: keras.Model, channels: Channels, data: Data) -> np.ndarray:
     """Mean squares of what is read, times the squares of the weights that read it."""
     slots = [slot for slot in channels.slots if slot.role == "in"]
     seen = [slot.source for slot in slots]
@@ -241,7 +242,9 @@ def taken(value: np.ndarray, axes: tuple[int, ...], mask: np.ndarray) -> np.ndar
     return np.take_along_axis(value, kept.reshape(shape), axis=axes[1])
 
 
-def _tell_untouched(channels: Channels, gone, model, record: Record, method) -> None:
+def _tell_untouched(
+    channels: Channels, gone: Any, model: keras.Model, record: Record, method: Any
+) -> None:
     """The reason for every layer with weights from which nothing was taken."""
     gone = np.array(gone)
     by_layer: dict[str, list[Slot]] = {}

@@ -4,7 +4,7 @@ The activations' ranges are found on data by the writer of the file (nas/files/w
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -29,12 +29,12 @@ class Rounded(Quantizer):
     def settle(self, scale: np.ndarray | None) -> None:
         self._scale = scale
 
-    def scale(self):
+    def scale(self) -> Any:
         if self._scale is None:
             raise RuntimeError("rounded before `update` was called with step == steps")
         return self._scale
 
-    def call(self, weight):
+    def call(self, weight: Any) -> Any:
         if self._scale is None:
             return keras.ops.convert_to_tensor(weight)
         values = keras.ops.convert_to_numpy(weight)

@@ -6,7 +6,7 @@ training: Zhang et al., "LQER", arXiv 2402.02446.
 
 import dataclasses
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -160,10 +160,10 @@ class Gate(Parametrization):
         super().__init__(dtype="float32")
         self.start, self.opens = start, opens
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         self.phase = self.add_weight(shape=(), initializer="zeros", trainable=False, name="phase")
 
-    def call(self, weight):
+    def call(self, weight: Any) -> Any:
         weight = ops.convert_to_tensor(weight)
         now, later = weight, ops.stop_gradient(weight)
         if self.opens:
@@ -290,7 +290,7 @@ def _input_sizes(model: keras.Model, names: list[str], data: Data) -> dict[str, 
     return {name: np.maximum(size, 1e-2 * size.mean() + 1e-9) for name, size in sizes.items()}
 
 
-def _merge(layer, down, up, activation) -> None:
+def _merge(layer: keras.layers.Layer, down: Any, up: Any, activation: Any) -> None:
     """Make the adapter a part of the layer's kernel."""
     product = np.tensordot(np.asarray(down.kernel), np.asarray(up.kernel), axes=[-1, -2])
     layer.kernel.assign_add(product.reshape(layer.kernel.shape))

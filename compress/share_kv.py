@@ -5,7 +5,7 @@ eight layers the last three have no keys and values of their own, and need no ca
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 
@@ -114,12 +114,12 @@ def _memories(nodes: list) -> int:
     return sum(tensor.shape[-1] for tensor in tensors.values())
 
 
-def _same_memory(node, source) -> bool:
+def _same_memory(node: Any, source: Any) -> bool:
     pairs = zip(node.input_tensors[1:3], source.input_tensors[1:3], strict=True)
     return all(one is other for one, other in pairs)
 
 
-def _check(node, source) -> None:
+def _check(node: Any, source: Any) -> None:
     """`NotApplicable` unless the queries of `node` can meet the keys of `source`."""
     one, other = node.operation, source.operation
     for what, mine, theirs in (
@@ -135,7 +135,7 @@ def _check(node, source) -> None:
             raise NotApplicable(f"{one.name} has {lengths[0]} queries, with no angles to turn them")
 
 
-def _shared(model: keras.Model, source, sharers: list) -> keras.Model:
+def _shared(model: keras.Model, source: Any, sharers: list) -> keras.Model:
     """The graph in which the attention of `sharers` gets keys, values and bias of `source`."""
     memory, angles = [], []  # what the source, and the rotation of its queries, are called with
     turned = _rotary(source)
@@ -162,7 +162,7 @@ def _shared(model: keras.Model, source, sharers: list) -> keras.Model:
     return graph.rewritten(model, change)
 
 
-def _noting(layer, others: list):
+def _noting(layer: keras.layers.Layer, others: list) -> Any:
     """`layer`, which notes down what it is called with beside the queries."""
 
     def call(query, *rest, **named):
@@ -187,7 +187,7 @@ def _before(tensor):
     return tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
 
 
-def _without_caches(new: keras.Model, sharers: list, source) -> keras.Model:
+def _without_caches(new: keras.Model, sharers: list, source: Any) -> keras.Model:
     """`new` without the inputs and outputs that were caches of the layers that share now."""
     gone = {name for node in sharers for name in _caches(node)} - {*_caches(source)}
     if not gone:
@@ -205,13 +205,13 @@ def _without_caches(new: keras.Model, sharers: list, source) -> keras.Model:
     return keras.Model(inputs, outputs, name=new.name)
 
 
-def _caches(node) -> list[str]:
+def _caches(node: Any) -> list[str]:
     """The inputs of the model that are caches behind the keys and values of an attention."""
     names = [_cache_behind(tensor) for tensor in node.input_tensors[1:3]]
     return [name for name in names if name is not None]
 
 
-def _cache_behind(tensor) -> str | None:
+def _cache_behind(tensor: Any) -> str | None:
     """The name of the input that a tensor was appended to."""
     before = _before(tensor)
     if not isinstance(before.operation, KeepLast):

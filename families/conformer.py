@@ -7,10 +7,11 @@ Multilingual Streaming On-Device ASR System", arXiv 2208.13916 (endpointer, embe
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 
-from families.blocks.checks import check
+from families.blocks.checks import check, spell
 from families.blocks.conformer import EPSILON, encode
 from families.blocks.streaming import Stream, with_past
 from families.blocks.transducer import join, predict
@@ -104,7 +105,7 @@ _CHOICES = {
 }
 
 
-def _canonical(field: dataclasses.Field, value):
+def _canonical(field: dataclasses.Field, value: Any) -> Any:
     """The value in the field's type, or ValueError."""
     name = field.name
     if field.type is int:
@@ -119,7 +120,7 @@ def _canonical(field: dataclasses.Field, value):
     return field.type(value)
 
 
-def _check_together(config: Config):
+def _check_together(config: Config) -> None:
     _check(config.width % config.heads == 0, "width", config.width, f"times heads={config.heads}")
     _check(config.width % 2 == 0, "width", config.width, "an even number (sines and cosines)")
     _check(config.conv_only <= config.depth, "conv_only", config.conv_only, "at most depth")
@@ -248,7 +249,7 @@ def deploy(config: Config) -> Config:
     return dataclasses.replace(config, part=part, chunk=chunk)
 
 
-def _features(config: Config, stream: Stream | None):
+def _features(config: Config, stream: Stream | None) -> Any:
     """Inputs, and the features made of them."""
     frames = config.chunk * config.ratio if stream else config.frames
     if not config.audio_rate:
@@ -275,7 +276,7 @@ def _features(config: Config, stream: Stream | None):
     return {"audio": audio}, features
 
 
-def _frame_logits(x, config: Config):
+def _frame_logits(x: Any, config: Config) -> Any:
     x = keras.layers.Dense(config.vocabulary, name="head_logits")(x)
     if config.objective == "endpointer":
         x = keras.layers.LayerNormalization(epsilon=EPSILON, name="head_norm")(x)

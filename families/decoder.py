@@ -6,6 +6,7 @@ experts (Mixtral, 2401.04088), and the keys and values that layers share (Apple'
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 
@@ -273,13 +274,13 @@ def build(config: Config) -> keras.Model:
     return keras.Model(inputs, {"logits": logits} | caches, name="decoder")
 
 
-def _embedding(config: Config):
+def _embedding(config: Config) -> Any:
     kind = TiedEmbedding if config.tied else keras.layers.Embedding
     initializer = keras.initializers.RandomNormal(stddev=0.02)
     return kind(config.vocabulary, config.dim, embeddings_initializer=initializer, name="embed")
 
 
-def _keys_and_values(normed, config: Config, rotary, path: str):
+def _keys_and_values(normed: Any, config: Config, rotary: Any, path: str) -> Any:
     """Keys, turned by their positions, and values: each (batch, length, groups * head_width)."""
     width = config.key_value_heads * config.head_width
     keys = _turned(
@@ -288,7 +289,7 @@ def _keys_and_values(normed, config: Config, rotary, path: str):
     return keys, _dense(normed, width, f"{path}_value")
 
 
-def _remember(memory, config: Config, number: int, inputs: dict, caches: dict):
+def _remember(memory: Any, config: Config, number: int, inputs: dict, caches: dict) -> Any:
     """Behind a cache that enters by `inputs` and leaves by `caches`; what the queries may see."""
     capacity, seen = config.cache, config.cache
     if is_local(config, number) and config.window < config.cache:
@@ -307,7 +308,7 @@ def _remember(memory, config: Config, number: int, inputs: dict, caches: dict):
     return tuple(result)
 
 
-def _bias(keys: int, config: Config, position, biases: dict):
+def _bias(keys: int, config: Config, position: Any, biases: dict) -> Any:
     """Keeps queries from the keys of a cache that is not full; one for all equal caches."""
     if keys not in biases:
         name = f"cache_{keys}_bias"
@@ -315,7 +316,9 @@ def _bias(keys: int, config: Config, position, biases: dict):
     return biases[keys]
 
 
-def _attention(x, normed, memory, bias, config: Config, number: int, rotary):
+def _attention(
+    x: Any, normed: Any, memory: Any, bias: Any, config: Config, number: int, rotary: Any
+) -> Any:
     path = f"block{number}_attention"
     width = config.heads * config.head_width
     query = _dense(normed, width, f"{path}_query")
@@ -333,14 +336,14 @@ def _attention(x, normed, memory, bias, config: Config, number: int, rotary):
     return keras.layers.Add(name=f"{path}_add")([x, outputs])
 
 
-def _turned(inputs, config: Config, heads: int, rotary, path: str):
+def _turned(inputs: Any, config: Config, heads: int, rotary: Any, path: str) -> Any:
     """Queries or keys, each head normalized and turned by its position where the network does."""
     if config.qk_norm:
         inputs = HeadNormalization(heads, epsilon=config.norm_epsilon, name=f"{path}_norm")(inputs)
     return inputs if rotary is None else Rotary(heads, name=f"{path}_rotary")(inputs, rotary)
 
 
-def _feed_forward(x, config: Config, number: int):
+def _feed_forward(x: Any, config: Config, number: int) -> Any:
     """The gated layer, or experts that are each one."""
     path = f"block{number}_feed"
     inputs = _norm(x, config, f"{path}_norm")
@@ -366,19 +369,21 @@ def _feed_forward(x, config: Config, number: int):
     return keras.layers.Add(name=f"{path}_add")([x, outputs])
 
 
-def _last(x, path: str):
+def _last(x: Any, path: str) -> Any:
     return keras.layers.Cropping1D((x.shape[1] - 1, 0), name=f"{path}_last")(x)
 
 
-def _norm(x, config: Config, name: str):
+def _norm(x: Any, config: Config, name: str) -> Any:
     return keras.layers.RMSNormalization(epsilon=config.norm_epsilon, name=name)(x)
 
 
-def _dropout(x, config: Config, name: str):
+def _dropout(x: Any, config: Config, name: str) -> Any:
     return keras.layers.Dropout(config.dropout, name=name)(x) if config.dropout else x
 
 
-def _dense(x, units: int, name: str, residual: Config | None = None, activation=None):
+def _dense(
+    x: Any, units: int, name: str, residual: Config | None = None, activation: Any = None
+) -> Any:
     """A projection without bias; one that is added to the stream starts smaller in deep networks.
 
     Variance 1 / fan_in, and for the 2 * layers summands of the stream that over their number

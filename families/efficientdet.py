@@ -7,6 +7,7 @@ efficientdet, whose parameters these have to the last one.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import keras
 
@@ -100,7 +101,9 @@ def _backbone(config: Config) -> efficientnet.Config:
     )
 
 
-def _of(backbone: efficientnet.Config, size: int, filters: int, cells: int, **others) -> Config:
+def _of(
+    backbone: efficientnet.Config, size: int, filters: int, cells: int, **others: Any
+) -> Config:
     """A published network; they are for COCO's images, and 90 numbers of classes."""
     return Config(
         input_shape=(size, size, 3),
@@ -221,7 +224,7 @@ def _cell(features: dict, config: Config, path: str) -> dict:
     return up
 
 
-def _node(parts: dict, config: Config, shape: tuple, path: str):
+def _node(parts: dict, config: Config, shape: tuple, path: str) -> Any:
     """Maps of any level, made alike, fused, activated and convolved."""
     alike = [
         _resized(_resized_channels(x, config, f"{path}_{name}"), shape, f"{path}_{name}")
@@ -236,7 +239,7 @@ def _node(parts: dict, config: Config, shape: tuple, path: str):
     return norm(pointwise(depthwise(x)), momentum=config.norm_momentum, name=f"{path}_norm")
 
 
-def _resized_channels(x, config: Config, path: str):
+def _resized_channels(x: Any, config: Config, path: str) -> Any:
     """With as many channels as the pyramid has; each place that needs it has its own weights."""
     if x.shape[-1] == config.filters:
         return x
@@ -244,7 +247,7 @@ def _resized_channels(x, config: Config, path: str):
     return norm(x, momentum=config.norm_momentum, name=f"{path}_project_norm")
 
 
-def _resized(x, shape: tuple, path: str):
+def _resized(x: Any, shape: tuple, path: str) -> Any:
     """With the height and width of `shape`, one level up or down."""
     height, width = shape[1:3]
     if x.shape[1:3] == (height, width):
@@ -257,11 +260,11 @@ def _resized(x, shape: tuple, path: str):
     return keras.layers.Cropping2D(over, name=f"{path}_crop")(x) if any(sum(over, ())) else x
 
 
-def _halved(x, name: str):
+def _halved(x: Any, name: str) -> Any:
     return keras.layers.MaxPooling2D(3, strides=2, padding="same", name=name)(x)
 
 
-def _head(features: dict, config: Config, path: str, numbers: int, bias: float):
+def _head(features: dict, config: Config, path: str, numbers: int, bias: float) -> Any:
     """`numbers` for every anchor (batch, A, numbers): weights shared by levels, norms by none."""
     layers = [
         _separable(config.filters, f"{path}_{repeat}", keras.initializers.VarianceScaling)
@@ -281,7 +284,9 @@ def _head(features: dict, config: Config, path: str, numbers: int, bias: float):
     return keras.layers.Concatenate(axis=1, name=f"{path}_all")(found)
 
 
-def _separable(filters: int, path: str, initializer=keras.initializers.GlorotUniform, bias=0.0):
+def _separable(
+    filters: int, path: str, initializer: Any = keras.initializers.GlorotUniform, bias: float = 0.0
+) -> Any:
     """A depthwise 3x3 and a 1x1 with bias, layers to be called as often as wanted."""
     depthwise = keras.layers.DepthwiseConv2D(
         3,
@@ -301,5 +306,5 @@ def _separable(filters: int, path: str, initializer=keras.initializers.GlorotUni
     return depthwise, pointwise
 
 
-def _activation(config: Config, name: str):
+def _activation(config: Config, name: str) -> Any:
     return keras.layers.Activation(ACTIVATIONS[config.activation], name=name)

@@ -222,7 +222,7 @@ def features(inputs: Any, config: Config) -> dict[int, Any]:
     return {level: image(here, f"level{level}") for level, here in levels.items()}
 
 
-def _maps(inputs, config: Config) -> Iterator[Map]:
+def _maps(inputs: Any, config: Config) -> Iterator[Map]:
     """The feature maps after the stem and after every block."""
     momentum = config.norm_momentum
     x = convolution(inputs, config.stem_filters, 3, stride=config.stem_stride, name="stem_conv")

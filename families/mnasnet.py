@@ -8,6 +8,7 @@ tensorflow/tpu models/official/mnasnet.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import keras
 
@@ -263,7 +264,7 @@ def build(config: Config) -> keras.Model:
     return keras.Model(inputs, logits, name="mnasnet")
 
 
-def _layer(inputs, config: Config, block: Block, *, stride: int, path: str):
+def _layer(inputs: Any, config: Config, block: Block, *, stride: int, path: str) -> Any:
     """One layer of a block: convolution, squeeze-and-excitation, shortcut."""
     channels = inputs.shape[-1]
     squeezed = max(1, int(channels * block.se_ratio)) if block.se_ratio else 0

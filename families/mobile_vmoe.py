@@ -7,6 +7,7 @@ super-classes of images: Daxberger et al., arXiv 2309.04354.
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 
@@ -218,7 +219,7 @@ def dense_twin(config: Config) -> Config:
     )
 
 
-def _experts(inputs, config: Config, path: str, router):
+def _experts(inputs: Any, config: Config, path: str, router: Any) -> Any:
     """The mixture in place of an MLP; returns the sum and the logits of the router, if shared."""
     x = vit.norm(inputs, f"{path}_mlp_norm")
     first = router is None

@@ -5,9 +5,11 @@ Sandler et al., CVPR 2018 (arXiv 1801.04381), Table 2; widths and counts equal t
 """
 
 import dataclasses
+from typing import Any
 
 import keras
 
+from families.blocks.checks import check
 from families.layers import round_filters
 
 
@@ -101,7 +103,7 @@ def build(config: Config) -> keras.Model:
     return keras.Model(inputs, logits, name="mobilenet_v2")
 
 
-def _inverted_residual(inputs, config: Config, block: Block, *, stride: int, path: str):
+def _inverted_residual(inputs: Any, config: Config, block: Block, *, stride: int, path: str) -> Any:
     """Expand, depthwise, linear projection; the input is added where shapes agree (Figure 3)."""
     x = inputs
     if block.expand > 1:
@@ -120,13 +122,13 @@ def _inverted_residual(inputs, config: Config, block: Block, *, stride: int, pat
     return x
 
 
-def _conv(inputs, filters: int, kernel: int, *, name: str, stride: int = 1):
+def _conv(inputs: Any, filters: int, kernel: int, *, name: str, stride: int = 1) -> Any:
     return keras.layers.Conv2D(
         filters, kernel, strides=stride, padding="same", use_bias=False, name=name
     )(inputs)
 
 
-def _norm(inputs, config: Config, name: str):
+def _norm(inputs: Any, config: Config, name: str) -> Any:
     return keras.layers.BatchNormalization(momentum=config.norm_momentum, epsilon=1e-3, name=name)(
         inputs
     )

@@ -7,6 +7,7 @@ S: Touvron et al., arXiv 2012.12877. Layer details: google-research/vision_trans
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import keras
 
@@ -106,7 +107,7 @@ def build(config: Config) -> keras.Model:
     return keras.Model(inputs, classify(x, config), name="vit")
 
 
-def embed(images, config: Config):
+def embed(images: Any, config: Config) -> Any:
     """Images -> tokens (batch, tokens, dim): patches, the class token, positions."""
     x, side = images, config.patch
     for number, filters in enumerate(config.stem, 1):
@@ -122,7 +123,7 @@ def embed(images, config: Config):
     return dropout(Positions(name="positions")(x), config, "positions_dropout")
 
 
-def attend(inputs, config: Config, path: str):
+def attend(inputs: Any, config: Config, path: str) -> Any:
     """Normalized tokens attend to each other; the result is added to the tokens."""
     x = norm(inputs, f"{path}_attention_norm")
     projections = [
@@ -135,7 +136,7 @@ def attend(inputs, config: Config, path: str):
     return keras.layers.Add(name=f"{path}_attention_add")([inputs, x])
 
 
-def mlp(inputs, config: Config, hidden: int, path: str):
+def mlp(inputs: Any, config: Config, hidden: int, path: str) -> Any:
     """Normalized tokens go through two layers each; the result is added to the tokens."""
     x = norm(inputs, f"{path}_mlp_norm")
     x = keras.layers.Dense(hidden, activation=gelu, name=f"{path}_mlp_expand")(x)
@@ -144,7 +145,7 @@ def mlp(inputs, config: Config, hidden: int, path: str):
     return keras.layers.Add(name=f"{path}_mlp_add")([inputs, x])
 
 
-def classify(x, config: Config):
+def classify(x: Any, config: Config) -> Any:
     """Tokens -> logits, read from the class token."""
     x = norm(x, "head_norm")
     x = keras.layers.Cropping1D((0, config.tokens - 1), name="head_token")(x)
@@ -154,9 +155,9 @@ def classify(x, config: Config):
     return keras.layers.Dense(config.classes, name="head_logits")(x)
 
 
-def norm(x, name: str):
+def norm(x: Any, name: str) -> Any:
     return keras.layers.LayerNormalization(epsilon=1e-6, name=name)(x)
 
 
-def dropout(x, config: Config, name: str):
+def dropout(x: Any, config: Config, name: str) -> Any:
     return keras.layers.Dropout(config.dropout, name=name)(x) if config.dropout else x

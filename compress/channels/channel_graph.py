@@ -130,7 +130,7 @@ class Channels:
 
     # What rules are made of.
 
-    def fresh(self, shape, maker: str) -> np.ndarray:
+    def fresh(self, shape: tuple[int, ...], maker: str) -> np.ndarray:
         """New channels, made by this layer."""
         size = math.prod(shape) if isinstance(shape, tuple) else shape
         labels = np.arange(len(self._parents), len(self._parents) + size)
@@ -188,7 +188,7 @@ class Channels:
             labels = np.asarray(labels)
             self.slots.append(Slot(layer, index, axes, labels, role, source, multiplied))
 
-    def size(self, layer, **options: Callable) -> None:
+    def size(self, layer: keras.layers.Layer, **options: Callable) -> None:
         self.sizes.setdefault(layer.name, {}).update(options)
 
     def _root(self, label: int) -> int:
@@ -204,7 +204,7 @@ class Channels:
             if b in self._reasons:
                 self._reasons.setdefault(a, self._reasons.pop(b))
 
-    def _call(self, node) -> None:
+    def _call(self, node: Any) -> None:
         layer, inputs = node.operation, node.input_tensors
         labels = [self.tensors[id(tensor)] for tensor in inputs]
         before = self._seen.get(layer.name)
@@ -227,10 +227,10 @@ class Channels:
             self.tensors[id(tensor)] = one
 
 
-def elementwise(activation) -> bool:
+def elementwise(activation: Any) -> bool:
     """Whether an activation acts on each number by itself."""
     return activation is None or getattr(activation, "__name__", None) in ELEMENTWISE
 
 
-def channels_last(layer) -> bool:
+def channels_last(layer: keras.layers.Layer) -> bool:
     return getattr(layer, "data_format", "channels_last") in ("channels_last", None)

@@ -5,6 +5,7 @@ So a bundle may lose units, or be cut into blocks, without anything else noticin
 """
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -78,7 +79,7 @@ def bundles(model: keras.Model) -> list[Bundle]:
     return found
 
 
-def is_matrix(layer) -> bool:
+def is_matrix(layer: keras.layers.Layer) -> bool:
     """Whether a layer multiplies channels with a kernel (..., inputs, outputs)."""
     layer = inner(layer)
     if type(layer) is layers.Dense:
@@ -87,7 +88,7 @@ def is_matrix(layer) -> bool:
     return plain and layer.data_format == "channels_last"
 
 
-def is_dense(layer) -> bool:
+def is_dense(layer: keras.layers.Layer) -> bool:
     return type(inner(layer)) is layers.Dense
 
 
@@ -105,7 +106,7 @@ class _Walk:
                 self.users.setdefault(id(tensor), []).append(node)
         self.outputs = {id(tensor) for tensor in model.outputs}
 
-    def bundle(self, start) -> Bundle | None:
+    def bundle(self, start: Any) -> Bundle | None:
         """The bundle of a producer's units, None where they are seen by other layers."""
         producers, carriers, consumers = {id(start): start}, {}, {}
         tensors, waiting = set(), [start.output_tensors[0]]
@@ -151,7 +152,7 @@ class _Walk:
         ]
         return Bundle(size, *names, tensors=frozenset(tensors))
 
-    def _carries(self, node, tensor) -> bool:
+    def _carries(self, node: Any, tensor: Any) -> bool:
         layer = inner(node.operation)
         if _merges(layer):
             same = [x for x in node.input_tensors if x.shape[-1] == tensor.shape[-1]]
@@ -167,7 +168,7 @@ class _Walk:
         last = getattr(layer, "data_format", "channels_last") == "channels_last"
         return type(layer) in CARRIERS and last
 
-    def _back(self, tensor) -> list | None:
+    def _back(self, tensor: Any) -> list | None:
         """The producers of a tensor of units, through what carries them."""
         node = self.maker.get(id(tensor))
         if node is None:
@@ -186,12 +187,12 @@ class _Walk:
         return found
 
 
-def _by_units(layer) -> bool:
+def _by_units(layer: keras.layers.Layer) -> bool:
     """Whether the activation of a layer sees each unit alone, unlike a softmax."""
     return getattr(layer.activation, "__name__", "") not in JOINT
 
 
-def _merges(layer) -> bool:
+def _merges(layer: keras.layers.Layer) -> bool:
     return type(inner(layer)) is layers.Multiply
 
 
@@ -208,6 +209,6 @@ def importance(model: keras.Model, bundle: Bundle) -> np.ndarray:
     return np.sqrt(made * read)
 
 
-def _squares(kernel, axis: int) -> np.ndarray:
+def _squares(kernel: Any, axis: int) -> np.ndarray:
     kernel = keras.ops.convert_to_numpy(kernel).astype(np.float64)
     return np.square(np.moveaxis(kernel, axis, 0)).reshape(kernel.shape[axis], -1).sum(1)

@@ -6,6 +6,7 @@ layers have theirs as a method `channels` (families/layers/__init__.py).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,7 +27,9 @@ def rule(layer: keras.layers.Layer) -> Callable | None:
     return _RULES.get(type(layer))
 
 
-def _made(channels: Channels, layer, count: int, *, keep_if: bool = False):
+def _made(
+    channels: Channels, layer: keras.layers.Layer, count: int, *, keep_if: bool = False
+) -> Any:
     """New channels of a layer, which stay where its activation sees them all."""
     made = channels.fresh(count, layer.name)
     if keep_if or not elementwise(getattr(layer, "activation", None)):
@@ -171,7 +174,15 @@ def _recurrent(channels, layer, node, labels):
     return [outputs] * len(node.output_tensors)
 
 
-def _gates(channels, layer, node, inputs, cells, outputs, gates: int):
+def _gates(
+    channels: Channels,
+    layer: keras.layers.Layer,
+    node: Any,
+    inputs: Any,
+    cells: Any,
+    outputs: Any,
+    gates: int,
+) -> None:
     made = np.tile(cells, gates)
     channels.slot(layer, "kernel", 0, inputs, "in", node.input_tensors[0])
     channels.slot(layer, "kernel", 1, made, "out")

@@ -6,6 +6,7 @@ learns from the data, and the smallest and one other from what the whole one say
 
 import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,11 +21,11 @@ class NestedMask(Parametrization):
 
     last = True
 
-    def __init__(self, mask: Callable, **kwargs):
+    def __init__(self, mask: Callable, **kwargs: Any):
         super().__init__(**kwargs)
         self.mask = mask  # a function: the variables that it reads belong to `Levels`
 
-    def call(self, weight):
+    def call(self, weight: Any) -> Any:
         return self.mask(weight)
 
 
@@ -41,7 +42,7 @@ class Levels(keras.layers.Layer):
     chooses_units = True
     parametrizations: dict = {}  # as `Parametrized`, it goes from graph to graph as it is
 
-    def __init__(self, count: int, weight: float = 1.0, seed: int = 0, **kwargs):
+    def __init__(self, count: int, weight: float = 1.0, seed: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
         self.count, self.weight = count, weight
         self.random = keras.random.SeedGenerator(seed)
@@ -69,13 +70,13 @@ class Levels(keras.layers.Layer):
 
         return NestedMask(mask)
 
-    def __call__(self, output, inputs, others=(), **kwargs):
+    def __call__(self, output: Any, inputs: Any, others: Any = (), **kwargs: Any) -> Any:
         if isinstance(output, keras.KerasTensor):  # in whatever graph it is put now
             self._now.network = keras.Model(list(inputs), [output, *others])
             self._now.probabilities = [_sums_to_one(tensor) for tensor in (output, *others)]
         return super().__call__(output, inputs, others, **kwargs)
 
-    def call(self, output, inputs, others=(), training=None):
+    def call(self, output: Any, inputs: Any, others: Any = (), training: bool | None = None) -> Any:
         if training:
             taught = [ops.stop_gradient(tensor) for tensor in (output, *others)]
             for level in self._levels():
@@ -85,7 +86,7 @@ class Levels(keras.layers.Layer):
                     self.add_loss(self.weight * divergence(one, other, kind))
         return output
 
-    def at(self, level, inputs):
+    def at(self, level: Any, inputs: Any) -> Any:
         """All outputs of the network of a level."""
         self._now.level = level
         try:
@@ -102,11 +103,13 @@ class Levels(keras.layers.Layer):
             drawn = keras.random.randint((), 1, self.count - 1, dtype="int32", seed=self.random)
         return [self.count - 1, drawn]
 
-    def compute_output_spec(self, output, inputs, others=(), training=None):
+    def compute_output_spec(
+        self, output: Any, inputs: Any, others: Any = (), training: bool | None = None
+    ) -> Any:
         return keras.KerasTensor(output.shape, output.dtype)
 
 
-def divergence(taught, told, probabilities: bool = False):
+def divergence(taught: Any, told: Any, probabilities: bool = False) -> Any:
     """How far one network's outputs are from another's: Kullback-Leibler, over the last axis.
 
     The outputs are logits, unless they are `probabilities`; of single numbers, the squared
@@ -121,7 +124,7 @@ def divergence(taught, told, probabilities: bool = False):
     return ops.mean(ops.sum(ops.exp(taught) * (taught - told), -1))
 
 
-def _sums_to_one(tensor) -> bool:
+def _sums_to_one(tensor: Any) -> bool:
     layer = tensor._keras_history.operation
     layer = getattr(layer, "layer", layer)
     return isinstance(layer, keras.layers.Softmax) or (

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -80,7 +81,7 @@ def variants(
 def _network(model: keras.Model, cuts: Sequence[Cut], pieces: "Pieces", level: int) -> keras.Model:
     held = {key: cut for cut in cuts for key in cut.bundle.tensors}  # tensors in blocks
 
-    def placed(node, now: dict) -> list:
+    def placed(node: Any, now: dict) -> list:
         layer = node.operation
         source = held.get(id(node.input_tensors[0]))
         target = held.get(id(node.output_tensors[0]))
@@ -116,7 +117,9 @@ class Pieces:
         self._inputs = {n: self._blocks[id(c)] for c in cuts for n in c.bundle.consumers}
         self._cut: set[str] = set()
 
-    def product(self, layer, values: list, place: int, reads: bool, makes: bool):
+    def product(
+        self, layer: keras.layers.Layer, values: list, place: int, reads: bool, makes: bool
+    ) -> Any:
         """One block of the outputs of a layer (all of them unless it `makes` blocks)."""
         parts = [
             self._matrix(layer, number if reads else None, place if makes else None)(value)
@@ -135,7 +138,7 @@ class Pieces:
             lambda: keras.layers.Activation(layer.activation, name=f"{name}_activation"),
         )(total)
 
-    def carrier(self, node, cut: Cut, place: int):
+    def carrier(self, node: Any, cut: Cut, place: int) -> Any:
         """One block's part of a layer that treats each unit by itself."""
 
         def make():
@@ -152,7 +155,7 @@ class Pieces:
 
         return self._once(("carrier", node.operation.name, place), make)
 
-    def _matrix(self, layer, read: int | None, made: int | None):
+    def _matrix(self, layer: keras.layers.Layer, read: int | None, made: int | None) -> Any:
         """The part of a kernel between a block of inputs and one of outputs, None: all."""
 
         def make():
@@ -182,7 +185,7 @@ class Pieces:
 
         return self._once(("matrix", layer.name, read, made), make)
 
-    def _take(self, source, target, chosen: list) -> None:
+    def _take(self, source: Any, target: Any, chosen: list) -> None:
         value = keras.ops.convert_to_numpy(source)
         known = self._record.weights.get(source.path)
         self._cut.add(source.path)
@@ -198,7 +201,7 @@ class Pieces:
         if known is not None:
             self._told[target.path] = known
 
-    def _once(self, key: tuple, make):
+    def _once(self, key: tuple, make: Any) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -210,6 +213,6 @@ class Pieces:
         self._record.weights.update(self._told)
 
 
-def _unit_axis(weight, units: int) -> int:
+def _unit_axis(weight: Any, units: int) -> int:
     """The axis of a carrier's weight that counts units: of depthwise kernels the last but one."""
     return -1 if weight.shape[-1] == units else -2

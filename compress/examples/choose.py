@@ -194,7 +194,7 @@ def _by_turns(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return order[np.argsort(turn, kind="stable")]
 
 
-def _worth_reading(windows, order, threshold, most, seed) -> np.ndarray:
+def _worth_reading(windows: Any, order: Any, threshold: Any, most: Any, seed: int) -> np.ndarray:
     """Those of `order` that no filter leaves out; all where that would leave none."""
     read = windows[order]
     kept = np.ones(len(order), bool)

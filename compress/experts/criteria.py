@@ -6,6 +6,7 @@ al., arXiv 2510.13999.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def _combined(scores: list[np.ndarray], counted: np.ndarray) -> np.ndarray:
     return np.mean(parts, axis=0)
 
 
-def _of_pairs(scores, used, extreme: str, number: int) -> Iterator[tuple[int, float]]:
+def _of_pairs(scores: Any, used: Any, extreme: str, number: int) -> Iterator[tuple[int, float]]:
     """The extreme pair of those left, again and again: (place of the one to drop, its score)."""
     left = list(range(len(scores)))
     for _ in range(number):

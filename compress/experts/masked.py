@@ -15,7 +15,9 @@ class MaskedExperts(Experts):
     bits of its float32 score then. Integers, as averages of weights leave those alone.
     """
 
-    def build(self, inputs_shape, logits_shape=None):
+    def build(
+        self, inputs_shape: tuple[int, ...], logits_shape: tuple[int, ...] | None = None
+    ) -> None:
         super().build(inputs_shape, logits_shape)
         self.fate = self.add_weight(
             shape=(2, self.count), initializer="zeros", dtype="int32", trainable=False, name="fate"

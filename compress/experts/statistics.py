@@ -5,6 +5,7 @@ Examples go through the network in batches, and only sums are kept of them.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -59,7 +60,7 @@ def mixtures(model: keras.Model) -> list[Mixture]:
     return found
 
 
-def _linear(layer) -> keras.layers.Layer | None:
+def _linear(layer: keras.layers.Layer) -> keras.layers.Layer | None:
     dense = inner(layer)
     linear = keras.activations.linear
     return layer if type(dense) is keras.layers.Dense and dense.activation is linear else None
@@ -182,7 +183,9 @@ def _router(mixture: Mixture) -> np.ndarray:
     return ops.convert_to_numpy(read(inner(mixture.router).kernel))
 
 
-def _look(model, data, found, result, needs: str) -> None:
+def _look(
+    model: keras.Model, data: Data | None, found: Statistics, result: Any, needs: str
+) -> None:
     """Send all examples through the network once, for outliers twice: they need the deviation."""
     inputs = {id(tensor): tensor for mixture in found for tensor in mixture.tensors}
     tokens = _tokens(model, found) if needs == "words" else None
@@ -226,7 +229,7 @@ def _begin(found: Statistics, layer: Experts, vocabulary: int | None) -> None:
     found.words = None if vocabulary is None else np.zeros((count, vocabulary), bool)
 
 
-def _tokens(model, found) -> dict[str, tuple]:
+def _tokens(model: keras.Model, found: Statistics) -> dict[str, tuple]:
     """Layer -> (the input of token ids that its tokens stand for, how many ids there are)."""
     tables = {}
     for node in graph.calls(model):
@@ -249,7 +252,9 @@ def _tokens(model, found) -> dict[str, tuple]:
     return result
 
 
-def _routed(layer: Experts, experts, values, x, logits=None) -> tuple[np.ndarray, np.ndarray]:
+def _routed(
+    layer: Experts, experts: Any, values: Any, x: Any, logits: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Choices (units, experts), bool, and their weights, of the `experts` left; no capacity."""
     if logits is None:
         seen = x.mean(1) if layer.routing == "image" else x
@@ -276,7 +281,9 @@ def _read_words(found: Statistics, chosen: np.ndarray, ids: np.ndarray) -> None:
         found.words[place, ids[chosen[:, place]].ravel()] = True
 
 
-def _answers(layer: Experts, found: Statistics, values, x, chosen, gates) -> Iterator[tuple]:
+def _answers(
+    layer: Experts, found: Statistics, values: Any, x: Any, chosen: Any, gates: Any
+) -> Iterator[tuple]:
     """(place of the expert, its outputs (rows, dim), the weights of those) for who chose it."""
     units = x.reshape(len(chosen), -1, x.shape[-1]).astype(np.float32)  # (units, tokens, dim)
     for place, expert in enumerate(found.experts):
@@ -286,7 +293,7 @@ def _answers(layer: Experts, found: Statistics, values, x, chosen, gates) -> Ite
         yield place, _answered(layer, values, expert, rows), weights
 
 
-def _answered(layer: Experts, values, expert: int, rows: np.ndarray) -> np.ndarray:
+def _answered(layer: Experts, values: Any, expert: int, rows: np.ndarray) -> np.ndarray:
     activation = gelu if layer.activation == "gelu" else keras.activations.get(layer.activation)
 
     def activate(array: np.ndarray) -> np.ndarray:
@@ -313,7 +320,7 @@ def _add(found: Statistics, place: int, outputs: np.ndarray, weights: np.ndarray
     found.saliency[place] += (weights * norms).sum()
 
 
-def _gradients(model, data: Data, found: list[Mixture], result) -> None:
+def _gradients(model: keras.Model, data: Data, found: list[Mixture], result: Any) -> None:
     """Sums over all examples of the gradients of the loss, without noise and dropout."""
     names = [(mixture, name) for mixture in found for name in _kernel_names(mixture.layer)]
     variables = [getattr(mixture.layer, name) for mixture, name in names]

@@ -3,6 +3,8 @@
 A method here is one with the fields bits, embeddings, edges, which and clip.
 """
 
+from typing import Any
+
 import keras
 
 from compress.quantization.quantizers import CLIPS, limits
@@ -12,7 +14,7 @@ from compress.rewriting.weights import Kernel, kernels
 FLOAT = 32  # bits of a weight that is left as it is
 
 
-def check(method) -> None:
+def check(method: Any) -> None:
     """`ValueError` unless the fields that the methods share are sound."""
     limits(method.bits)
     for name in ("embeddings", "edges"):
@@ -23,7 +25,7 @@ def check(method) -> None:
         raise ValueError(f"clip={method.clip!r}; expected one of {', '.join(CLIPS)}")
 
 
-def chosen(method, model: keras.Model) -> dict[str, int]:
+def chosen(method: Any, model: keras.Model) -> dict[str, int]:
     """Path -> bits of the kernels that `method` quantizes."""
     found = {}
     every = kernels(model)
@@ -36,7 +38,7 @@ def chosen(method, model: keras.Model) -> dict[str, int]:
     return found
 
 
-def _bits(method, kernel: Kernel, edges: set[str]) -> int:
+def _bits(method: Any, kernel: Kernel, edges: set[str]) -> int:
     if kernel.kind == "embedding" and method.embeddings is not None:
         return method.embeddings
     if kernel.layer in edges and method.edges is not None:
@@ -44,7 +46,7 @@ def _bits(method, kernel: Kernel, edges: set[str]) -> int:
     return method.bits
 
 
-def why_none(method, model: keras.Model, taken) -> str:
+def why_none(method: Any, model: keras.Model, taken: Any) -> str:
     if not kernels(model):
         return f"{model.name} has no kernels, only vectors"
     if not kernels(model, method.which):
@@ -54,11 +56,11 @@ def why_none(method, model: keras.Model, taken) -> str:
     return f"all kernels of {model.name} that were chosen are to stay in float"
 
 
-def why_left(method) -> str:
+def why_left(method: Any) -> str:
     return f"left in float, as {method!r} says"
 
 
-def tell(method, model: keras.Model, record: Record) -> None:
+def tell(method: Any, model: keras.Model, record: Record) -> None:
     """Say in `record` how many kernels got how many bits; scales counted, of 32 bits each."""
     mine = (path for path in chosen(method, model) if path in record.weights)
     told = {path: record.weights[path] for path in mine}  # not what came later, such as adapters

@@ -4,6 +4,8 @@ Wang and Song, "Ckmeans.1d.dp", R Journal 3(2), 2011: sorted numbers, cut into r
 programming at up to `POINTS` places; Lloyd's steps on all numbers do the rest.
 """
 
+from typing import Any
+
 import numpy as np
 
 POINTS = (150, 600)  # at least, at most
@@ -55,7 +57,7 @@ def _error(numbers: np.ndarray, values: np.ndarray) -> float:
     return float(np.square(numbers - chosen).sum())
 
 
-def _lloyd(numbers, sums, values) -> np.ndarray:
+def _lloyd(numbers: Any, sums: Any, values: Any) -> np.ndarray:
     """Each value becomes the mean of the numbers nearest to it, until nothing moves."""
     ends = None
     for _ in range(LLOYD):
@@ -70,7 +72,7 @@ def _lloyd(numbers, sums, values) -> np.ndarray:
     return values
 
 
-def _runs(numbers, sums, count) -> np.ndarray:
+def _runs(numbers: Any, sums: Any, count: Any) -> np.ndarray:
     """Means of the `count` runs of least squared error, cut at some places only."""
     cuts = _cuts(numbers, int(np.clip(POINTS_A_VALUE * count, *POINTS)))
     size, first, second = cuts.astype(float), sums[0][cuts], sums[1][cuts]
@@ -95,7 +97,7 @@ def _runs(numbers, sums, count) -> np.ndarray:
     return np.sort(np.concatenate([means[filled], np.full((~filled).sum(), means[filled][-1])]))
 
 
-def _cuts(numbers, points) -> np.ndarray:
+def _cuts(numbers: Any, points: Any) -> np.ndarray:
     """Where runs may end: as many numbers between two, or as far apart, or in between.
 
     The best values are as dense as the cube root of the numbers' density (Panter and Dite, 1951).

@@ -4,6 +4,8 @@ Learned step: Esser et al., "LSQ", arXiv 1902.08153; balanced levels: Liu et al.
 2502.02631, and Apple's 2-bit networks, arXiv 2507.13575; clipping: Sakr et al., arXiv 2206.06501.
 """
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 
@@ -138,7 +140,7 @@ def _octav(w, counts, bits):
     return clip
 
 
-def fake_quantize(weight, scale, bits: int, share: float = 1.0):
+def fake_quantize(weight: Any, scale: Any, bits: int, share: float = 1.0) -> Any:
     """Exactly rounded(weight, scale, bits), in `keras.ops`, with gradients to train it.
 
     To the weight the gradient goes straight through inside the clip, half a step beyond the
@@ -167,7 +169,7 @@ class Quantizer(OnLevels):
 
     bits: int
 
-    def scale(self):
+    def scale(self) -> None:
         raise NotImplementedError
 
     def describe(self, value: np.ndarray, before: Weight | None) -> Weight:
@@ -196,7 +198,7 @@ class LearnedClip(Quantizer):
         self.bits, self.fixed = bits, fixed
         self._initial = np.asarray(initial, np.float32)
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         self.initial = self.add_weight(
             shape=self._initial.shape,
             initializer=lambda *_, **__: ops.convert_to_tensor(self._initial),
@@ -212,10 +214,10 @@ class LearnedClip(Quantizer):
         each = np.prod(shape) / self._initial.size
         self._share = float((each * limits(self.bits)[1]) ** -0.5)
 
-    def scale(self):
+    def scale(self) -> Any:
         if self.clip is None:
             return ops.convert_to_tensor(self.initial)
         return self.initial * ops.exp(ops.reshape(self.clip, self._initial.shape))
 
-    def call(self, weight):
+    def call(self, weight: Any) -> Any:
         return fake_quantize(ops.convert_to_tensor(weight), self.scale(), self.bits, self._share)

@@ -32,7 +32,7 @@ def rewritten(model: keras.Model, change: Change) -> keras.Model:
     flat(model)
     made: dict[int, keras.layers.Layer | None] = {}
 
-    def place(node, now: dict[int, Any]) -> list:
+    def place(node: Any, now: dict[int, Any]) -> list:
         layer = node.operation
         if id(layer) not in made:
             made[id(layer)] = change(layer, copy(layer))
@@ -70,7 +70,7 @@ def inputs(model: keras.Model) -> dict[int, keras.KerasTensor]:
     return found
 
 
-def called(layer: Callable, node, now: dict[int, Any]) -> list:
+def called(layer: Callable, node: Any, now: dict[int, Any]) -> list:
     """The outputs of a layer on what stands for the inputs of a call."""
     args, kwargs = keras.tree.map_structure(
         lambda value: now.get(id(value), value), (node.arguments.args, node.arguments.kwargs)

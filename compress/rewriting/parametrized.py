@@ -4,6 +4,8 @@ As torch.nn.utils.parametrize, for Keras layers of any kind: the layer runs its 
 values of its weights. Ends with `folded`, which leaves the layers as they were.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -52,7 +54,7 @@ class Parametrized(keras.layers.Layer):
         functions = [*self.parametrizations.get(path, ()), function]
         self.parametrizations[path] = sorted(functions, key=lambda function: function.last)
 
-    def call(self, *args, training=None, **kwargs):
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         values = {id(weight): self.read(weight) for weight in self._parametrized()}
         variables = self.layer.variables
         mapping = [(v, values.get(id(v), v.value)) for v in variables]
@@ -70,10 +72,10 @@ class Parametrized(keras.layers.Layer):
             self.add_loss(loss)
         return outputs
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def read(self, weight):
+    def read(self, weight: Any) -> Any:
         """The value of a weight of the layer as its `call` sees it."""
         value = weight.value
         for function in self.parametrizations.get(weight.path, ()):

@@ -74,7 +74,7 @@ class Record:
     activations: int | None = None
     variants: dict = dataclasses.field(default_factory=dict)
 
-    def check(self, model) -> Iterator[str]:
+    def check(self, model: Any) -> Iterator[str]:
         """What in `model` is not what this says, in words."""
         found = {weight.path: np.asarray(weight) for weight in model.weights}
         for path, weight in self.weights.items():

@@ -7,6 +7,7 @@ bytes and decide much. A layer that is not of Keras says by a method `kernels` w
 import dataclasses
 import math
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -107,7 +108,7 @@ def plain(model: keras.Model) -> keras.Model:
     return graph.rewritten(model, change)
 
 
-def tell_untouched(model: keras.Model, touched, record: Record, reason: str) -> None:
+def tell_untouched(model: keras.Model, touched: Any, record: Record, reason: str) -> None:
     """Say in `record` why layers that hold weights, but none of the paths `touched`, are left.
 
     `reason` is that of layers that have kernels; the others have none, which is said of them.
@@ -127,7 +128,7 @@ def _owned(layer):
             yield part, weight
 
 
-def _axes(layer, weight) -> tuple[str, int, tuple[int, ...]] | None:
+def _axes(layer: keras.layers.Layer, weight: Any) -> tuple[str, int, tuple[int, ...]] | None:
     """(kind, output axis, input axes) of a weight, None of one that is not a kernel."""
     shape, name = tuple(weight.shape), weight.name
     if len(shape) < 2 or "float" not in str(weight.dtype):

@@ -15,7 +15,7 @@ from families.layers import FrameAttention, RelativeAttention, ValidContext, Val
 EPSILON = 1e-5  # of all normalizations
 
 
-def encode(features, frames, config: Any, stream: Stream | None = None):
+def encode(features: Any, frames: Any, config: Any, stream: Stream | None = None) -> Any:
     """Features (batch, frames, mels) -> (batch, encoded frames, width), each `config.ratio` frames.
 
     `frames` (batch,) counts the real features of every utterance, None in a stream. The padding
@@ -46,7 +46,7 @@ def encode(features, frames, config: Any, stream: Stream | None = None):
     return x if stream else _masked(x, frames, config.ratio, "encoded")
 
 
-def _subsample(x, config: Any, stream: Stream | None):
+def _subsample(x: Any, config: Any, stream: Stream | None) -> Any:
     """Two convolutions of stride 2 and a projection; or, of stacked features, a projection alone.
 
     An output frame sees its own 4 features and 3 before them, in full context too, so that its
@@ -69,7 +69,7 @@ def _subsample(x, config: Any, stream: Stream | None):
     return keras.layers.Dense(config.width, name="subsample_project")(x)
 
 
-def _feed_forward(inputs, config: Any, stream: Stream | None, path: str):
+def _feed_forward(inputs: Any, config: Any, stream: Stream | None, path: str) -> Any:
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{path}_norm")(inputs)
     x = keras.layers.Dense(config.expand * config.width, "silu", name=f"{path}_expand")(x)
     x = _dropped(x, config, stream, f"{path}_expand")
@@ -79,7 +79,7 @@ def _feed_forward(inputs, config: Any, stream: Stream | None, path: str):
     return keras.layers.Add(name=f"{path}_add")([inputs, x])
 
 
-def _attend(inputs, valid, config: Any, stream: Stream | None, path: str):
+def _attend(inputs: Any, valid: Any, config: Any, stream: Stream | None, path: str) -> Any:
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{path}_norm")(inputs)
     query, key, value = (
         keras.layers.Dense(config.width, name=f"{path}_{name}")(x)
@@ -100,7 +100,7 @@ def _attend(inputs, valid, config: Any, stream: Stream | None, path: str):
     return keras.layers.Add(name=f"{path}_add")([inputs, x])
 
 
-def _convolve(inputs, valid, config: Any, stream: Stream | None, path: str):
+def _convolve(inputs: Any, valid: Any, config: Any, stream: Stream | None, path: str) -> Any:
     x = keras.layers.LayerNormalization(epsilon=EPSILON, name=f"{path}_norm")(inputs)
     linear = keras.layers.Dense(config.width, name=f"{path}_linear")(x)
     gate = keras.layers.Dense(config.width, "sigmoid", name=f"{path}_gate")(x)
@@ -124,14 +124,14 @@ def _convolve(inputs, valid, config: Any, stream: Stream | None, path: str):
     return keras.layers.Add(name=f"{path}_add")([inputs, x])
 
 
-def _masked(x, frames, ratio: int, path: str):
+def _masked(x: Any, frames: Any, ratio: int, path: str) -> Any:
     """Zeros after the real frames."""
     mask = ValidFrames(x.shape[1], ratio, name=f"{path}_valid")(frames)
     mask = keras.layers.Reshape((x.shape[1], 1), name=f"{path}_mask")(mask)
     return keras.layers.Multiply(name=f"{path}_real")([x, mask])
 
 
-def _dropped(x, config: Any, stream: Stream | None, path: str):
+def _dropped(x: Any, config: Any, stream: Stream | None, path: str) -> Any:
     if not config.dropout or stream is not None:
         return x
     return keras.layers.Dropout(config.dropout, name=f"{path}_dropout")(x)

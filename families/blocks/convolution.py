@@ -3,10 +3,12 @@
 Their starting values are those of the released MnasNet and EfficientNet (tensorflow/tpu).
 """
 
+from typing import Any
+
 import keras
 
 
-def convolution(inputs, filters: int, kernel: int, *, name: str, stride: int = 1):
+def convolution(inputs: Any, filters: int, kernel: int, *, name: str, stride: int = 1) -> Any:
     return keras.layers.Conv2D(
         filters,
         kernel,
@@ -18,7 +20,7 @@ def convolution(inputs, filters: int, kernel: int, *, name: str, stride: int = 1
     )(inputs)
 
 
-def depthwise(inputs, kernel: int, *, name: str, stride: int = 1):
+def depthwise(inputs: Any, kernel: int, *, name: str, stride: int = 1) -> Any:
     return keras.layers.DepthwiseConv2D(
         kernel,
         strides=stride,
@@ -29,11 +31,11 @@ def depthwise(inputs, kernel: int, *, name: str, stride: int = 1):
     )(inputs)
 
 
-def norm(inputs, *, momentum: float, name: str):
+def norm(inputs: Any, *, momentum: float, name: str) -> Any:
     return keras.layers.BatchNormalization(momentum=momentum, epsilon=1e-3, name=name)(inputs)
 
 
-def squeeze_excite(inputs, units: int, path: str, activation: str = "relu"):
+def squeeze_excite(inputs: Any, units: int, path: str, activation: str = "relu") -> Any:
     """Scale each channel by a gate computed from all of them (arXiv 1709.01507)."""
     x = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{path}_squeeze")(inputs)
     x = keras.layers.Conv2D(units, 1, activation=activation, name=f"{path}_squeeze_reduce")(x)

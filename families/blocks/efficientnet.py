@@ -187,7 +187,7 @@ def block_map(here: Map, block: Block, *, momentum: float, drops: list[float], p
     return Map(x, entry.after(block), (height, width))
 
 
-def _enter(here: Map, momentum: float, block: Block, entry: Entry, path: str):
+def _enter(here: Map, momentum: float, block: Block, entry: Entry, path: str) -> Any:
     """The tensor that the first layer of a block reads."""
     x = image(here, path) if entry.leaves else here.tensor
     if entry.way_in == "none":
@@ -202,7 +202,7 @@ def _enter(here: Map, momentum: float, block: Block, entry: Entry, path: str):
     return DepthToBatch(name=f"{path}_enter_batch")(x) if into_batch else x
 
 
-def image(here: Map, path: str):
+def image(here: Map, path: str) -> Any:
     """The image of a map in any layout."""
     x = here.tensor
     if here.place.layout == "batch":
@@ -213,7 +213,7 @@ def image(here: Map, path: str):
 
 
 def _layer(
-    inputs,
+    inputs: Any,
     momentum: float,
     block: Block,
     *,
@@ -222,7 +222,7 @@ def _layer(
     squeezed: int,
     drop: float,
     path: str,
-):
+) -> Any:
     """Convolutions, squeeze-and-excitation, shortcut.
 
     channels: what the expansion multiplies. squeezed: what the ratio of the squeeze multiplies.
@@ -252,7 +252,7 @@ def _layer(
     return x
 
 
-def activated(inputs, momentum: float, activation: str, path: str):
+def activated(inputs: Any, momentum: float, activation: str, path: str) -> Any:
     """Normalized and activated."""
     x = norm(inputs, momentum=momentum, name=f"{path}_norm")
     return keras.layers.Activation(ACTIVATIONS[activation], name=f"{path}_{activation}")(x)

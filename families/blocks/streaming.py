@@ -1,5 +1,7 @@
 """Blocks that look back: over zeros in a network for whole utterances, over state in a stream."""
 
+from typing import Any
+
 import keras
 
 from families.layers import LastFrames
@@ -16,15 +18,15 @@ class Stream:
         self.inputs: dict[str, keras.KerasTensor] = {}
         self.outputs: dict[str, keras.KerasTensor] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: str = "float32"):
+    def take(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
         self.inputs[name] = keras.Input(shape, name=name, dtype=dtype)
         return self.inputs[name]
 
-    def keep(self, name: str, state) -> None:
+    def keep(self, name: str, state: Any) -> None:
         self.outputs[name] = state
 
 
-def with_past(inputs, count: int, stream: Stream, *, path: str):
+def with_past(inputs: Any, count: int, stream: Stream, *, path: str) -> Any:
     """`inputs` (batch, frames, ...) after the `count` frames before them, the state `path`."""
     if not count:
         return inputs

@@ -12,7 +12,7 @@ from families.blocks.streaming import Stream, with_past
 from families.layers import LSTM, LabelContext
 
 
-def predict(labels, config: Any, stream: Stream | None = None):
+def predict(labels: Any, config: Any, stream: Stream | None = None) -> Any:
     """Labels (batch, U) -> (batch, U + 1, units): what is known before each label, and after all.
 
     With a `Stream`: the label just emitted (batch, 1) -> (batch, 1, units), 0 at the start.
@@ -49,7 +49,7 @@ def predict(labels, config: Any, stream: Stream | None = None):
     return x
 
 
-def join(encoded, predicted, config: Any):
+def join(encoded: Any, predicted: Any, config: Any) -> Any:
     """(batch, T, 1, width) and (batch, 1, U + 1, units) -> logits (batch, T, U + 1, vocabulary)."""
     encoded = keras.layers.Dense(config.joint, name="joint_encoded")(encoded)
     predicted = keras.layers.Dense(config.joint, use_bias=False, name="joint_predicted")(predicted)

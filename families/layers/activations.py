@@ -1,10 +1,12 @@
 """Activations that Keras lacks by name."""
 
+from typing import Any
+
 import keras
 
 
 @keras.saving.register_keras_serializable("nas")
-def gelu(inputs):
+def gelu(inputs: Any) -> Any:
     """x Phi(x) in the tanh form (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
 
     It is that of the released ViT and V-MoE (flax.linen.gelu), and every exporter has it as one

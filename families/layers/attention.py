@@ -25,7 +25,14 @@ class Attention(keras.layers.Layer):
     `bias` (batch, keys) is added to the scores of every query.
     """
 
-    def __init__(self, heads, key_value_heads=None, causal=False, window=None, **kwargs):
+    def __init__(
+        self,
+        heads: int,
+        key_value_heads: int | None = None,
+        causal: bool = False,
+        window: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.heads = heads
         self.key_value_heads = key_value_heads or heads
@@ -38,7 +45,7 @@ class Attention(keras.layers.Layer):
         self.causal = causal
         self.window = window
 
-    def call(self, query, key, value, bias=None):
+    def call(self, query: Any, key: Any, value: Any, bias: Any = None) -> Any:
         queries, keys = query.shape[1], key.shape[1]
         width = query.shape[-1] // self.heads
         groups, shared = self.key_value_heads, self.heads // self.key_value_heads
@@ -67,10 +74,16 @@ class Attention(keras.layers.Layer):
             unseen |= ages >= self.window
         return unseen
 
-    def compute_output_spec(self, query, key, value, bias=None):
+    def compute_output_spec(self, query: Any, key: Any, value: Any, bias: Any = None) -> Any:
         return keras.KerasTensor(query.shape, dtype=self.compute_dtype)
 
-    def macs(self, query_shape, key_shape, value_shape, *_) -> int:
+    def macs(
+        self,
+        query_shape: tuple[int, ...],
+        key_shape: tuple[int, ...],
+        value_shape: tuple[int, ...],
+        *_: Any,
+    ) -> int:
         """Multiply-adds of one call, for all keys, seen or not (as published counts are)."""
         return query_shape[0] * query_shape[1] * key_shape[1] * 2 * query_shape[2]
 
@@ -87,7 +100,7 @@ class Attention(keras.layers.Layer):
         )
         return [query]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "heads": self.heads,
             "key_value_heads": self.key_value_heads,
@@ -96,7 +109,7 @@ class Attention(keras.layers.Layer):
         }
 
 
-def _to_rows(query, queries: int, groups: int, shared: int):
+def _to_rows(query: Any, queries: int, groups: int, shared: int) -> Any:
     """(batch, queries, heads * d) -> (batch, groups, shared * queries, d)."""
     width = query.shape[-1] // (groups * shared)
     if queries == 1:
@@ -107,7 +120,7 @@ def _to_rows(query, queries: int, groups: int, shared: int):
     return ops.reshape(ops.transpose(query, (0, 2, 3, 1, 4)), (-1, groups, shared * queries, width))
 
 
-def _from_rows(rows, queries: int, groups: int, shared: int):
+def _from_rows(rows: Any, queries: int, groups: int, shared: int) -> Any:
     """The inverse of `_to_rows`."""
     width = rows.shape[-1]
     if queries > 1 and shared == 1:

@@ -17,21 +17,21 @@ class KeepLast(keras.layers.Layer):
     enter, a window is a shorter cache, and what is older than the cache falls out by itself.
     """
 
-    def __init__(self, count, **kwargs):
+    def __init__(self, count: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.count = count
 
-    def call(self, cache, new):
+    def call(self, cache: Any, new: Any) -> Any:
         kept = self.count - new.shape[1]
         if kept <= 0:
             return new[:, -kept:]
         return ops.concatenate([cache[:, cache.shape[1] - kept :], new], axis=1)
 
-    def compute_output_spec(self, cache, new):
+    def compute_output_spec(self, cache: Any, new: Any) -> Any:
         shape = (new.shape[0], self.count, new.shape[2])
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
     def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
@@ -39,7 +39,7 @@ class KeepLast(keras.layers.Layer):
         graph.tie(*labels)
         return [labels[0]]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"count": self.count}
 
 
@@ -51,21 +51,21 @@ class CacheBias(keras.layers.Layer):
     those are real that are not older than the first token.
     """
 
-    def __init__(self, keys, length, **kwargs):
+    def __init__(self, keys: int, length: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.keys = keys
         self.length = length
 
-    def call(self, position):
+    def call(self, position: Any) -> Any:
         first = self.keys - self.length - position
         index = ops.arange(self.keys, dtype=position.dtype)
         return ops.cast(index < first, "float32") * MASKED
 
-    def compute_output_spec(self, position):
+    def compute_output_spec(self, position: Any) -> Any:
         return keras.KerasTensor((position.shape[0], self.keys), dtype="float32")
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"keys": self.keys, "length": self.length}

@@ -1,5 +1,7 @@
 """The ends of a detector: anchors beside what it gives while it is trained, objects in the end."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -14,27 +16,33 @@ class Anchors(keras.layers.Layer):
     `families.objectives.boxes.anchors`.
     """
 
-    def __init__(self, input_shape_of_image, levels, scale, **kwargs):
+    def __init__(
+        self,
+        input_shape_of_image: tuple[int, int, int],
+        levels: tuple[int, ...],
+        scale: float,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.input_shape_of_image = tuple(input_shape_of_image)
         self.levels = tuple(levels)
         self.scale = scale
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         around = boxes.anchors(self.input_shape_of_image, self.levels, self.scale)
         return ops.broadcast_to(
             ops.convert_to_tensor(around), (ops.shape(inputs)[0], *around.shape)
         )
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Any) -> Any:
         places = boxes.sizes(self.input_shape_of_image, self.levels)
         count = boxes.PER_PLACE * sum(rows * columns for rows, columns in places)
         return keras.KerasTensor((inputs.shape[0], count, 4), "float32")
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "input_shape_of_image": self.input_shape_of_image,
             "levels": self.levels,
@@ -52,14 +60,14 @@ class Detections(keras.layers.Layer):
 
     def __init__(
         self,
-        input_shape_of_image,
-        levels,
-        scale,
-        candidates=boxes.CANDIDATES,
-        most=boxes.MOST,
-        overlap=boxes.OVERLAP,
-        least_score=boxes.LEAST_SCORE,
-        **kwargs,
+        input_shape_of_image: tuple[int, int, int],
+        levels: tuple[int, ...],
+        scale: float,
+        candidates: int = boxes.CANDIDATES,
+        most: int = boxes.MOST,
+        overlap: float = boxes.OVERLAP,
+        least_score: float = boxes.LEAST_SCORE,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.input_shape_of_image = tuple(input_shape_of_image)
@@ -70,7 +78,7 @@ class Detections(keras.layers.Layer):
         self.overlap = overlap
         self.least_score = least_score
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         logits, codes = inputs
         around = boxes.anchors(self.input_shape_of_image, self.levels, self.scale)
         objects = boxes.found(
@@ -85,7 +93,7 @@ class Detections(keras.layers.Layer):
         )
         return objects["boxes"], objects["scores"], objects["classes"]
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Any) -> Any:
         batch = inputs[0].shape[0]
         return (
             keras.KerasTensor((batch, self.most, 4), "float32"),
@@ -93,10 +101,10 @@ class Detections(keras.layers.Layer):
             keras.KerasTensor((batch, self.most), "int32"),
         )
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "input_shape_of_image": self.input_shape_of_image,
             "levels": self.levels,

@@ -9,6 +9,6 @@ import keras
 class TiedEmbedding(keras.layers.ReversibleEmbedding):
     """Keras's embedding that also projects back, `layer(x, reverse=True)`, and counts that."""
 
-    def macs(self, shape) -> int:
+    def macs(self, shape: tuple[int, ...]) -> int:
         """A look-up multiplies nothing; the way back is a product with the whole table."""
         return math.prod(shape) * self.input_dim if len(shape) == 3 else 0

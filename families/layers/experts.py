@@ -53,20 +53,20 @@ class Experts(keras.layers.Layer):
 
     def __init__(
         self,
-        count,
-        hidden,
-        top_k,
-        activation="gelu",
-        gated=False,
-        use_bias=True,
-        renormalize=False,
-        capacity=None,
-        batch_priority=False,
-        routing="token",
-        noise=0.0,
-        importance_weight=0.0,
-        load_weight=0.0,
-        **kwargs,
+        count: int,
+        hidden: int,
+        top_k: int,
+        activation: str = "gelu",
+        gated: bool = False,
+        use_bias: bool = True,
+        renormalize: bool = False,
+        capacity: float | None = None,
+        batch_priority: bool = False,
+        routing: str = "token",
+        noise: float = 0.0,
+        importance_weight: float = 0.0,
+        load_weight: float = 0.0,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if not 1 <= top_k <= count:
@@ -86,7 +86,9 @@ class Experts(keras.layers.Layer):
         self._activate = gelu if activation == "gelu" else keras.activations.get(activation)
         self._random = keras.random.SeedGenerator() if noise else None
 
-    def build(self, inputs_shape, logits_shape=None):
+    def build(
+        self, inputs_shape: tuple[int, ...], logits_shape: tuple[int, ...] | None = None
+    ) -> None:
         dim, count, hidden = inputs_shape[-1], self.count, self.hidden
         if logits_shape is not None and logits_shape[-1] != count:
             raise ValueError(f"{self.name}: logits {logits_shape} for {count} experts")
@@ -114,7 +116,7 @@ class Experts(keras.layers.Layer):
             shape=(self.count, inputs, outputs), initializer=initializer, name=name
         )
 
-    def call(self, inputs, logits=None, training=None):
+    def call(self, inputs: Any, logits: Any = None, training: bool | None = None) -> Any:
         batch, tokens, dim = ops.shape(inputs)[0], inputs.shape[1], inputs.shape[2]
         images = self.routing == "image"
         units = batch if images else batch * tokens
@@ -255,10 +257,12 @@ class Experts(keras.layers.Layer):
             x = x + spread(self.expand_bias)
         return self._activate(multiply(self.gate)) * x if self.gated else self._activate(x)
 
-    def compute_output_shape(self, inputs_shape, *_):
+    def compute_output_shape(
+        self, inputs_shape: tuple[int, ...], *_: Any
+    ) -> tuple[int | None, ...]:
         return inputs_shape
 
-    def keep_experts(self, indices):
+    def keep_experts(self, indices: Any) -> Any:
         """A new layer of this name with the experts `indices` only, in that order, and its router.
 
         `ValueError` where fewer than `top_k` are left. Logits from outside are the caller's to cut.
@@ -276,7 +280,9 @@ class Experts(keras.layers.Layer):
             weight.assign(ops.take(source, indices, axis=axis))
         return kept
 
-    def macs(self, inputs_shape, logits_shape=None) -> int:
+    def macs(
+        self, inputs_shape: tuple[int, ...], logits_shape: tuple[int, ...] | None = None
+    ) -> int:
         """Multiply-adds of one call: `top_k` experts for every token, and the router."""
         batch, tokens, dim = inputs_shape
         kernels = 3 if self.gated else 2
@@ -313,7 +319,7 @@ class Experts(keras.layers.Layer):
         every = sum(math.prod(weight.shape) for weight in self.weights) - router
         return router + every // self.count * self.top_k
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {name: getattr(self, name) for name in OPTIONS}
 
 

@@ -15,22 +15,22 @@ class ValidFrames(keras.layers.Layer):
     `ratio` frames became one before: counts are divided by it, rounded up.
     """
 
-    def __init__(self, length, ratio=1, **kwargs):
+    def __init__(self, length: int, ratio: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
         self.length = length
         self.ratio = ratio
 
-    def call(self, frames):
+    def call(self, frames: Any) -> Any:
         first = ops.arange(self.length, dtype="int32") * self.ratio
         return ops.cast(first[None, :] < ops.cast(frames, "int32")[:, None], self.compute_dtype)
 
-    def compute_output_spec(self, frames):
+    def compute_output_spec(self, frames: Any) -> Any:
         return keras.KerasTensor((frames.shape[0], self.length), self.compute_dtype)
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"length": self.length, "ratio": self.ratio}
 
 
@@ -42,24 +42,24 @@ class ValidContext(keras.layers.Layer):
     cache being filled from its end, and the number after this chunk.
     """
 
-    def __init__(self, left, chunk, **kwargs):
+    def __init__(self, left: int, chunk: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.left = left
         self.chunk = chunk
 
-    def call(self, count):
+    def call(self, count: Any) -> Any:
         age = ops.arange(self.left, -self.chunk, -1, dtype="int32")  # of the oldest: left
         valid = ops.cast(age[None, :] <= count[:, None], self.compute_dtype)
         return valid, ops.minimum(count + self.chunk, self.left)
 
-    def compute_output_spec(self, count):
+    def compute_output_spec(self, count: Any) -> Any:
         valid = keras.KerasTensor((count.shape[0], self.left + self.chunk), self.compute_dtype)
         return valid, keras.KerasTensor(count.shape, count.dtype)
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"left": self.left, "chunk": self.chunk}
 
 
@@ -67,22 +67,22 @@ class ValidContext(keras.layers.Layer):
 class LastFrames(keras.layers.Layer):
     """(batch, frames, ...) -> the last `count` of them."""
 
-    def __init__(self, count, **kwargs):
+    def __init__(self, count: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.count = count
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return inputs[:, inputs.shape[1] - self.count :]
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Any) -> Any:
         return keras.KerasTensor((inputs.shape[0], self.count, *inputs.shape[2:]), inputs.dtype)
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
     def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
         """As they come: only frames leave."""
         return [labels[0]]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"count": self.count}

@@ -1,5 +1,7 @@
 """Weighted sums of features: Tan et al., EfficientDet (arXiv 1911.09070), section 3.3."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -14,16 +16,16 @@ class Fusion(keras.layers.Layer):
     method: "fast" weighs by relu(w) / (sum of relu(w) + 1e-4), "softmax" by softmax(w).
     """
 
-    def __init__(self, method="fast", **kwargs):
+    def __init__(self, method: str = "fast", **kwargs: Any):
         super().__init__(**kwargs)
         if method not in METHODS:
             raise ValueError(f"Fusion method={method!r}; expected one of {METHODS}")
         self.method = method
 
-    def build(self, shapes):
+    def build(self, shapes: list[tuple[int, ...]]) -> None:
         self.fusion = self.add_weight(shape=(len(shapes),), initializer="ones", name="fusion")
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         if self.method == "fast":
             weights = ops.relu(self.fusion)
             weights = weights / (ops.sum(weights) + SMALLEST)
@@ -34,11 +36,11 @@ class Fusion(keras.layers.Layer):
             total = total + tensor * weights[index]
         return total
 
-    def compute_output_shape(self, shapes):
+    def compute_output_shape(self, shapes: list[tuple[int, ...]]) -> tuple[int | None, ...]:
         return shapes[0]
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"method": self.method}

@@ -4,12 +4,14 @@ Hou et al., "Instruction-Following Pruning", arXiv 2501.02086. Where the batch i
 used is not computed either: an exported file has a branch for each block.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 
-def soft_top_k(scores, k: int, temperature: float = 1.0, iterations: int = 30):
+def soft_top_k(scores: Any, k: int, temperature: float = 1.0, iterations: int = 30) -> Any:
     """sigmoid(scores / temperature - tau) over the last axis, with the tau that makes the sum k.
 
     tau is found by bisection; its gradient is that of the implicit function.
@@ -40,7 +42,7 @@ def soft_top_k(scores, k: int, temperature: float = 1.0, iterations: int = 30):
     return ops.sigmoid(scores - tau)
 
 
-def hard_top_k(scores, k: int):
+def hard_top_k(scores: Any, k: int) -> Any:
     """1 for the k largest of the last axis, 0 for the others: of equal ones the first are taken."""
     chosen = ops.top_k(scores, k)[1]
     return ops.sum(ops.one_hot(chosen, scores.shape[-1], dtype=scores.dtype), -2)
@@ -59,13 +61,21 @@ class MaskPredictor(keras.layers.Layer):
     chooses_units = True
 
     def __init__(
-        self, count, blocks, active, hidden=128, prompt=0, temperature=1.0, seed=0, **kwargs
+        self,
+        count: int,
+        blocks: int,
+        active: int,
+        hidden: int = 128,
+        prompt: int = 0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.count, self.blocks, self.active = count, blocks, active
         self.hidden, self.prompt, self.temperature, self.seed = hidden, prompt, temperature, seed
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         outputs = self.count * self.blocks
         glorot = keras.initializers.GlorotUniform
         # Not called kernels: they stay as they are where kernels are quantized or pruned.
@@ -85,7 +95,7 @@ class MaskPredictor(keras.layers.Layer):
             shape=(), initializer="ones", trainable=False, autocast=False, name="blend"
         )
 
-    def call(self, features, training=None):
+    def call(self, features: Any, training: bool | None = None) -> Any:
         scores = self.score(features)
         hard = hard_top_k(scores, self.active)
         if not training or self.active == self.blocks:
@@ -94,7 +104,7 @@ class MaskPredictor(keras.layers.Layer):
         mask = soft + ops.stop_gradient(hard - soft)
         return 1 + ops.cast(self.blend, mask.dtype) * (mask - 1)
 
-    def score(self, features):
+    def score(self, features: Any) -> Any:
         """Scores (batch, count, blocks)."""
         if self.prompt and len(features.shape) > 2:
             features = features[:, : self.prompt]
@@ -105,13 +115,13 @@ class MaskPredictor(keras.layers.Layer):
         x = ops.matmul(x, self.scores) + self.scores_bias
         return ops.reshape(x, (-1, self.count, self.blocks))
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         return (shape[0], self.count, self.blocks)
 
-    def macs(self, shape) -> int:
+    def macs(self, shape: tuple[int, ...]) -> int:
         return shape[0] * self.hidden * (shape[-1] + self.count * self.blocks)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("count", "blocks", "active", "hidden", "prompt", "temperature", "seed")
         return super().get_config() | {name: getattr(self, name) for name in names}
 
@@ -135,16 +145,16 @@ class MaskedFeedForward(keras.layers.Layer):
 
     def __init__(
         self,
-        hidden,
-        outputs,
-        blocks,
-        index=0,
-        activations=("relu",),
-        biases=(True,),
-        project_bias=True,
-        output_activation="linear",
-        names=("expand", "project"),
-        **kwargs,
+        hidden: int,
+        outputs: int,
+        blocks: int,
+        index: int = 0,
+        activations: Any = ("relu",),
+        biases: tuple[bool, ...] = (True,),
+        project_bias: bool = True,
+        output_activation: Any = "linear",
+        names: tuple[str, ...] = ("expand", "project"),
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.hidden, self.outputs, self.blocks, self.index = hidden, outputs, blocks, index
@@ -153,7 +163,7 @@ class MaskedFeedForward(keras.layers.Layer):
         self.output_activation = keras.activations.get(output_activation)
         self.names = tuple(names)
 
-    def build(self, shape, *_):
+    def build(self, shape: tuple[int, ...], *_: Any) -> None:
         self.factors = []
         for number, biased in enumerate(self.biases, 1):
             name = "expand" if number == 1 else f"expand_{number}"
@@ -171,7 +181,7 @@ class MaskedFeedForward(keras.layers.Layer):
                 shape=(self.outputs,), initializer="zeros", name="project_bias"
             )
 
-    def call(self, inputs, masks, training=None):
+    def call(self, inputs: Any, masks: Any, training: bool | None = None) -> Any:
         mask = masks[:, self.index]
         if inputs.shape[0] == 1 and not training:
             x = self._branches(inputs, mask)
@@ -183,7 +193,7 @@ class MaskedFeedForward(keras.layers.Layer):
         x = x if self.bias is None else x + self.bias
         return self.output_activation(x)
 
-    def _units(self, inputs, factors: list):
+    def _units(self, inputs: Any, factors: list) -> Any:
         x = None
         for (kernel, bias), activation in zip(factors, self.activations, strict=True):
             factor = ops.matmul(inputs, kernel)
@@ -217,18 +227,18 @@ class MaskedFeedForward(keras.layers.Layer):
             total = part if total is None else total + part
         return total
 
-    def compute_output_shape(self, shape, *_):
+    def compute_output_shape(self, shape: tuple[int, ...], *_: Any) -> tuple[int | None, ...]:
         return (*shape[:-1], self.outputs)
 
-    def compute_output_spec(self, inputs, masks, training=None):
+    def compute_output_spec(self, inputs: Any, masks: Any, training: bool | None = None) -> Any:
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), self.compute_dtype)
 
-    def macs(self, shape, masks_shape) -> int:
+    def macs(self, shape: tuple[int, ...], masks_shape: tuple[int, ...]) -> int:
         """Of all blocks: how many are used, the predictor decides."""
         rows = int(np.prod(shape[:-1]))
         return rows * self.hidden * (len(self.biases) * shape[-1] + self.outputs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("hidden", "outputs", "blocks", "index", "biases", "project_bias", "names")
         return (
             super().get_config()

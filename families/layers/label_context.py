@@ -3,6 +3,8 @@
 Botros et al., "Tied & Reduced RNN-T Decoder", arXiv 2109.07513; patent US20230108275.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -15,12 +17,12 @@ class LabelContext(keras.layers.Layer):
     similarity (scalar product) to the vector that the head has for position n.
     """
 
-    def __init__(self, heads, context=2, **kwargs):
+    def __init__(self, heads: int, context: int = 2, **kwargs: Any):
         super().__init__(**kwargs)
         self.heads = heads
         self.context = context
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int, ...]) -> None:
         width = input_shape[-1]
         self.position = self.add_weight(
             name="position",
@@ -29,7 +31,7 @@ class LabelContext(keras.layers.Layer):
             initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         steps = inputs.shape[1] - self.context + 1
         total = 0.0
         for number in range(self.context):
@@ -38,13 +40,13 @@ class LabelContext(keras.layers.Layer):
             total = total + ops.mean(similarity, axis=-1, keepdims=True) * label
         return total / self.context
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int | None, ...]:
         batch, labels, width = input_shape
         return (batch, labels - self.context + 1, width)
 
-    def macs(self, input_shape) -> int:
+    def macs(self, input_shape: tuple[int, ...]) -> int:
         batch, labels, width = input_shape
         return batch * (labels - self.context + 1) * self.context * self.heads * width
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"heads": self.heads, "context": self.context}

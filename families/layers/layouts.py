@@ -45,7 +45,7 @@ class SpaceToDepth(_Layout):
     Channels are ordered by row, column and channel of their 2 x 2 pixels, as in `tf.nn`.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         height, width, channels = inputs.shape[1:]
         if height % 2 or width % 2:
             inputs = ops.pad(inputs, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
@@ -55,7 +55,7 @@ class SpaceToDepth(_Layout):
         x = ops.transpose(x, (0, 2, 1, 3))
         return ops.reshape(x, (-1, rows, columns, 4 * channels))
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         batch, height, width, channels = shape
         return batch, -(-height // 2), -(-width // 2), 4 * channels
 
@@ -77,11 +77,11 @@ class DepthToSpace(_Layout):
     size: height and width, at most 2 h and 2 w; what was added to odd sizes is cut off.
     """
 
-    def __init__(self, size, **kwargs):
+    def __init__(self, size: tuple[int, int], **kwargs: Any):
         super().__init__(**kwargs)
         self.size = tuple(int(side) for side in size)
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         rows, columns, channels = inputs.shape[1:]
         x = ops.reshape(inputs, (-1, columns, 2, channels // 2))
         x = ops.transpose(x, (0, 2, 1, 3))
@@ -89,7 +89,7 @@ class DepthToSpace(_Layout):
         height, width = self.size
         return x if self.size == (2 * rows, 2 * columns) else x[:, :height, :width, :]
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         batch, rows, columns, channels = shape
         if channels % 4 or self.size[0] > 2 * rows or self.size[1] > 2 * columns:
             raise ValueError(
@@ -111,7 +111,7 @@ class DepthToSpace(_Layout):
         options = {"beginMask": 0b1111, "endMask": 0b1001}
         return graph.add("STRIDED_SLICE", [x, *ends], shape, self.name, options)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"size": self.size}
 
 
@@ -124,13 +124,13 @@ class DepthToBatch(_Layout):
 
     batch_factor = 4.0
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         rows, columns, channels = inputs.shape[1:]
         x = ops.reshape(inputs, (-1, rows * columns, 4, channels // 4))
         x = ops.transpose(x, (0, 2, 1, 3))
         return ops.reshape(x, (-1, rows, columns, channels // 4))
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         batch, rows, columns, channels = shape
         if channels % 4:
             raise ValueError(f"{self.name}: {channels} channels are not four times as many")
@@ -148,13 +148,13 @@ class BatchToDepth(_Layout):
 
     batch_factor = 0.25
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         rows, columns, channels = inputs.shape[1:]
         x = ops.reshape(inputs, (-1, 4, rows * columns, channels))
         x = ops.transpose(x, (0, 2, 1, 3))
         return ops.reshape(x, (-1, rows, columns, 4 * channels))
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         batch, rows, columns, channels = shape
         return None if batch is None else batch // 4, rows, columns, 4 * channels
 

@@ -3,6 +3,8 @@
 Mel scale and triangles as in HTK (Young et al., The HTK Book, section 5.4).
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -21,7 +23,15 @@ class LogMel(keras.layers.Layer):
     """
 
     def __init__(
-        self, sample_rate, mels, *, window_ms=25, hop_ms=10, mean=0.0, deviation=1.0, **kwargs
+        self,
+        sample_rate: int,
+        mels: int,
+        *,
+        window_ms: int = 25,
+        hop_ms: int = 10,
+        mean: float = 0.0,
+        deviation: float = 1.0,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.sample_rate = sample_rate
@@ -34,7 +44,7 @@ class LogMel(keras.layers.Layer):
         self.hop = samples_of(hop_ms, sample_rate)
         self.bins = fourier_length(self.window) // 2 + 1
 
-    def call(self, audio):
+    def call(self, audio: Any) -> Any:
         samples = audio.shape[1]
         cosine, sine = fourier_kernels(self.window)
         kernel = np.concatenate([cosine, sine], 1)[:, None].astype(np.float32)
@@ -52,15 +62,15 @@ class LogMel(keras.layers.Layer):
         )
         return (ops.log(ops.maximum(energies, FLOOR)) - self.mean) / self.deviation
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int | None, ...]:
         frames = 1 + (input_shape[1] - self.window) // self.hop
         return (input_shape[0], frames, self.mels)
 
-    def macs(self, input_shape) -> int:
+    def macs(self, input_shape: tuple[int, ...]) -> int:
         frames = self.compute_output_shape(input_shape)[1]
         return input_shape[0] * frames * self.bins * (2 * self.window + self.mels)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "sample_rate": self.sample_rate,
             "mels": self.mels,

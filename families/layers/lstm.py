@@ -23,13 +23,13 @@ class LSTM(keras.layers.Layer):
     0: they are the units. The gates are Keras's: i, f, c, o.
     """
 
-    def __init__(self, units, projection=0, **kwargs):
+    def __init__(self, units: int, projection: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
         self.units = units
         self.projection = projection
         self.outputs = projection or units
 
-    def build(self, input_shape, *_):
+    def build(self, input_shape: tuple[int, ...], *_: Any) -> None:
         gates = 4 * self.units
         self.kernel = self.add_weight(name="kernel", shape=(input_shape[-1], gates))
         self.recurrent_kernel = self.add_weight(
@@ -45,7 +45,7 @@ class LSTM(keras.layers.Layer):
         """A bias of 1 for the forget gate, 0 for others (Jozefowicz et al. 2015)."""
         return ops.convert_to_tensor(np.repeat([0.0, 1.0, 0.0, 0.0], self.units), dtype=dtype)
 
-    def call(self, inputs, output=None, cell=None):
+    def call(self, inputs: Any, output: Any = None, cell: Any = None) -> Any:
         steps = inputs.shape[1]
         if output is None:
             zeros = ops.zeros_like(inputs[:, 0, :1])
@@ -73,12 +73,12 @@ class LSTM(keras.layers.Layer):
             outputs.append(output)
         return ops.stack(outputs, axis=1), output, cell
 
-    def compute_output_spec(self, inputs, output=None, cell=None):
+    def compute_output_spec(self, inputs: Any, output: Any = None, cell: Any = None) -> Any:
         batch, steps, _ = inputs.shape
         shapes = ((batch, steps, self.outputs), (batch, self.outputs), (batch, self.units))
         return tuple(keras.KerasTensor(shape, self.compute_dtype) for shape in shapes)
 
-    def macs(self, input_shape, *_) -> int:
+    def macs(self, input_shape: tuple[int, ...], *_: Any) -> int:
         batch, steps, width = input_shape
         each = 4 * self.units * (width + self.outputs) + self.units * self.projection
         return batch * steps * each
@@ -107,5 +107,5 @@ class LSTM(keras.layers.Layer):
         graph.size(self, units=lambda count: count(cells))
         return [outputs, outputs, cells]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"units": self.units, "projection": self.projection}

@@ -24,7 +24,7 @@ class FrameAttention(keras.layers.Layer):
     nearest, all if None.
     """
 
-    def __init__(self, heads, causal=False, left=None, **kwargs):
+    def __init__(self, heads: int, causal: bool = False, left: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.heads = heads
         self.causal = causal
@@ -32,7 +32,7 @@ class FrameAttention(keras.layers.Layer):
         if left is not None and not causal:
             raise ValueError(f"left={left} without causal: expected None, all frames are seen")
 
-    def call(self, query, key, value, valid=None):
+    def call(self, query: Any, key: Any, value: Any, valid: Any = None) -> Any:
         queries, keys, width = query.shape[1], key.shape[1], query.shape[2]
         query, key, value = (self._split(x) for x in (query, key, value))
         scores = self._scores(query, key, (width // self.heads) ** -0.5)
@@ -59,10 +59,12 @@ class FrameAttention(keras.layers.Layer):
         distance = np.arange(keys - queries, keys)[:, None] - np.arange(keys)
         return (distance >= 0) & (distance <= (keys if self.left is None else self.left))
 
-    def compute_output_shape(self, query_shape, *_, **__):
+    def compute_output_shape(
+        self, query_shape: tuple[int, ...], *_: Any, **__: Any
+    ) -> tuple[int | None, ...]:
         return query_shape
 
-    def macs(self, query_shape, key_shape, *_) -> int:
+    def macs(self, query_shape: tuple[int, ...], key_shape: tuple[int, ...], *_: Any) -> int:
         """Multiply-adds of one call, for all keys, seen or not (as published counts are)."""
         return query_shape[0] * query_shape[1] * key_shape[1] * 2 * query_shape[2]
 
@@ -75,7 +77,7 @@ class FrameAttention(keras.layers.Layer):
         graph.size(self, heads=lambda count: count(query) // width)
         return [query]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "heads": self.heads,
             "causal": self.causal,
@@ -90,7 +92,7 @@ class RelativeAttention(FrameAttention):
     Owns the projection `kernel` of the sinusoids (no bias) and the two biases u and v.
     """
 
-    def build(self, query_shape, *_):
+    def build(self, query_shape: tuple[int, ...], *_: Any) -> None:
         width = query_shape[-1]
         self.kernel = self.add_weight(name="kernel", shape=(width, width))
         self.content_bias = self.add_weight(
@@ -112,7 +114,7 @@ class RelativeAttention(FrameAttention):
         bias = ops.reshape(self.position_bias, (1, heads, 1, width))
         return content + shift(ops.matmul((query + bias) * scale, table), keys)
 
-    def macs(self, query_shape, key_shape, *_) -> int:
+    def macs(self, query_shape: tuple[int, ...], key_shape: tuple[int, ...], *_: Any) -> int:
         """As published counts: one distance a key, one product of each query with each distance.
 
         Full context has twice as many distances; half of their products are shifted out.
@@ -137,7 +139,7 @@ def sinusoids(positions: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], 1)[:, :width].astype(np.float32)
 
 
-def shift(scores, keys: int):
+def shift(scores: Any, keys: int) -> Any:
     """Scores by distance, far to near, to scores by key: out[i, j] = in[i, queries - 1 - i + j].
 
     scores: (batch, heads, queries, distances), the first distance that of the last query to the

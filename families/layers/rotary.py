@@ -19,14 +19,14 @@ class RotaryAngles(keras.layers.Layer):
     position * theta ** (-2 i / width) for i < width / 2, the second half the sines.
     """
 
-    def __init__(self, width, theta=10000.0, **kwargs):
+    def __init__(self, width: int, theta: float = 10000.0, **kwargs: Any):
         super().__init__(**kwargs)
         if width % 2:
             raise ValueError(f"rotary embeddings turn pairs; expected an even width, got {width}")
         self.width = width
         self.theta = theta
 
-    def call(self, tokens, position=None):
+    def call(self, tokens: Any, position: Any = None) -> Any:
         rates = self.theta ** (-np.arange(0, self.width, 2) / self.width)
         steps = np.arange(tokens.shape[1], dtype="float32")
         rates = rates.astype("float32")
@@ -39,15 +39,15 @@ class RotaryAngles(keras.layers.Layer):
         table = ops.concatenate([ops.cos(angles), ops.sin(angles)], -1)
         return ops.cast(table, self.compute_dtype)
 
-    def compute_output_spec(self, tokens, position=None):
+    def compute_output_spec(self, tokens: Any, position: Any = None) -> Any:
         batch = 1 if position is None else tokens.shape[0]
         shape = (batch, tokens.shape[1], self.width)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"width": self.width, "theta": self.theta}
 
 
@@ -59,11 +59,11 @@ class Rotary(keras.layers.Layer):
     columns of their kernels in the order of `halves`.
     """
 
-    def __init__(self, heads, **kwargs):
+    def __init__(self, heads: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.heads = heads
 
-    def call(self, inputs, angles):
+    def call(self, inputs: Any, angles: Any) -> Any:
         length, width = inputs.shape[1], inputs.shape[2] // self.heads
         cos, sin = ops.split(ops.expand_dims(angles, 2), 2, axis=-1)
         heads = ops.reshape(inputs, (-1, length, self.heads, width))
@@ -71,17 +71,17 @@ class Rotary(keras.layers.Layer):
         turned = [first * cos - second * sin, second * cos + first * sin]
         return ops.reshape(ops.concatenate(turned, -1), (-1, length, inputs.shape[2]))
 
-    def compute_output_spec(self, inputs, angles):
+    def compute_output_spec(self, inputs: Any, angles: Any) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
-    def macs(self, *_) -> int:
+    def macs(self, *_: Any) -> int:
         return 0
 
     def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:
         """Whole heads leave."""
         return tie_heads(graph, self, labels[0])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"heads": self.heads}
 
 

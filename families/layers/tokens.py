@@ -15,14 +15,14 @@ class ClassToken(keras.layers.Layer):
     Its output is what a classifier reads (Devlin et al., arXiv 1810.04805).
     """
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="zeros", name="token")
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         first = ops.broadcast_to(self.token, (ops.shape(inputs)[0], 1, inputs.shape[-1]))
         return ops.concatenate([first, inputs], 1)
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         return (shape[0], shape[1] + 1, shape[2])
 
     def macs(self, *_: Any) -> int:
@@ -38,7 +38,7 @@ class ClassToken(keras.layers.Layer):
 class Positions(keras.layers.Layer):
     """Adds a learned vector for every place: (batch, tokens, dim) to the same."""
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         self.positions = self.add_weight(
             # 0.02: released ViT
             shape=shape[1:],
@@ -46,10 +46,10 @@ class Positions(keras.layers.Layer):
             name="positions",
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return inputs + self.positions
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int | None, ...]:
         return shape
 
     def macs(self, *_: Any) -> int:

@@ -1,7 +1,9 @@
 """One set of weights in several networks: by path, as layers of equal names are the same layers."""
 
+from typing import Any
 
-def copy_weights(source, target) -> None:
+
+def copy_weights(source: Any, target: Any) -> None:
     """Set every weight of `target` to that of equal path in `source`; both are `keras.Model`s.
 
     `source` may hold more, as a network to train holds more than its step with a cache. Raises

@@ -6,6 +6,7 @@ section 4, and Tan et al., EfficientDet (arXiv 1911.09070).
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -53,7 +54,7 @@ def anchors(shape: tuple[int, ...], levels: tuple[int, int], scale: float) -> np
     return np.concatenate(found).astype(np.float32)
 
 
-def encode(boxes, around):
+def encode(boxes: Any, around: Any) -> Any:
     """Boxes (..., 4) as seen from anchors of the same shape: shifts and logarithms of sizes."""
     centres, extents = _centred(boxes)
     middles, sides = _centred(around)
@@ -61,7 +62,7 @@ def encode(boxes, around):
     return ops.concatenate([(centres - middles) / sides, logarithms], -1)
 
 
-def decode(codes, around):
+def decode(codes: Any, around: Any) -> Any:
     """The boxes (..., 4) that `encode` gave `codes` for."""
     middles, sides = _centred(around)
     centres = codes[..., :2] * sides + middles
@@ -74,7 +75,7 @@ def _centred(boxes):
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
 
 
-def overlaps(ours, theirs):
+def overlaps(ours: Any, theirs: Any) -> Any:
     """Intersection over union (batch, n, m) of boxes (batch, n, 4) and (batch, m, 4)."""
     ours, theirs = ours[:, :, None], theirs[:, None]
     low = ops.maximum(ours[..., :2], theirs[..., :2])
@@ -85,14 +86,14 @@ def overlaps(ours, theirs):
     return inner / ops.maximum(union, 1e-6)
 
 
-def area(boxes):
+def area(boxes: Any) -> Any:
     """(...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def found(
-    logits,
-    codes,
+    logits: Any,
+    codes: Any,
     around: np.ndarray,
     shape: tuple[int, ...],
     *,
@@ -139,7 +140,9 @@ def _rows(values, chosen):
     return ops.take(ops.reshape(values, (-1, width)), chosen + first, axis=0)
 
 
-def suppressed(boxes, logits, classes, *, most: int, overlap: float, least: float):
+def suppressed(
+    boxes: Any, logits: Any, classes: Any, *, most: int, overlap: float, least: float
+) -> Any:
     """(batch, most, 7): box, logit, class and 1 of each object, best first, then zeros.
 
     boxes: (batch, n, 4); logits, classes: (batch, n) float32, the highest logits first. Only those

@@ -169,7 +169,7 @@ def beam(
     return beams
 
 
-def _extended(beams, totals, chosen, parts) -> list[Hypothesis]:
+def _extended(beams: Any, totals: Any, chosen: Any, parts: Any) -> list[Hypothesis]:
     """The hypotheses at the flat places `chosen` of `totals` (beams, vocabulary)."""
     parents, labels = np.unravel_index(chosen, totals.shape)
     state = _tree(lambda *leaves: np.concatenate(leaves), *(beams[p].state for p in parents))
@@ -199,7 +199,7 @@ def _floor(waiting: dict, width: int) -> float:
     return sorted((hypothesis.score for hypothesis in waiting.values()), reverse=True)[width - 1]
 
 
-def ctc_greedy(logits: np.ndarray, lengths: np.ndarray, *, last=None) -> list[list[int]]:
+def ctc_greedy(logits: np.ndarray, lengths: np.ndarray, *, last: Any = None) -> list[list[int]]:
     """Labels of the best path of outputs (batch, T, vocabulary): repeats merged, blanks left out.
 
     last: (batch,) best symbols of the frame before, where outputs go on.
@@ -245,7 +245,7 @@ def ctc_beam(
     return beams
 
 
-def edit_distance(found, expected) -> int:
+def edit_distance(found: Any, expected: Any) -> int:
     """Least insertions, deletions and substitutions that turn one sequence into the other."""
     costs = np.arange(len(expected) + 1)
     for row, symbol in enumerate(found, 1):
@@ -262,12 +262,12 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def _where(rows: np.ndarray, new, old) -> np.ndarray:
+def _where(rows: np.ndarray, new: Any, old: Any) -> np.ndarray:
     new, old = np.asarray(new), np.asarray(old)
     return np.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _tree(function: Callable, *trees):
+def _tree(function: Callable, *trees: Any) -> Any:
     """`function` of the leaves at equal places of trees of dicts, lists and tuples."""
     first = trees[0]
     if isinstance(first, dict):

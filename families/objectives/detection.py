@@ -4,6 +4,8 @@ Lin et al., RetinaNet (arXiv 1708.02002), sections 3 and 4; the constants of the
 EfficientDet (arXiv 1911.09070) as released (google/automl).
 """
 
+from typing import Any
+
 from keras import ops
 
 from families.objectives import boxes
@@ -14,7 +16,7 @@ DELTA = 0.1  # of Huber's loss, where it turns from square to linear
 BOX_WEIGHT = 50.0
 
 
-def loss(outputs: dict, targets: dict):
+def loss(outputs: dict, targets: dict) -> Any:
     """Losses (batch,): of each image, focal over its anchors plus 50 x Huber, by its matches.
 
     outputs: {"logits": (batch, A, classes), "codes": (batch, A, 4), "anchors": (batch, A, 4)}.
@@ -36,7 +38,9 @@ def loss(outputs: dict, targets: dict):
     return (ops.sum(of_classes, axis=-1) + BOX_WEIGHT * ops.sum(of_boxes, axis=-1)) / matches
 
 
-def assigned(around, classes, wanted, matched: float = MATCHED, unmatched: float = UNMATCHED):
+def assigned(
+    around: Any, classes: Any, wanted: Any, matched: float = MATCHED, unmatched: float = UNMATCHED
+) -> Any:
     """What each anchor is to find: class (batch, A), box (batch, A, 4) and role (batch, A) int32.
 
     Role 1: an object, that of most overlap, at least `matched`; every object also gets the anchor
@@ -62,7 +66,7 @@ def assigned(around, classes, wanted, matched: float = MATCHED, unmatched: float
     return classes, wanted, ops.cast(role, "int32")
 
 
-def focal(logits, labels, alpha: float = ALPHA, gamma: float = GAMMA):
+def focal(logits: Any, labels: Any, alpha: float = ALPHA, gamma: float = GAMMA) -> Any:
     """Cross-entropy of each class alone, weighted by how wrong it is; labels 0 or 1, same shape."""
     wrong = ops.sigmoid(logits * (1 - 2 * labels))  # the probability of the other answer
     entropy = ops.softplus(logits * (1 - 2 * labels))
@@ -70,7 +74,7 @@ def focal(logits, labels, alpha: float = ALPHA, gamma: float = GAMMA):
     return weight * wrong**gamma * entropy
 
 
-def huber(error, delta: float = DELTA):
+def huber(error: Any, delta: float = DELTA) -> Any:
     """Half the square up to `delta`, linear above."""
     size = ops.abs(error)
     return ops.where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))

@@ -48,7 +48,7 @@ class Network:
         }
 
 
-def of_keras(model, compiled: Callable = lambda run: run) -> Network:
+def of_keras(model: Any, compiled: Callable = lambda run: run) -> Network:
     """The network of a Keras model that takes and gives dicts; `compiled`: such as tf.function."""
     import keras
 

@@ -4,6 +4,8 @@ Daxberger et al., "Mobile V-MoEs", arXiv 2309.04354: classes are clustered by th
 dense network, and the router learns to name the cluster beside the network's own loss.
 """
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 
@@ -38,7 +40,7 @@ def super_classes(confusion: np.ndarray, groups: int) -> np.ndarray:
     return np.array([order[label] for label in labels.tolist()], np.int32)
 
 
-def router_loss(logits, labels, mapping: np.ndarray):
+def router_loss(logits: Any, labels: Any, mapping: np.ndarray) -> Any:
     """Cross-entropy (batch,) of the router's logits (batch, groups) and the labels' super-classes.
 
     `mapping` (classes,) is of `super_classes`; expert e is for super-class e, so there must be as

@@ -37,7 +37,9 @@ class Posteriors:
     backward: Any
 
 
-def transducer_loss(logits, labels, frame_lengths, label_lengths, fastemit: float = 0.0):
+def transducer_loss(
+    logits: Any, labels: Any, frame_lengths: Any, label_lengths: Any, fastemit: float = 0.0
+) -> Any:
     """Negative log-likelihood (batch,) of `labels` under all alignments.
 
     logits: (batch, T, U + 1, V) of the joint network, unnormalized; static T and U.
@@ -83,7 +85,9 @@ def transducer_loss(logits, labels, frame_lengths, label_lengths, fastemit: floa
     return loss_of(logits)
 
 
-def alignment_loss(blank, label, frame_lengths, label_lengths, fastemit: float = 0.0):
+def alignment_loss(
+    blank: Any, label: Any, frame_lengths: Any, label_lengths: Any, fastemit: float = 0.0
+) -> Any:
     """As `transducer_loss`, of log-probabilities `blank` and `label` (batch, T, U + 1).
 
     For joints whose probabilities are not one softmax, such as the factorized blank of HAT.
@@ -96,7 +100,9 @@ def alignment_loss(blank, label, frame_lengths, label_lengths, fastemit: float =
     return keep(found.loss) + (surrogate - keep(surrogate))
 
 
-def alignment_posteriors(blank, label, frame_lengths, label_lengths) -> Posteriors:
+def alignment_posteriors(
+    blank: Any, label: Any, frame_lengths: Any, label_lengths: Any
+) -> Posteriors:
     """The sums over all paths of lattices of log-probabilities `blank`, `label` (batch, T, U + 1).
 
     label[:, t, u] is that of the label u + 1 in frame t; its last row is ignored. No gradient.
@@ -180,7 +186,7 @@ def _diagonals(lattice):
     return ops.transpose(ops.reshape(lattice, (-1, rows, frames + rows - 1)), (2, 0, 1))
 
 
-def _frames(diagonals, frames: int):
+def _frames(diagonals: Any, frames: int) -> Any:
     """What `_diagonals` was made of."""
     rows = diagonals.shape[2]
     lattice = ops.transpose(diagonals, (1, 2, 0))

@@ -7,6 +7,7 @@ products; normalization, activations, pooling and additions are free. Only shape
 import dataclasses
 import math
 import re
+from typing import Any
 
 import keras
 
@@ -126,7 +127,7 @@ def samples(nodes: list) -> dict[int, int]:
     return found
 
 
-def _macs(node) -> int | None:
+def _macs(node: Any) -> int | None:
     """Multiply-adds of one call, None where they are not known."""
     operation = node.operation
     if isinstance(operation, keras.layers.Layer):
@@ -145,54 +146,54 @@ def _macs(node) -> int | None:
     return 0 if known and not opaque and not getattr(operation, "weights", ()) else None
 
 
-def _convolution(layer, inputs, output) -> int:
+def _convolution(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     channels = _shape(inputs[0])[_channel_axis(layer)]
     return _size(output) * math.prod(layer.kernel_size) * channels // layer.groups
 
 
-def _depthwise(layer, inputs, output) -> int:
+def _depthwise(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     return _size(output) * math.prod(layer.kernel_size)
 
 
-def _separable(layer, inputs, output) -> int:
+def _separable(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     channels = _shape(inputs[0])[_channel_axis(layer)] * layer.depth_multiplier
     positions = _size(output) // _shape(output)[_channel_axis(layer)]
     return positions * channels * math.prod(layer.kernel_size) + _size(output) * channels
 
 
-def _transposed(layer, inputs, output) -> int:
+def _transposed(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     return _size(inputs[0]) * math.prod(layer.kernel_size) * layer.filters
 
 
-def _dense(layer, inputs, output) -> int:
+def _dense(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     return _size(output) * _shape(inputs[0])[-1]
 
 
-def _einsum_dense(layer, inputs, output) -> int:
+def _einsum_dense(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     return _einsum(layer.equation, [_shape(inputs[0]), tuple(layer.kernel.shape)])
 
 
-def _recurrent(layer, inputs, output) -> int:
+def _recurrent(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     steps = math.prod(_shape(inputs[0])[:2])
     weights = (layer.cell.kernel, layer.cell.recurrent_kernel)
     return steps * sum(math.prod(weight.shape) for weight in weights)
 
 
-def _attention(layer, inputs, output) -> int:
+def _attention(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     query, value = _shape(inputs[0]), _shape(inputs[1])
     return math.prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
 
 
-def _dot_layer(layer, inputs, output) -> int:
+def _dot_layer(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     axis = layer.axes if isinstance(layer.axes, int) else layer.axes[0]
     return _size(output) * _shape(inputs[0])[axis]
 
 
-def _matmul(operation, operands, output) -> int:
+def _matmul(operation: Any, operands: Any, output: Any) -> int:
     return _size(output) * _shape(operands[0])[-1]
 
 
-def _tensordot(operation, operands, output) -> int:
+def _tensordot(operation: Any, operands: Any, output: Any) -> int:
     shape, axes = _shape(operands[0]), operation.axes
     if isinstance(axes, int):
         contracted = shape[len(shape) - axes :]
@@ -202,11 +203,11 @@ def _tensordot(operation, operands, output) -> int:
     return _size(output) * math.prod(contracted)
 
 
-def _einsum_operation(operation, operands, output) -> int:
+def _einsum_operation(operation: Any, operands: Any, output: Any) -> int:
     return _einsum(operation.subscripts, [_shape(operand) for operand in operands])
 
 
-def _dot_product_attention(operation, operands, output) -> int:
+def _dot_product_attention(operation: Any, operands: Any, output: Any) -> int:
     (batch, queries, heads, width), keys = _shape(operands[0]), _shape(operands[1])[1]
     return batch * queries * heads * keys * (width + _shape(operands[2])[-1])
 
@@ -225,11 +226,11 @@ def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> int:
     return math.prod(sizes.values())
 
 
-def _channel_axis(layer) -> int:
+def _channel_axis(layer: keras.layers.Layer) -> int:
     return 1 if layer.data_format == "channels_first" else -1
 
 
-def _shape(tensor) -> tuple[int, ...]:
+def _shape(tensor: Any) -> tuple[int, ...]:
     """Sizes of a tensor, an open batch counted as one sample."""
     sizes = tuple(tensor.shape)
     if sizes and sizes[0] is None:
@@ -242,11 +243,11 @@ def _shape(tensor) -> tuple[int, ...]:
     return sizes
 
 
-def _size(tensor) -> int:
+def _size(tensor: Any) -> int:
     return math.prod(_shape(tensor))
 
 
-def _bytes(tensor) -> int:
+def _bytes(tensor: Any) -> int:
     bits = re.search(r"\d+", keras.backend.standardize_dtype(tensor.dtype))  # float8_e4m3fn is 8
     return math.ceil(_size(tensor) * (int(bits.group()) if bits else 8) / 8)  # bool has no digits
 
