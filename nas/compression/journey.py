@@ -1,204 +1,279 @@
-"""The journey behind `nas compress`: a network and methods to smaller files and what they cost."""
+"""`nas.compress`: a network and methods to a smaller network, files, and what both cost."""
 
-import argparse
 import dataclasses
-import functools
-import hashlib
-import json
 import pathlib
-import sys
+import platform
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nas import backend, registry
-from nas.compression.examples import examples
+import numpy as np
 
-SUFFIXES = (".keras", ".tflite", ".mlpackage", ".safetensors")
-EPOCHS = 10  # where a method trains, and neither the flags nor the task say how long
-# Of the task's learning rate, for networks that are trained already.
-FINE = 0.25
+from compress import method as core
+from compress.examples.data import Data
+from compress.method import Method
+from latency.system.json_records import utc_now, write_json
+from latency.target import Target
+from nas import backend
+from nas.compression import before_and_after, sensitivity, teachers
+from nas.compression.examples import EXAMPLES, examples
+from nas.events import Listener, Message, ignore
+from nas.files.open_network import Network, open_network
+from nas.files.writers import SUFFIXES
+from nas.networks.build import digest_of
+from nas.tasks.task import Task
+from nas.training import loop
+from nas.training.checkpoint import Checkpoint
+from nas.training.journey import TrainingBegins, fit
+from nas.training.recipe import Recipe, recipe_of
+
+EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
+FINE_TUNING = 0.25  # of the task's learning rate, for networks that are trained already
 
 
-def compress(arguments: argparse.Namespace) -> int:
-    """`nas compress`: begin or go on with a compression, leave files and what is known of them."""
-    outs = [pathlib.Path(out) for out in arguments.out]
-    for out in outs:
-        if out.suffix not in SUFFIXES:
-            raise ValueError(f"--out {out}: expected a name that ends in {', '.join(SUFFIXES)}")
-        if out.exists() and out.resolve() == pathlib.Path(arguments.model).resolve():
-            raise ValueError(f"--out {out}: this is the file to compress, which is never changed")
-    for text in arguments.method:
-        registry.known("method", registry.parse(text).name)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Compressed:
+    """A compressed network beside the one that it was made of.
+
+    network: the original, opened. done: the `keras.Model` and what the methods did to it. record:
+    all that is known, as JSON: before, after, files, what was left alone and why.
+    """
+
+    network: Network
+    done: core.Compressed
+    data: Data | None
+    task: Task | None
+    record: dict[str, Any]
+    prefer: str = "size"
+
+    @property
+    def model(self) -> Any:
+        """The compressed `keras.Model`."""
+        return self.done.model
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """Of the original: params, nonzeros, and where there are labels quality and loss."""
+        return self.record["before"]
+
+    @property
+    def after(self) -> dict[str, Any]:
+        """The same of the compressed network."""
+        return self.record["after"]
+
+    def write(self, path: str | pathlib.Path) -> dict[str, Any]:
+        """Write a .keras, .tflite, .mlpackage or .safetensors file, read back and compared.
+
+        Returns what is known of the file and of the original's in the same format. Raises
+        `ValueError` where the file cannot hold the network.
+        """
+        found = before_and_after.write(
+            _out(path, self.network), self.network, self.done, self.data, self.task, self.prefer
+        )
+        others = [one for one in self.record["files"] if one["path"] != found["path"]]
+        self.record["files"] = [*others, found]
+        return found
+
+    def time(self, targets: Iterable[Target]) -> dict[str, Any]:
+        """Latencies of the .tflite files on targets, before and after, by the target's repr."""
+        named = [(repr(target), target) for target in targets]
+        return _timed(self, named)
+
+    def table(self) -> str:
+        """Before and after, as text."""
+        from nas.report.tables import compression
+
+        return compression.table(self.record)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        from nas.report.pictures import compression
+
+        return compression(self.record)
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is known, as plain data."""
+        return self.record
+
+    def save(self, stem: str | pathlib.Path) -> None:
+        """Write `stem`.json, and `stem`.png where it is known which layers bear it least."""
+        stem = pathlib.Path(stem)
+        if self.record.get("sensitivity"):
+            from nas.report.plots.sensitivity import sensitivity_png
+
+            sensitivity_png(stem.with_suffix(".png"), self.record)
+            self.record["plot"] = str(stem.with_suffix(".png"))
+        write_json(stem.with_suffix(".json"), self.record)
+
+
+def compress(
+    network: Any,
+    methods: Sequence[Method],
+    task: Task | None = None,
+    *,
+    out: Sequence[str | pathlib.Path] = (),
+    epochs: int | None = None,
+    recipe: Recipe | None = None,
+    targets: Sequence[tuple[str, Target]] = (),
+    examples_count: int = EXAMPLES,
+    prefer: str = "size",
+    by_layer: bool = True,
+    seed: int = 0,
+    checkpoint_seconds: float = 60.0,
+    name: str | None = None,
+    task_name: str | None = None,
+    on_event: Listener = ignore,
+) -> Compressed:
+    """Compress a network with methods, stacked in any order, all trained together once.
+
+    network: a `keras.Model`, the path of one, or an opened `Network`; it is not changed.
+    methods: objects such as `compress.qat.QAT(bits=4)`; a `teacher` of one may be a `keras.Model`.
+    task: what to train, judge and calibrate on; None: methods that need examples say so.
+    out: files to write: .keras, .tflite, .mlpackage, .safetensors. Beside the first a .json and a
+        .png are left, and a checkpoint while it trains: killed or interrupted, the same call goes
+        on and ends with the same weights.
+    epochs: times through the data; the task's, or 10, where a method trains. recipe: how; the
+        task's at a quarter of its learning rate.
+    targets: pairs of a name and a target to time the .tflite files on, before and after.
+    examples_count: of the training part, that methods look at. prefer: "size", or "speed" where
+        LiteRT runs wider integers faster than narrow ones. by_layer: measure which layers bear the
+        methods least. name, task_name: what network and task are called in the record.
+
+    Raises `compress.method.NotApplicable`, a `ValueError`, where a method has nothing to act on.
+    """
     keras = backend.load()
-    from nas.files import open_network
-
-    methods = [method_of(text) for text in arguments.method]
-    read = open_network.read(arguments.model)
-    task = _task(arguments)
-    recipe, epochs = _recipe(arguments, task, methods)
+    network = open_network(network)
+    model = network.model
+    outs = [_out(path, network) for path in out]
+    methods = [teachers.opened(method) for method in methods]
+    labelled = task is not None and task.labelled
+    trains = any(method.trains for method in methods)
+    if epochs is None:
+        epochs = task.training.get("epochs", EPOCHS) if task is not None and labelled and trains else 0
+    if epochs and not labelled:
+        raise ValueError(
+            f"epochs={epochs} without labelled examples; name a --task, or --data with labels (y)"
+        )
+    if recipe is None:
+        recipe = fine_tuning(task)
+    name, task_name = name or model.name, task_name or (task and task.name)
     identity = {
-        "model": _digest(read.model),
+        "model": digest_of(model),
         "methods": [repr(method) for method in methods],
         "task": task and task.recipe,
         "epochs": epochs,
-        "seed": arguments.seed,
+        "seed": seed,
         **dataclasses.asdict(recipe),
-        "examples": arguments.examples,
+        "examples": examples_count,
         "backend": keras.config.backend(),
     }
-    return _run(arguments, outs, read, task, methods, recipe, epochs, identity)
-
-
-def method_of(text: str) -> Any:
-    """The method a flag names; a teacher in a file is read, and known by its weights."""
-    method = registry.method(text)
-    teacher = getattr(method, "teacher", None)
-    if isinstance(teacher, str):
-        from nas.files import open_network
-
-        model = open_network.read(teacher).model
-        named = f"{teacher} {_digest(model)}"
-        method = dataclasses.replace(method, teacher=model, named=named)
-    return method
-
-
-def _task(arguments: argparse.Namespace) -> Any:
-    if arguments.task and arguments.data:
-        raise ValueError("--task and --data both say what the examples are; expected one of them")
-    if arguments.task is None and arguments.data is None:
-        return None
-    return registry.task(arguments.task or f"npz:{arguments.data}")
-
-
-def _recipe(arguments, task: Any, methods: list) -> tuple[Any, int]:
-    """How the network is trained and for how many epochs; 0 where no method needs it."""
-    from nas.training.recipe import Recipe, asked, recipe_of
-
-    epochs = arguments.epochs
-    if epochs is None:
-        epochs = 0
-        if task is not None and any(method.trains for method in methods):
-            epochs = task.training.get("epochs", EPOCHS)
-    if epochs and task is None:
-        raise ValueError(f"--epochs {epochs} without examples; name a --task, or --data FILE.npz")
-    recipe = recipe_of(task) if task is not None else Recipe()
-    fine = {"learning_rate": FINE * recipe.learning_rate, "patience": None}
-    return dataclasses.replace(recipe, **(fine | asked(arguments))), epochs
-
-
-def _digest(model: Any) -> str:
-    digest = hashlib.sha256(model.to_json().encode())
-    for array in model.get_weights():
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _run(arguments, outs, read, task, methods, recipe, epochs, identity) -> int:
-    from compress import method as contract
-    from nas.compression import before_and_after
-    from nas.training import loop
-    from nas.training.checkpoint import Checkpoint
-    from nas.training.progress_line import Line
-
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    outs[0].parent.mkdir(parents=True, exist_ok=True)
-    model = read.model
-    say(
-        f"{arguments.model}: {model.count_params():,} parameters in {len(model.layers)} layers; "
-        f"{', '.join(arguments.method)}"
+    on_event(
+        Message(
+            f"{name}: {model.count_params():,} parameters in {len(model.layers)} layers; "
+            f"{', '.join(identity['methods'])}"
+        )
     )
     if epochs:
         loop.check(model, task, epochs)
-    data = examples(task, model, arguments.examples, arguments.seed)
+    data = examples(task, model, examples_count, seed)
     before = _judged(model, task)
-    if task is not None:
-        say(f"before: {task.metric} {before['quality']:.4f}, loss {before['loss']:.4f}")
-    checkpoint = Checkpoint(
-        outs[0].with_name(f"{outs[0].stem}.checkpoint.npz"), identity, arguments.checkpoint_seconds
-    )
-    trained = []
+    if labelled:
+        on_event(
+            Message(f"before: {task.metric} {before['quality']:.4f}, loss {before['loss']:.4f}")
+        )
+    checkpoint = None
+    if outs:
+        file = outs[0].with_name(f"{outs[0].stem}.checkpoint.npz")
+        checkpoint = Checkpoint(file, identity, checkpoint_seconds)
+    trainings: list[loop.Training] = []
 
-    def fit(prepared, update) -> None:
-        found = checkpoint.read()
-        if found is not None:
-            say(f"going on at step {found.step}, after {found.seconds:.0f} s of training")
-
+    def train(prepared: Any, update: Any) -> None:
         def state() -> dict[str, float]:
             states = [method.state(prepared) for method in methods]
             return {name: value for one in states for name, value in one.items()}
 
-        line = Line(task, recipe.batch_size, epochs, None, state)
-        with checkpoint.interruptible():
-            trained.append(
-                loop.fit(
-                    prepared,
-                    task,
-                    epochs,
-                    arguments.seed,
-                    recipe=recipe,
-                    watch=line,
-                    update=update,
-                    checkpoint=checkpoint,
-                )
+        on_event(TrainingBegins(task, recipe.batch_size, epochs, None, state))
+        trainings.append(
+            fit(
+                prepared, task, checkpoint, on_event,
+                epochs=epochs, seed=seed, recipe=recipe, update=update,
             )
+        )  # fmt: skip
 
-    try:
-        import keras
-
-        keras.utils.set_random_seed(arguments.seed)
-        done = contract.compress(model, methods, fit if epochs else None, data)
-    except loop.Interrupted:
-        say("\ninterrupted: the same command goes on from there")
-        return 130
-    except FloatingPointError as error:  # what is kept may be spoiled as well
-        checkpoint.delete()
-        raise ValueError(str(error)) from error
-    for name, reason in read.opaque.items():
-        done.record.untouched.setdefault(name, reason)
-    record = {
-        "model": arguments.model,
-        "source": read.source,
+    keras.utils.set_random_seed(seed)
+    done = core.compress(model, methods, train if epochs else None, data)
+    for layer, reason in network.opaque.items():
+        done.record.untouched.setdefault(layer, reason)
+    record: dict[str, Any] = {
+        "model": name,
+        "source": network.source,
         "methods": identity["methods"],
-        "task": arguments.task or arguments.data,
+        "task": task_name,
         "metric": task and task.metric,
         "epochs": epochs,
         "before": before,
         "after": _judged(done.model, task),
         "untouched": done.record.untouched,
         "told": done.record.told,
-        "history": [dataclasses.asdict(epoch) for one in trained for epoch in one.history],
+        "history": [dataclasses.asdict(epoch) for one in trainings for epoch in one.history],
         "identity": identity,
+        "files": [],
     }
-    if not arguments.no_sensitivity and data is not None and data.loss is not None:
-        from nas.compression import sensitivity
-
+    if by_layer and data is not None and data.loss is not None:
         record["sensitivity"] = sensitivity.by_layer(model, methods, data)
-    targets, prefer = arguments.target or [], arguments.prefer
-    before_and_after.write(outs, read, done, data, task, record, targets, prefer, say)
-    checkpoint.delete()
-    _tell(record, arguments.json)
-    return 0
+    result = Compressed(network, done, data, task, record, prefer)
+    for path in outs:
+        on_event(Message(f"writing {path}"))
+        result.write(path)
+    if targets:
+        on_event(Message(f"timing on {', '.join(name for name, _ in targets)}"))
+        _timed(result, targets)
+    record |= {"date": utc_now(), "machine": platform.processor() or platform.machine()}
+    if outs:
+        result.save(outs[0])
+    if checkpoint is not None:
+        checkpoint.delete()
+    return result
 
 
-def _judged(model: Any, task: Any) -> dict:
+def fine_tuning(task: Task | None, **fields: Any) -> Recipe:
+    """The recipe of a network that is trained already: the task's, at a quarter of its rate.
+
+    >>> fine_tuning(None, batch_size=8).learning_rate
+    0.0015
+    """
+    recipe = recipe_of(task) if task is not None else Recipe()
+    slower = {"learning_rate": FINE_TUNING * recipe.learning_rate, "patience": None}
+    return dataclasses.replace(recipe, **(slower | fields))
+
+
+def _out(path: str | pathlib.Path, network: Network) -> pathlib.Path:
+    out = pathlib.Path(path)
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"out {path}: expected a name that ends in {', '.join(SUFFIXES)}")
+    if network.file is not None and out.exists() and out.resolve() == network.file.resolve():
+        raise ValueError(f"out {path}: this is the file to compress, which is never changed")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _judged(model: Any, task: Task | None) -> dict[str, Any]:
     """Quality and loss on the held-out part, parameters and how many of them are not 0."""
-    import numpy as np
-
-    from nas.training import loop
-
     arrays = model.get_weights()
-    found = {
+    found: dict[str, Any] = {
         "params": sum(array.size for array in arrays),
         "nonzeros": int(sum(np.count_nonzero(array) for array in arrays)),
     }
-    if task is not None:
+    if task is not None and task.labelled:
         found["quality"], found["loss"] = loop.measure(model, task)
     return found
 
 
-def _tell(record: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(record, indent=1, default=str))
-        return
-    from nas.report.tables import compression
-
-    print(compression.table(record))
+def _timed(result: Compressed, targets: Sequence[tuple[str, Target]]) -> dict[str, Any]:
+    found = before_and_after.time(
+        targets, result.network, result.done, result.data, result.prefer
+    )
+    for name, latencies in found.items():
+        result.record[name].setdefault("latency", {}).update(latencies)
+    return found

@@ -1,54 +1,91 @@
-"""Whatever way a network was put together: the same one as a flat Functional model of leaf layers.
+"""Any Keras network as a flat Functional model of leaf layers, equal to the original.
 
-Methods rewrite such models. Layers that hide others stay as they are and are named, with a reason.
+Everything else in this toolkit rewrites, counts and converts flat models only.
 """
 
+import dataclasses
 from typing import Any
 
 import keras
+import numpy as np
 
 from compress.rewriting import graph
+from latency.networks.random_inputs import random_inputs
+
+_EXAMPLES = 2  # on which the two are compared
+_TOLERANCE = 1e-5  # of the largest output: both run the same float32 operations
 
 
-def flattened(model: keras.Model) -> tuple[keras.Model, dict[str, str]]:
-    """A flat model with the same weights and outputs, and its layers that hide others: why.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """A flat Functional model.
 
-    A Sequential model becomes Functional; Functional and Sequential models within it give way to
-    their layers, under their names unless two would have one. `model` itself is not changed.
+    model: a `keras.Model`; the original itself where that is flat already.
+    opaque: name of a layer that hides others or is Python code -> what this means for compression.
+    """
+
+    model: Any
+    opaque: dict[str, str]
+
+
+def flatten(model: keras.Model) -> Flat:
+    """The same network as a flat Functional model; `model` itself is not changed.
+
+    A Sequential model becomes Functional. Functional and Sequential models within the network give
+    way to copies of their layers, which keep their names unless two would have the same one. Layers
+    keep all their state: weights, and what they save by methods of their own (`Normalization`,
+    look-up tables). Inputs and outputs keep their names, order and structure.
+
+    The result is compared with `model` on random inputs. Raises `ValueError` where they differ, for
+    a Sequential model without an input shape, and for a subclassed model.
+
+    >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden")])
+    >>> outer = keras.Sequential([inner, keras.layers.ReLU(name="relu")])
+    >>> [layer.name for layer in flatten(outer).model.layers[1:]]
+    ['hidden', 'relu']
     """
     whole = _functional(model)
     if whole is None:
-        whole = _wrapped(model)
+        raise ValueError(
+            f"{model.name}: {type(model).__name__} is a subclassed model, of which only its code "
+            "knows the inputs and the order of its layers; expected a Functional or Sequential "
+            "model. Make it one: inputs = keras.Input(SHAPE); "
+            "model = keras.Model(inputs, model.call(inputs))"
+        )
     if whole is model and not any(_functional(layer) is not None for layer in model.layers):
-        return model, opaque(model)
-    made: dict[int, Any] = {}
-    taken: set[str] = set()
-    inputs = graph.inputs(whole)
-    taken |= {tensor._keras_history.operation.name for tensor in whole.inputs}
-    tensors = _run(whole, dict(inputs), made, taken, "", None)
+        return Flat(model, opaque(model))
+    inputs = _inputs(whole, model)
+    copies = _Copies({tensor.name for tensor in inputs.values()})
+    tensors = _called(whole, dict(inputs), copies, "", None)
     flat = keras.Model(
         keras.tree.map_structure(lambda tensor: inputs[id(tensor)], whole.input),
         keras.tree.map_structure(lambda tensor: tensors[id(tensor)], whole.output),
         name=model.name,
     )
-    return flat, opaque(flat)
+    _check_equal(model, whole, flat, tensors)
+    return Flat(flat, opaque(flat))
 
 
 def opaque(model: keras.Model) -> dict[str, str]:
-    """Name of a layer that hides others -> what that means for compression."""
+    """Name of a layer that hides others or is Python code -> what this means for compression."""
     found = {}
     for layer in model.layers:
         if isinstance(layer, keras.layers.RNN) and not isinstance(
             layer.cell, keras.layers.StackedRNNCells
         ):
             continue  # one cell, whose weights are the layer's
-        parts = [one for one in layer._flatten_layers(include_self=False) if one.weights]
+        parts = [part for part in layer._flatten_layers(include_self=False) if part.weights]
         names = ", ".join(dict.fromkeys(part.name for part in parts[:6]))
         kind = type(layer).__name__
         if isinstance(layer, keras.Model):
             found[layer.name] = (
                 f"{kind} is a subclassed model: its code decides what its layers do ({names}); its "
                 "weights can be changed where they are, its structure cannot"
+            )
+        elif isinstance(layer, keras.layers.Lambda):
+            found[layer.name] = (
+                "Lambda is Python code: nothing can be rewritten across it, and files that hold it "
+                "are not loaded; a registered layer class can be"
             )
         elif parts:
             found[layer.name] = (
@@ -58,32 +95,80 @@ def opaque(model: keras.Model) -> dict[str, str]:
     return found
 
 
-def _functional(layer) -> Any:
-    """The Functional model that a model is; None of leaf layers and subclassed models."""
+def _functional(layer: Any) -> Any:
+    """The Functional model that a model is; None for leaf layers and subclassed models."""
     if isinstance(layer, keras.Sequential):
         if not layer.built or layer._functional is None:
-            raise ValueError(f"{layer.name}: a Sequential model of unknown input shape")
+            raise ValueError(
+                f"{layer.name}: a Sequential model without an input shape; begin it with "
+                "keras.Input(SHAPE), or call model.build((None, *SHAPE))"
+            )
         return layer._functional
     known = isinstance(layer, keras.Model) and getattr(layer, "_nodes_by_depth", None) is not None
     return layer if known else None
 
 
-def _wrapped(model: keras.Model) -> keras.Model:
-    """A Functional model whose one layer is a subclassed model."""
-    shapes = (model.get_build_config() or {}).get("input_shape")
-    if not isinstance(shapes, (list, tuple)) or not all(
-        size is None or isinstance(size, int) for size in shapes
-    ):
-        raise ValueError(
-            f"{model.name}: {type(model).__name__} is a subclassed model of unknown or several "
-            "inputs; put it together as keras.Model(inputs, outputs)"
-        )
-    inputs = keras.Input(tuple(shapes[1:]))
-    return keras.Model(inputs, model(inputs), name=f"{model.name}_whole")
+def _inputs(whole: Any, model: keras.Model) -> dict[int, Any]:
+    """Id of an input -> a new one of the same shape, type and name.
+
+    A Sequential model that was built by its first batch has the size of that batch in its shape:
+    it is left open again, unless a layer carries state from batch to batch.
+    """
+    stateful = any(getattr(layer, "stateful", False) for layer in model._flatten_layers())
+    if not isinstance(model, keras.Sequential) or stateful:
+        return graph.inputs(whole)
+    (tensor,) = whole.inputs
+    name = tensor._keras_history.operation.name
+    return {id(tensor): keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=name)}
 
 
-def _run(model, tensors: dict, made: dict, taken: set[str], prefix: str, training) -> dict:
-    """Calls the layers of a Functional model on `tensors`, by id of its own ones; adds to them."""
+class _Copies:
+    """One copy of each layer, under a name that no other has."""
+
+    def __init__(self, names: set[str]):
+        self._names = names
+        self._copies: dict[int, Any] = {}
+
+    def of(self, layer: Any, prefix: str) -> Any:
+        if id(layer) not in self._copies:
+            self._copies[id(layer)] = self._copied(layer, self._name(layer.name, prefix))
+        return self._copies[id(layer)]
+
+    def _name(self, plain: str, prefix: str) -> str:
+        name, number = plain, 1
+        while name in self._names:
+            name = f"{prefix}{plain}" + (f"_{number}" if number > 1 or not prefix else "")
+            number += 1
+        self._names.add(name)
+        return name
+
+    @staticmethod
+    def _copied(layer: Any, name: str) -> Any:
+        if not isinstance(layer, keras.layers.Layer):  # an operation, such as x + 1
+            return layer if name == layer.name else graph.copy_operation(layer, name)
+        try:
+            new = graph.copy(layer)
+        except Exception as error:  # whatever a layer of the user's raises
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied: "
+                f"{' '.join(str(error).split())[:300]}; its get_config() must return every "
+                "argument of its __init__"
+            ) from error
+        if new is layer:
+            return layer
+        new.name = name
+        for weight in new.weights:  # without the names of the models around the layer
+            weight._path = name + weight.path.removeprefix(layer.path)
+        return new
+
+
+def _called(
+    model: Any, tensors: dict[int, Any], copies: _Copies, prefix: str, training: bool | None
+) -> dict[int, Any]:
+    """Calls copies of the layers of a Functional model; adds what its tensors become to `tensors`.
+
+    tensors: id of a tensor of `model` -> the new one. prefix: of layers whose name is in use.
+    """
     for node in graph.calls(model):
         layer = node.operation
         args, kwargs = keras.tree.map_structure(
@@ -91,35 +176,71 @@ def _run(model, tensors: dict, made: dict, taken: set[str], prefix: str, trainin
         )
         inner = _functional(layer)
         if inner is None:
-            if id(layer) not in made:
-                made[id(layer)] = _copied(layer, taken, prefix)
-            new = made[id(layer)]
+            new = copies.of(layer, prefix)
             if training is not None and getattr(new, "_call_has_training_arg", False):
-                kwargs.setdefault("training", training)
+                kwargs["training"] = training
             outputs = new(*args, **kwargs)
-        else:  # one with training=False keeps it: frozen statistics
-            given = keras.tree.flatten((args, kwargs.get("inputs", ())))
-            begun = {id(old): x for old, x in zip(inner.inputs, given, strict=True)}
-            said = kwargs.get("training")
-            said = training if said is None else said
-            done = _run(inner, begun, made, taken, f"{prefix}{layer.name}_", said)
-            outputs = [done[id(tensor)] for tensor in inner.outputs]
+        else:  # one that was called with training=False keeps it: frozen statistics
+            given = _given(inner, args[0] if args else kwargs["inputs"], layer.name)
+            inner_training = kwargs.get("training")
+            if training is not None:
+                inner_training = training
+            name = f"{prefix}{layer.name}_"
+            found = _called(inner, given, copies, name, inner_training)
+            outputs = [found[id(tensor)] for tensor in inner.outputs]
         for before, after in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
             tensors[id(before)] = after
     return tensors
 
 
-def _copied(layer, taken: set[str], prefix: str):
-    """A copy with the layer's weights, of a name that no other has."""
-    if not isinstance(layer, keras.layers.Layer):  # an operation, such as x + 1
-        return layer
-    name, number = layer.name, 1
-    while name in taken:
-        name = f"{prefix}{layer.name}" + (f"_{number}" if number > 1 or not prefix else "")
-        number += 1
-    taken.add(name)
-    new = graph.copy(layer)
-    new.name = name
-    for weight in new.weights:  # without the names of the models around the layer
-        weight._path = name + weight.path.removeprefix(layer.path)
-    return new
+def _given(inner: Any, inputs: Any, name: str) -> dict[int, Any]:
+    """Id of an input of a model within the network -> the tensor that it is called with."""
+    if isinstance(inputs, dict) and isinstance(inner.input, dict):
+        inputs = {key: inputs[key] for key in inner.input}
+    elif isinstance(inputs, dict):
+        inputs = [inputs[tensor.name] for tensor in inner.inputs]
+    flat = keras.tree.flatten(inputs)
+    if len(flat) != len(inner.inputs):
+        raise ValueError(f"{name}: called with {len(flat)} inputs; it has {len(inner.inputs)}")
+    return {
+        id(own): tensor if tensor.dtype == own.dtype else keras.ops.cast(tensor, own.dtype)
+        for own, tensor in zip(inner.inputs, flat, strict=True)
+    }
+
+
+def _check_equal(model: keras.Model, whole: Any, flat: keras.Model, tensors: dict) -> None:
+    """`ValueError`, with the first layer that differs, unless both give the same outputs."""
+    inputs = random_inputs(flat, whole.inputs[0].shape[0] or _EXAMPLES)
+
+    def apart(first: Any, second: Any) -> list[bool]:
+        sides = (
+            [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(one(inputs, training=False))]
+            for one in (first, second)
+        )
+        return [_differs(*pair) for pair in zip(*sides, strict=True)]
+
+    if not any(apart(model, flat)) or any(apart(model, model)):  # it draws random numbers itself
+        return
+    nodes = [node for node in graph.calls(whole) if len(node.output_tensors) == 1]
+    old = [node.output_tensors[0] for node in nodes]
+    parts = (
+        keras.Model(whole.input, old),
+        keras.Model(flat.input, [tensors[id(tensor)] for tensor in old]),
+    )
+    differing = (node.operation for node, it in zip(nodes, apart(*parts), strict=True) if it)
+    layer = next(differing, whole)
+    raise ValueError(
+        f"{model.name}: flattened, layer {layer.name!r} ({type(layer).__name__}) gives other "
+        "outputs: a part of it keeps state that is neither a weight, nor in its get_config(), nor "
+        "written by its save_own_variables()"
+    )
+
+
+def _differs(first: np.ndarray, second: np.ndarray) -> bool:
+    if first.shape != second.shape:
+        return True
+    if first.dtype.kind not in "fc":
+        return not np.array_equal(first, second)
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    scale = max(1.0, float(np.abs(np.nan_to_num(first)).max(initial=0)))
+    return not np.allclose(first, second, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)

@@ -1,14 +1,13 @@
 """The files of a network: .keras as trained, .tflite as deployed and checked, Config as Python."""
 
-import dataclasses
 import math
 import pathlib
-import pprint
 from typing import Any
 
 import numpy as np
 
 from latency.system.atomic_write import atomic_write
+from nas.files.writers.written_file import CannotWrite
 
 # The exported file must give the model's own outputs.
 PARITY = 1e-4
@@ -41,10 +40,11 @@ def write_network(
 
     The .keras file and the Config are the form that was trained, to go on with. The .tflite is the
     family's deployed form (`nas.networks.build.deploy`) with the same weights: it is run, and
-    must give the outputs of that form in Keras within 1e-4 (`_difference`), else RuntimeError.
+    must give the outputs of that form in Keras within 1e-4 (`_difference`), else `CannotWrite`.
     `files` are the task's, such as a tokenizer: suffix -> content.
     """
     from latency.tflite import convert
+    from nas.files.writers import config_file
     from nas.networks.build import deployed
 
     save(model, stem.with_suffix(".keras"))
@@ -52,13 +52,13 @@ def write_network(
     tflite = convert.convert(form)
     name, difference, most = _difference(tflite, form)
     if not difference <= most:
-        raise RuntimeError(
+        raise CannotWrite(
             f"{stem.name}.tflite differs from the Keras model by {difference:.1e} in {name}; "
             f"expected at most {most:.1g}: this is a bug in the conversion, please report the "
             f"config {config!r}"
         )
     stem.with_suffix(".tflite").write_bytes(tflite)
-    stem.with_suffix(".py").write_text(as_python(config))
+    stem.with_suffix(".py").write_text(config_file.as_python(config))
     write_files(files or {}, stem)
     return len(tflite)
 
@@ -126,21 +126,3 @@ def _apart(ours: dict, theirs: dict) -> tuple[str, float]:
     # One that is no number is the worst: max() would not find it.
     worst = max(found, key=lambda name: (math.isnan(found[name]), found[name]))
     return worst, found[worst]
-
-
-def as_python(config: Any) -> str:
-    """A Config as Python to be pasted into the VARIANTS of its family."""
-    family = type(config).__module__
-    names = sorted(name for name in _types_in(config))
-    return (
-        f"from {family} import {', '.join(names)}\n\nconfig = {pprint.pformat(config, width=99)}\n"
-    )
-
-
-def _types_in(thing: Any) -> set[str]:
-    if isinstance(thing, tuple):
-        return set().union(*map(_types_in, thing))
-    if not dataclasses.is_dataclass(thing):
-        return set()
-    values = (getattr(thing, field.name) for field in dataclasses.fields(thing))
-    return {type(thing).__name__}.union(*map(_types_in, values))

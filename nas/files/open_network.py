@@ -1,87 +1,130 @@
-"""Networks to compress, from whatever a user has: files of several kinds, or the catalog."""
+"""Networks from whatever a user has: a model in memory, a file of some kind, a folder, a Config."""
 
 import dataclasses
 import pathlib
+import sys
 import warnings
 from typing import Any
 
 import numpy as np
 
 from latency.networks import keras_file
-from nas import backend, registry
+from nas import backend
 
 EXPECTED = (
-    "expected a .keras, .h5, .safetensors or llama2.c .bin file, a SavedModel folder, or "
-    "FAMILY:VARIANT,weights=FILE"
+    "expected a .keras, .h5, .tflite, .safetensors or llama2.c .bin file, a SavedModel, Hugging "
+    "Face or runs/ folder, or FAMILY:VARIANT,weights=FILE"
 )
+_RUN = ("best.keras", "config.py", "study.json")  # one of them is in every folder of a search
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A network as methods take it, and where it is from.
+    """A network as every command takes it, and where it is from.
 
-    model: a flat Functional `keras.Model`. config: its family's Config, None where it is unknown.
-    source: in words. opaque: layers whose inside cannot be rewritten -> the reason.
+    keras_model: a flat Functional `keras.Model`; None for a .tflite file. config: its family's
+    Config; None where it is unknown. source: where it is from, in words. opaque: name of a layer
+    whose inside cannot be rewritten -> the reason. file: a file of the same network that targets
+    can time as it is; None where there is none.
     """
 
-    model: Any
+    keras_model: Any
     config: Any
     source: str
     opaque: dict[str, str]
+    file: pathlib.Path | None = None
+
+    @property
+    def model(self) -> Any:
+        """The flat `keras.Model`; `ValueError` for a .tflite file, which holds none."""
+        if self.keras_model is None:
+            raise ValueError(
+                f"{self.source}: a .tflite file holds no Keras layers, it can be profiled only; "
+                "give the .keras file that it was made of"
+            )
+        return self.keras_model
+
+    def for_target(self, target: Any) -> Any:
+        """What a `latency.target.Target` is to time: the file where it takes it, else the model."""
+        if self.file is None or (self.file.suffix == ".tflite" and not target.runs_tflite):
+            return self.model
+        return self.file
 
 
-def read(text: str) -> Network:
-    """The network in a file or folder, or of the catalog: `mnasnet:tiny,weights=FILE`.
+def open_network(source: Any) -> Network:
+    """The network that a `keras.Model` is, or that is in a file or folder.
+
+    source: any `keras.Model` whose graph can be read; or the path of a .keras, .h5, .tflite,
+    .safetensors or llama2.c file, of a folder of a SavedModel, of Hugging Face's files or of a
+    search (`runs/mine`: its best network).
 
     Files are only read, and no code in them runs. Raises `ValueError`, one line, where a file is
-    damaged, foreign or too large, or the weights are another network's. Loads Keras.
+    damaged, foreign or too large, where a weight is not finite, and where a model cannot be made
+    flat (`nas.files.flatten`). Loads Keras.
+
+    >>> import keras
+    >>> row = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="row")
+    >>> network = open_network(row)
+    >>> network.source, network.model.count_params()
+    ('model row', 15)
     """
-    path = pathlib.Path(text).expanduser()
-    if path.exists():
+    if isinstance(source, Network):
+        return source
+    if isinstance(source, (str, pathlib.Path)):
+        path = pathlib.Path(source).expanduser()
+        if not path.exists():
+            raise ValueError(f"no file {source}; {EXPECTED}")
         backend.load()
-        model, config, kind = _from_file(path)
-        return _network(model, config, f"{kind} {text}")
-    name = registry.parse(text).name if ":" in text or not path.suffix else text
-    if name not in registry.listing("family"):
-        if path.suffix or "/" in text:
-            raise ValueError(f"no file {text}; {EXPECTED}")
-        registry.known("family", name)
-    return _from_catalog(text)
+        return _from_path(path)
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(source, keras.Model):
+        raise ValueError(f"a {type(source).__name__} is no network; {EXPECTED}, or a keras.Model")
+    return _network(source, None, f"model {source.name}")
 
 
-def _network(model: Any, config: Any, source: str) -> Network:
-    from nas.files.flatten import flattened
+def from_config(config: Any, weights: str | pathlib.Path | None = None) -> Network:
+    """The network of a family's Config.
 
-    flat, opaque = flattened(model)
-    for weight in flat.weights:
-        if not np.isfinite(np.asarray(weight)).all():
-            raise ValueError(f"{source}: weight {weight.path!r} is not finite everywhere")
-    return Network(flat, config, source, opaque)
+    weights: a file of a trained network of this Config; None: weights as `nas.networks.build` draws
+    them. Raises `ValueError`, one line, where the file is missing or of another network.
 
+    >>> from families import mnasnet
+    >>> from_config(mnasnet.VARIANTS["tiny"]).source
+    'mnasnet:tiny, not trained'
+    """
+    from nas.networks.build import build
 
-def _from_catalog(text: str) -> Network:
-    named = registry.parse(text)
-    options = dict(named.options)
-    file = options.pop("weights", None)
-    backend.load()
-    bare = dataclasses.replace(named, options=tuple(options.items()))
-    family, config = registry.network(str(bare))
-    if file is None:
-        from nas.networks.build import build
-
-        return _network(build(config), config, f"{text}, not trained")
+    family = sys.modules[type(config).__module__]
+    known = (f":{name}" for name, one in family.VARIANTS.items() if one == config)
+    name = f"{family.__name__.rpartition('.')[2]}{next(known, '')}"
+    if weights is None:
+        return _network(build(config), config, f"{name}, not trained")
     from nas.files.readers.checkpoint import Checkpoint
 
-    path = pathlib.Path(str(file)).expanduser()
+    path = pathlib.Path(weights).expanduser()
     if not path.exists():
-        raise ValueError(f"{text}: no file {path}")
+        raise ValueError(f"{name}: no file {path}")
+    source = f"{name}, weights of {path}"
     if path.name.endswith(".weights.h5"):
-        return _network(_with_weights(family.build(config), path), config, text)
+        return _network(_with_weights(family.build(config), path), config, source)
     if path.suffix in (".bin", ".safetensors"):
-        weights = _checkpoint(path, config).weights
+        arrays = _checkpoint(path, config).weights
     else:
-        weights = {weight.path: np.asarray(weight) for weight in _from_file(path)[0].weights}
-    return _network(Checkpoint(config, weights, str(path)).network(), config, text)
+        arrays = {weight.path: np.asarray(weight) for weight in _from_path(path).model.weights}
+    return _network(Checkpoint(config, arrays, str(path)).network(), config, source)
+
+
+def _network(model: Any, config: Any, source: str, file: pathlib.Path | None = None) -> Network:
+    """`file`: one that holds `model`; it is of use where nothing had to be made flat."""
+    from nas.files.flatten import flatten
+
+    flat = flatten(model)
+    for weight in flat.model.weights:
+        if not np.isfinite(np.asarray(weight)).all():
+            raise ValueError(f"{source}: weight {weight.path!r} is not finite everywhere")
+    if file is not None and file.suffix == ".keras" and flat.model is not model:
+        file = None
+    return Network(flat.model, config, source, flat.opaque, file)
 
 
 def _with_weights(model: Any, path: pathlib.Path) -> Any:
@@ -108,31 +151,57 @@ def _checkpoint(path: pathlib.Path, config: Any = None) -> Any:
     return any_checkpoint.read(path, config)
 
 
-def _from_file(path: pathlib.Path) -> tuple[Any, Any, str]:
-    """Model, Config or None, and the kind of file."""
-    from nas.files.readers import keras_h5, safetensors, saved_model
+def _from_path(path: pathlib.Path) -> Network:
+    from nas.files.readers import keras_h5, safetensors
     from nas.files.writers import safetensors as packed
 
     if path.is_dir():
-        if (path / saved_model.GRAPH).is_file():
-            return saved_model.read(path), None, "SavedModel"
-        checkpoint = _checkpoint(path)
-        return checkpoint.network(), checkpoint.config, "checkpoint"
+        return _from_folder(path)
+    if path.suffix == ".tflite":
+        return Network(None, None, f"LiteRT file {path}", {}, path)
     if path.suffix in keras_h5.SUFFIXES:
-        return keras_h5.read(path), None, "Keras HDF5 file"
+        return _network(keras_h5.read(path), None, f"Keras HDF5 file {path}")
     if path.suffix == ".keras":
         model = keras_file.load(path)
-        return model, _decoder(model, path), "Keras file"
+        return _network(model, _decoder(model, path), f"Keras file {path}", path)
     if path.suffix == ".safetensors" and packed.is_packed(safetensors.metadata(path)):
-        return packed.network(path), None, "packed weights"
-    if path.suffix == ".bin" or path.suffix == ".safetensors" or path.name.endswith(".index.json"):
-        checkpoint = _checkpoint(path)
-        return checkpoint.network(), checkpoint.config, "checkpoint"
+        return _network(packed.network(path), None, f"packed weights {path}")
+    if path.suffix in (".bin", ".safetensors") or path.name.endswith(safetensors.INDEX):
+        return _of_checkpoint(path)
     raise ValueError(f"{path}: {keras_file.looks_like(keras_file.start_of(path))}; {EXPECTED}")
 
 
+def _from_folder(path: pathlib.Path) -> Network:
+    from nas.files.readers import saved_model
+
+    if (path / saved_model.GRAPH).is_file():
+        return _network(saved_model.read(path), None, f"SavedModel {path}")
+    if any((path / name).is_file() for name in _RUN):
+        return _of_run(path)
+    return _of_checkpoint(path)
+
+
+def _of_checkpoint(path: pathlib.Path) -> Network:
+    checkpoint = _checkpoint(path)
+    return _network(checkpoint.network(), checkpoint.config, f"checkpoint {path}")
+
+
+def _of_run(path: pathlib.Path) -> Network:
+    """The best network of a search."""
+    from nas.files.readers import config_file
+
+    best, tflite = path / "best.keras", path / "best.tflite"
+    if not best.is_file():
+        so_far = path / "so_far.keras"
+        found = f"; the best so far is {so_far}" if so_far.is_file() else ""
+        raise ValueError(f"{path}: a search that has no best.keras, so no network yet{found}")
+    config = config_file.read(path) if (path / "config.py").is_file() else None
+    file = tflite if tflite.is_file() else best
+    return _network(keras_file.load(best), config, f"search {path}", file)
+
+
 def _decoder(model: Any, path: pathlib.Path) -> Any:
-    """The Config of a decoder, which its layers tell; None of another network."""
+    """The Config of a decoder, which its layers tell; None for another network."""
     from nas.files.readers import decoder_config
 
     try:

@@ -6,7 +6,6 @@ Forms of a network (`record.variants`) become functions of one package, which sh
 
 import contextlib
 import io
-import os
 import pathlib
 import shutil
 import tempfile
@@ -20,9 +19,10 @@ from compress.rewriting import graph
 from compress.rewriting.record import Record
 from latency.apple import package as coreml
 from latency.apple import worker
+from latency.system.atomic_write import atomic_write
 from latency.system.silent_stderr import silent_stderr
 from nas.files.writers.mlpackage import mil_constants
-from nas.files.writers.written_file import Written, sizes
+from nas.files.writers.written_file import REPORT, CannotWrite, WrittenFile, sizes
 
 MAIN = "main"  # what Core ML calls a package's one function
 NOT_EXECUTED = "not executed: Core ML runs on macOS only"
@@ -35,7 +35,7 @@ def write(
     data: Data | None = None,
     precision: str = "float16",
     batch_size: int = 1,
-) -> Written:
+) -> WrittenFile:
     """The package of `model`, and of its variants; whole or not there.
 
     `precision` is that of computation and of weights without codes. Needs coremltools and Keras on
@@ -56,15 +56,19 @@ def write(
         program = _program(made)
         stored = [one for _, found in done.values() for one in found]
         if set(program.functions) != set(models):
-            raise RuntimeError(f"{path}: has functions {', '.join(program.functions)}")
+            raise CannotWrite(f"{path}: has functions {', '.join(program.functions)}{REPORT}")
         checked = _check(program, stored, path)
-        _place(made, path)
+        with atomic_write(path) as partial:
+            shutil.copytree(made, partial)
     bits = mil_constants.bits_of(program)
     before = sum(one for one, _ in done.values())
     if stored and bits >= before:
-        raise RuntimeError(f"{path}: its weights take {bits} bits, as floats {before}: it grew")
+        raise CannotWrite(
+            f"{path}: its weights take {bits} bits, as floats {before}: it grew; leave small "
+            "layers as they are, or write .tflite"
+        )
     kinds, left = _kinds(model, record, stored, precision)
-    return Written(path, *sizes(path), bits / model.count_params(), kinds, left, checked)
+    return WrittenFile(path, *sizes(path), bits / model.count_params(), kinds, left, checked)
 
 
 def _able(path: pathlib.Path, precision: str) -> None:
@@ -191,7 +195,7 @@ def _unrolled(model: Any) -> Any:
         return new
 
     if any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in model.layers):
-        return graph.rewritten(model, change)
+        return graph.rewrite(model, change)
     return model
 
 
@@ -219,12 +223,15 @@ def _program(package: pathlib.Path) -> Any:
 
 
 def _check(program, stored: list[mil_constants.Stored], path) -> str:
-    """Compares what was read back with the record; in words; RuntimeError where it differs."""
+    """Compares what was read back with the record; in words; CannotWrite where it differs."""
     there: dict[tuple, list] = {}
     for operation in mil_constants.constants(program):
         value = operation.outputs[0].val
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not _finite(value):
-            raise RuntimeError(f"{path}: constant {operation.name} is not finite")
+            raise CannotWrite(
+                f"{path}: constant {operation.name} is not finite; train again, or give "
+                "precision='float32'"
+            )
         codes = mil_constants.codes_of(operation)
         if codes is not None:
             there.setdefault(_key(*codes), []).append(operation)
@@ -234,12 +241,12 @@ def _check(program, stored: list[mil_constants.Stored], path) -> str:
         kept = values if one.mask is None else values[one.mask]
         same = there.get(_key(kept, one.mask))
         if not same:
-            raise RuntimeError(f"{path}: {one.path} has other codes when read back")
+            raise CannotWrite(f"{path}: {one.path} has other codes when read back{REPORT}")
         count += kept.size
         # Equal codes may be of several weights: one of them has these values.
         near = min(_distance(operation, one.like) for operation in same)
         if not near < 5e-3:
-            raise RuntimeError(f"{path}: {one.path} differs by {near:.2g} when read back")
+            raise CannotWrite(f"{path}: {one.path} differs by {near:.2g} when read back{REPORT}")
     told = (
         f" in functions {', '.join(sorted(program.functions))}"
         if len(program.functions) > 1
@@ -286,13 +293,3 @@ def _kinds(model, record: Record, stored: list[mil_constants.Stored], precision:
         elif one.codes is not None and one.bits > known.bits:
             left[weight.path] = f"Core ML has no look-up tables of {known.bits} bits"
     return kinds, left
-
-
-def _place(made: pathlib.Path, path: pathlib.Path) -> None:
-    """Puts a package in place: whole, or not at all."""
-    partial = path.with_name(f".partial.{os.getpid()}.{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(made, partial)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(partial, path)

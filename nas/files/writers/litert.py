@@ -22,9 +22,9 @@ from nas.files.writers.tflite.integer_kernels import Kernels
 from nas.files.writers.tflite.readback import read_codes
 from nas.files.writers.tflite.sparse_constants import thin
 from nas.files.writers.tflite.verify import verified
-from nas.files.writers.written_file import Written, sizes
+from nas.files.writers.written_file import WrittenFile, sizes
 
-__all__ = ["Written", "read_codes", "write"]
+__all__ = ["WrittenFile", "read_codes", "write"]
 
 PREFER = ("size", "speed")
 MAIN = "serving_default"  # what TensorFlow calls a model's one signature
@@ -32,14 +32,14 @@ MAIN = "serving_default"  # what TensorFlow calls a model's one signature
 
 def write(
     path: pathlib.Path | str, model: Any, record: Record, data: Any = None, prefer: str = "size"
-) -> Written:
+) -> WrittenFile:
     """Write `model` to a `.tflite` file, with its weights as `record` says they can be stored.
 
     data: `compress.Data` or arrays as the network takes them: outputs are compared on them, and
     activations calibrated where the record says they are integers.
     prefer: "size", the narrowest type that a kernel takes; "speed", the fastest.
     The record's variants become further signatures of the file, under their names.
-    Raises `RuntimeError` where the file read back is not the network.
+    Raises `CannotWrite` where the file read back is not the network.
     """
     if prefer not in PREFER:
         raise ValueError(f"prefer={prefer!r}; expected one of {PREFER}")
@@ -63,7 +63,7 @@ def write(
     path.write_bytes(tflite)
     size, zipped = sizes(path)
     constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
-    return Written(
+    return WrittenFile(
         path=path,
         bytes=size,
         zipped_bytes=zipped,

@@ -21,7 +21,8 @@ from compress.examples.data import Data
 from compress.rewriting.record import Record, Weight
 from latency.networks import keras_file
 from latency.networks.random_inputs import random_inputs
-from nas.files.writers.written_file import Written, sizes
+from latency.system.atomic_write import atomic_write
+from nas.files.writers.written_file import REPORT, CannotWrite, WrittenFile, sizes
 
 FORMAT = "nas packed 1"  # what the metadata say
 EXAMPLES = 8
@@ -35,7 +36,7 @@ def write(
     record: Record,
     data: Data | None = None,
     config: Any | None = None,
-) -> Written:
+) -> WrittenFile:
     """The weights of `model` in the bits of `record`; read back, compared, and run.
 
     `config` is its family's Config, where it has one. The file is whole or not there.
@@ -62,15 +63,11 @@ def write(
         from nas.files.readers.safetensors import described
 
         metadata |= described(config)
-    partial = path.with_name(f".partial.{path.name}")
-    try:
+    with atomic_write(path) as partial:
         save_file(parts, partial, metadata)
         checked = _check(partial, model, record, set(told), data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     bits = 8 * sum(array.nbytes for array in parts.values())
-    return Written(path, *sizes(path), bits / model.count_params(), stored, left, checked)
+    return WrittenFile(path, *sizes(path), bits / model.count_params(), stored, left, checked)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,34 +240,34 @@ def _unpacked(arrays: dict, told: dict, architecture: str) -> Packed:
 
 
 def _check(path, model, record: Record, packed: set[str], data: Data | None) -> str:
-    """Reads a file again; what was compared, in words; RuntimeError where it differs."""
+    """Reads a file again; what was compared, in words; CannotWrite where it differs."""
     found = read(path)
     codes = 0
     for variable in model.weights:
         name, value = variable.path, np.asarray(variable, np.float32)
         read_value = found.weights.get(name)
         if read_value is None or not np.isfinite(read_value).all():
-            raise RuntimeError(f"{path}: {name} is missing or not finite when read back")
+            raise CannotWrite(f"{path}: {name} is missing or not finite when read back{REPORT}")
         if name not in packed:
             if not np.array_equal(read_value, value):
-                raise RuntimeError(f"{path}: {name} differs when read back")
+                raise CannotWrite(f"{path}: {name} differs when read back{REPORT}")
             continue
         known, again = record.weights[name], found.record[name]
         if known.codes is None:
             if not np.array_equal(read_value, value):
-                raise RuntimeError(f"{path}: {name} differs when read back")
+                raise CannotWrite(f"{path}: {name} differs when read back{REPORT}")
             continue
         kept = slice(None) if known.mask is None else known.mask
         if not np.array_equal(known.codes[kept], again.codes[kept]):
-            raise RuntimeError(f"{path}: {name} has other codes when read back")
+            raise CannotWrite(f"{path}: {name} has other codes when read back{REPORT}")
         if not np.allclose(read_value, value, atol=1e-6):
-            raise RuntimeError(
+            raise CannotWrite(
                 f"{path}: {name} differs from the network by {np.abs(read_value - value).max():g}"
             )
         codes += known.codes[kept].size
     error = _difference(model, network(path), data)
     if not error <= NOISE:
-        raise RuntimeError(f"{path}: outputs differ by {error:.2g} when read back")
+        raise CannotWrite(f"{path}: outputs differ by {error:.2g} when read back{REPORT}")
     return f"{codes} codes equal, outputs within {error:.1g} of the network's, relative"
 
 
@@ -284,7 +281,9 @@ def _difference(model, again, data: Data | None) -> float:
     for first, second in zip(*outputs, strict=True):
         first, second = (np.asarray(keras.ops.convert_to_numpy(x), float) for x in (first, second))
         if not np.isfinite(first).all():
-            raise RuntimeError(f"{model.name}: outputs are not finite")
+            raise CannotWrite(
+                f"{model.name}: outputs are not finite; train it again, or give other data"
+            )
         largest = max(largest, np.abs(first - second).max() / max(np.abs(first).max(), 1e-9))
     return float(largest)
 

@@ -1,13 +1,19 @@
-"""What a writer says of the file that it wrote and checked."""
+"""What a writer says of the file that it wrote and checked, or why there is none."""
 
 import dataclasses
 import pathlib
 import zipfile
 from io import BytesIO
 
+REPORT = "; this is a defect of the writer: please report it, and write another format meanwhile"
+
+
+class CannotWrite(ValueError):
+    """A file that cannot be made right: the message says why, and what to do instead."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class WrittenFile:
     """A deployable file that was read back and compared.
 
     bytes, zipped_bytes: of the file, or of all files of a directory.

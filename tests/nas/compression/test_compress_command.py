@@ -49,16 +49,16 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compress")
     family, config = registry.network("mobilenet_v2:tiny")
     task = registry.task("digits:16")
-    model = build.build(build.suited(config, task.fields, task.name))
+    model = build.build(build.for_task(config, task.fields, task.name))
     loop.fit(model, task, 4, 0)
     model.save(folder / "a.keras")
     return folder
 
 
 def weights(path):
-    from nas.files import open_network
+    from nas.files.open_network import open_network
 
-    return {w.path: np.asarray(w) for w in open_network.read(str(path)).model.weights}
+    return {w.path: np.asarray(w) for w in open_network(str(path)).model.weights}
 
 
 def test_it_leaves_smaller_files_a_record_and_what_each_layer_bears(folder, monkeypatch, capfd):

@@ -21,6 +21,7 @@ from nas.files.writers.tflite import integer_codes
 from nas.files.writers.tflite.editable_file import File, text
 from nas.files.writers.tflite.extra_operators import Around
 from nas.files.writers.tflite.integer_codes import packed, unpacked
+from nas.files.writers.written_file import CannotWrite
 
 BALANCED = {2: (-1.5, -0.5, 0.5, 1.5)}
 NARROW = {4: range(-7, 8), 8: range(-127, 128)}
@@ -206,7 +207,7 @@ def test_a_wrong_gain_is_an_error(tmp_path, monkeypatch):
         "multiply",
         lambda self, graph, gain, name, readers: plain(self, graph, gain * 1.001, name, readers),
     )
-    with pytest.raises(RuntimeError, match="dense/kernel"):
+    with pytest.raises(CannotWrite, match="dense/kernel"):
         written(tmp_path, model, record)
 
 
@@ -263,7 +264,7 @@ def test_a_wrong_code_is_an_error_that_names_its_weight(tmp_path):
     kernel = model.get_layer("second").kernel
     codes = record.weights[kernel.path].codes
     codes[5, 7] = (codes[5, 7] + 1) % 4
-    with pytest.raises(RuntimeError, match="second/kernel"):
+    with pytest.raises(CannotWrite, match="second/kernel"):
         written(tmp_path, model, record)
 
 
@@ -463,7 +464,7 @@ def test_calibrated_kernels_behind_a_norm_say_whose_integers_they_are(tmp_path):
 def test_a_failure_leaves_no_file(tmp_path, monkeypatch):
     model = mlp(32)
     monkeypatch.setattr("nas.files.writers.tflite.verify._noise", lambda *_: float("nan"))
-    with pytest.raises(RuntimeError, match="differs from Keras"):
+    with pytest.raises(CannotWrite, match="differs from Keras"):
         written(tmp_path, model, Record())
     assert not list(tmp_path.iterdir())
 

@@ -15,9 +15,10 @@ import tensorflow as tf
 from keras import layers
 
 from families import mnasnet, vit
-from nas.files import open_network
+from nas.files.open_network import open_network
 from nas.files.readers import keras_h5, safetensors
 from nas.networks import build
+from nas.networks.by_name import open_by_name
 
 RNG = np.random.default_rng(0)
 
@@ -76,12 +77,12 @@ def test_however_a_network_is_put_together(build, suffix, tmp_path):
     model = drawn(build())
     path = tmp_path / f"network{suffix}"
     model.save(path)
-    network = open_network.read(str(path))
+    network = open_network(str(path))
     inputs = RNG.normal(size=(2, *model.input_shape[1:])).astype(np.float32)
     same(network, model, inputs)
     assert network.config is None and str(path) in network.source
     network.model.save(tmp_path / "flat.keras")
-    same(open_network.read(str(tmp_path / "flat.keras")), network.model, inputs)
+    same(open_network(str(tmp_path / "flat.keras")), network.model, inputs)
     if build is composite:
         assert set(network.opaque) == {"attention", "both"}
         assert "query, key, value" in network.opaque["attention"]
@@ -109,14 +110,18 @@ class Subclassed(keras.Model):
         return {"units": self.units, "name": self.name}
 
 
-def test_a_subclassed_model_is_kept_and_named(tmp_path):
+def test_a_subclassed_model_is_one_clear_error_with_a_remedy_that_works(tmp_path):
     model = Subclassed(name="mine")
     inputs = RNG.normal(size=(2, 4)).astype(np.float32)
     model(inputs)
     drawn(model).save(tmp_path / "network.keras")
-    network = open_network.read(str(tmp_path / "network.keras"))
+    for source in (model, tmp_path / "network.keras"):
+        with pytest.raises(ValueError, match=r"mine: .* subclassed .* model\.call\(inputs\)"):
+            open_network(source)
+    symbols = keras.Input((4,))
+    network = open_network(keras.Model(symbols, model.call(symbols)))
     same(network, model, inputs)
-    assert list(network.opaque) == ["mine"] and "subclassed" in network.opaque["mine"]
+    assert not network.opaque and "hidden" in [layer.name for layer in network.model.layers]
 
 
 def test_networks_of_the_catalog_with_weights(tmp_path):
@@ -128,7 +133,7 @@ def test_networks_of_the_catalog_with_weights(tmp_path):
     files["safetensors"] = tmp_path / "w.safetensors"
     safetensors.write(files["safetensors"], model, config)
     for path in files.values():
-        network = open_network.read(f"mnasnet:tiny,weights={path}")
+        network = open_by_name(f"mnasnet:tiny,weights={path}")
         assert network.config == config
         for found, weight in zip(network.model.weights, model.weights, strict=True):
             np.testing.assert_array_equal(found, weight)
@@ -137,15 +142,15 @@ def test_networks_of_the_catalog_with_weights(tmp_path):
     other.save_weights(tmp_path / "vit.weights.h5")
     for name in ("vit.keras", "vit.weights.h5"):
         with pytest.raises(ValueError, match=name) as error:
-            open_network.read(f"mnasnet:tiny,weights={tmp_path / name}")
+            open_by_name(f"mnasnet:tiny,weights={tmp_path / name}")
         assert "\n" not in str(error.value)
-    untrained = open_network.read("mnasnet:tiny")
+    untrained = open_by_name("mnasnet:tiny")
     assert "not trained" in untrained.source and untrained.config == config
     np.testing.assert_array_equal(untrained.model.weights[0], build.build(config).weights[0])
 
 
 def test_a_trained_decoder_is_read_with_its_config(shared_data):
-    network = open_network.read(str(shared_data / "checkpoints" / "stories260K.bin"))
+    network = open_network(str(shared_data / "checkpoints" / "stories260K.bin"))
     assert (network.config.dim, network.config.layers) == (64, 5) and not network.opaque
 
 
@@ -235,7 +240,7 @@ def write_h5(path, config, weights):
 
 def test_words_of_keras_2_are_understood(tmp_path):
     config, weights = legacy_network()
-    network = open_network.read(write_h5(tmp_path / "old.h5", config, weights))
+    network = open_network(write_h5(tmp_path / "old.h5", config, weights))
     x = RNG.normal(size=(2, 6, 6, 2)).astype(np.float32)
     kernel, bias = (np.float32(one) for one in weights["a/conv"])
     y = tf.nn.conv2d(x, kernel, 1, "SAME") + bias
@@ -254,7 +259,7 @@ def test_an_operation_without_a_layer_is_named(tmp_path):
     config, weights = legacy_network()
     config["config"]["layers"][-1]["config"]["function"] = "signal.rfft2d"
     with pytest.raises(ValueError, match=r"tf.minus.*signal.rfft2d"):
-        open_network.read(write_h5(tmp_path / "old.h5", config, weights))
+        open_network(write_h5(tmp_path / "old.h5", config, weights))
 
 
 def test_a_saved_model_gives_what_its_graph_gives(shared_data):
@@ -266,7 +271,7 @@ def test_a_saved_model_gives_what_its_graph_gives(shared_data):
     with np.load(shared_data / "checkpoints" / "eval_kws01_mfcc_int8.npz") as data:
         inputs = ((data["x"] - np.float32(83)) * np.float32(0.5847))[..., None]
         labels = data["y"]
-    outputs = open_network.read(str(folder)).model.predict(inputs, verbose=0)
+    outputs = open_network(str(folder)).model.predict(inputs, verbose=0)
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
         signature = loaded.signature_def["serving_default"]
@@ -284,7 +289,7 @@ def refused(path, seconds=30) -> str:
     before = digest(path)
     started = time.monotonic()
     with pytest.raises(ValueError) as error:
-        open_network.read(str(path))
+        open_network(str(path))
     assert time.monotonic() - started < seconds
     text = str(error.value)
     assert "\n" not in text and len(text) < 700 and pathlib.Path(path).name in text, text
@@ -319,9 +324,9 @@ def test_foreign_files(suffix, tmp_path):
     refused_folder.mkdir(exist_ok=True)
     refused(refused_folder)
     with pytest.raises(ValueError, match="no file nowhere.h5"):
-        open_network.read("nowhere.h5")
+        open_by_name("nowhere.h5")
     with pytest.raises(ValueError, match="no family 'nothing'"):
-        open_network.read("nothing:tiny")
+        open_by_name("nothing:tiny")
 
 
 def test_truncated_and_changed_h5_files(small):
@@ -336,7 +341,7 @@ def test_truncated_and_changed_h5_files(small):
             changed[position] = generator.integers(256)
         small.write_bytes(bytes(changed))
         try:
-            open_network.read(str(small))
+            open_network(str(small))
         except ValueError as error:
             assert "small.h5" in str(error) and "\n" not in str(error)
             told += 1
@@ -431,7 +436,7 @@ def test_damaged_saved_models(shared_data, tmp_path):
         (folder / name).unlink()
         refused(folder)
         (folder / name).write_bytes(content)
-    assert open_network.read(str(folder)).model.count_params() == 24908
+    assert open_network(str(folder)).model.count_params() == 24908
 
 
 def test_a_saved_model_without_layers(tmp_path):

@@ -15,6 +15,7 @@ from compress.rewriting.record import Record, Weight
 from families import mnasnet, mobile_vmoe
 from nas.files.writers import safetensors
 from nas.files.writers.safetensors import pack, unpack
+from nas.files.writers.written_file import CannotWrite
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,10 +107,10 @@ def test_a_network_that_is_not_its_codes_is_an_error(tmp_path):
     model = dense(16)
     record = coded(model, 2)
     model.layers[1].kernel.assign_add(np.ones((16, 16)))
-    with pytest.raises(RuntimeError, match="differs from the network"):
+    with pytest.raises(CannotWrite, match="differs from the network"):
         safetensors.write(tmp_path / "n.safetensors", model, record)
     model.layers[1].bias.assign(np.full(16, np.nan))
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(CannotWrite, match="not finite"):
         safetensors.write(tmp_path / "n.safetensors", model, Record())
     assert not list(tmp_path.iterdir()), "nothing is left of a file that is wrong"
 

@@ -16,8 +16,9 @@ from families import efficientnet, efficientnet_x, mnasnet
 from families.layers import shapes_only
 from latency.networks.count import count
 from nas.cli.command_line import main
-from nas.files import network_files
-from nas.scaling import found_config, journey, scaled_networks
+from nas.files.readers import config_file
+from nas.files.writers.config_file import as_python
+from nas.scaling import journey, scaled_networks
 from nas.scaling.compound_scaling import (
     LACS_GPU,
     LACS_TPU,
@@ -202,8 +203,8 @@ def test_steps_larger_than_the_budget_end_below_it():
 
 def test_a_found_network_is_read_back_and_not_run(tmp_path):
     config = dataclasses.replace(TINY, classes=7)
-    (tmp_path / "config.py").write_text(network_files.as_python(config))
-    assert found_config.read(tmp_path) == config
+    (tmp_path / "config.py").write_text(as_python(config))
+    assert config_file.read(tmp_path) == config
     assert journey.base_of(str(tmp_path)) == config
     for text in (
         "import os\nconfig = os.system('touch x')",
@@ -216,9 +217,9 @@ def test_a_found_network_is_read_back_and_not_run(tmp_path):
     ):
         (tmp_path / "config.py").write_text(text)
         with pytest.raises(ValueError, match=str(tmp_path)):
-            found_config.read(tmp_path)
+            config_file.read(tmp_path)
     with pytest.raises(ValueError, match="has no config.py"):
-        found_config.read(tmp_path.parent)
+        config_file.read(tmp_path.parent)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def command(folder, *flags) -> list[str]:
     """Two rungs above a network that a search left in a folder."""
     found = folder.parent / "found"
     found.mkdir(exist_ok=True)
-    (found / "config.py").write_text(network_files.as_python(SMALL))
+    (found / "config.py").write_text(as_python(SMALL))
     return ["scale", str(found), "--budget-ms", ",".join(map(str, BUDGETS)), "--task", "digits",
             "--out", str(folder), "--trials", "2", "--epochs", "1", *flags]  # fmt: skip
 
@@ -293,7 +294,7 @@ def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
         for kind, stem in (("lacs", ""), ("single", "_single")):
             one, files = rung[kind], family / f"{rung['budget_ms']:g}ms{stem}"
             assert one["kind"] == "measured" and one["seeds"] == [3]
-            config = found_config.read(files.with_name(files.name + ".py"))
+            config = config_file.read(files.with_name(files.name + ".py"))
             assert repr(config) == one["config"]
             assert config == Factors(one["depth"], one["width"], one["resolution"]).of(SMALL)
             model = keras.models.load_model(f"{files}.keras", compile=False)
@@ -320,7 +321,7 @@ def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "holds another study" in capsys.readouterr().err
     found = tmp_path / "found" / "config.py"
     flags = command(family)
-    found.write_text(network_files.as_python(dataclasses.replace(SMALL, head_filters=48)))
+    found.write_text(as_python(dataclasses.replace(SMALL, head_filters=48)))
     assert main(flags) == 2
     assert "another base network" in capsys.readouterr().err
 

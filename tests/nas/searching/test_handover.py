@@ -12,6 +12,7 @@ from families import decoder, efficientdet
 from latency.tflite import convert
 from nas import backend
 from nas.files import network_files
+from nas.files.writers.written_file import CannotWrite
 from nas.networks import build
 from nas.searching import finalists
 from nas.searching.loop import Objective
@@ -77,7 +78,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
         return outputs | {name: what(outputs[name])}
 
     monkeypatch.setattr(convert, "run", wrong)
-    with pytest.raises(RuntimeError, match=r"n.tflite differs .* in (?!logits)\w+"):
+    with pytest.raises(CannotWrite, match=r"n.tflite differs .* in (?!logits)\w+"):
         network_files.write_network(build.build(CONFIG), CONFIG, tmp_path / "n")
     assert not (tmp_path / "n.tflite").exists()
 
@@ -109,5 +110,5 @@ def test_a_model_that_amplifies_rounding_is_not_a_bug_of_its_file(tmp_path, monk
     monkeypatch.setattr(
         convert, "run", lambda *of: (it := run(*of)) | {"boxes": it["boxes"] * 0.98}
     )
-    with pytest.raises(RuntimeError, match="w.tflite differs .* in boxes"):
+    with pytest.raises(CannotWrite, match="w.tflite differs .* in boxes"):
         network_files.write_network(form, efficientdet.VARIANTS["tiny"], tmp_path / "w")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nas import registry
-from nas.files import open_network
+from nas.files.open_network import open_network
 from nas.tasks import npz
 from nas.tasks.task import pixels
 
@@ -167,6 +167,6 @@ def test_resnet_8_has_its_published_quality(shared_data):
     """MLPerf Tiny's ResNet-8 takes raw pixels; the float network gets 171 of its 200 right."""
     folder = shared_data / "checkpoints"
     file = folder / "eval_ic01.npz"
-    model = open_network.read(str(folder / "pretrainedResnet.h5")).model
+    model = open_network(str(folder / "pretrainedResnet.h5")).model
     inputs, labels = npz.load(str(file), scale=1, valid=str(file)).valid
     assert (np.argmax(model.predict(inputs, verbose=0), 1) == labels).sum() == 171

@@ -70,7 +70,7 @@ class Stored:
 
     @property
     def kind(self) -> str:
-        """As `Written` names it."""
+        """As `WrittenFile` names it."""
         of = "sparse " if self.mask is not None else ""
         return f"{of}float{8 * self.like.itemsize}" if self.codes is None else f"{of}int{self.bits}"
 

@@ -11,6 +11,7 @@ from nas.files.writers.tflite.constant_layout import laid
 from nas.files.writers.tflite.editable_file import BITS, INT32, TYPES, File, text
 from nas.files.writers.tflite.find_weights import Place
 from nas.files.writers.tflite.integer_codes import Integers, packed
+from nas.files.writers.written_file import CannotWrite
 
 EXAMPLES = 512  # at most, that ranges are taken of
 OWN = "runs on ai-edge-quantizer's own integers"
@@ -27,7 +28,7 @@ def calibrated(
     """The file with int8 activations, float inputs and outputs.
 
     examples: of each signature, inputs by name. Also: how each weight is stored, why not narrower.
-    Raises `RuntimeError` where ai-edge-quantizer cannot do it.
+    Raises `CannotWrite` where ai-edge-quantizer cannot do it.
     """
     floats = File(tflite)
     for number, graph in enumerate(floats.graphs):
@@ -75,7 +76,7 @@ def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) 
         )
         from ai_edge_quantizer.utils import qsv_utils
     except ImportError as error:
-        raise RuntimeError(
+        raise CannotWrite(
             "files with integer activations need ai-edge-quantizer: pip install 'nas[compress]'"
         ) from error
     recipe = recipe_manager.RecipeManager()
@@ -101,7 +102,7 @@ def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) 
             return bytes(made.quantize(seen.get_model_qsvs()).quantized_model)
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             reason = str(error).splitlines()[0] if str(error) else repr(error)
-            raise RuntimeError(
+            raise CannotWrite(
                 f"ai-edge-quantizer cannot calibrate this network: {reason}"
             ) from error
 

@@ -13,6 +13,7 @@ from nas.files.writers.tflite.editable_file import File
 from nas.files.writers.tflite.find_weights import Place
 from nas.files.writers.tflite.integer_activations import OWN
 from nas.files.writers.tflite.readback import held, in_floats
+from nas.files.writers.written_file import REPORT, CannotWrite
 
 _EXAMPLES = 8  # that are run
 _EXACT = 1e-3  # of the largest output: float32 in another order
@@ -31,7 +32,7 @@ def verified(
     arrays: dict[str, np.ndarray],
     left: dict[str, str],
 ) -> str:
-    """What was compared, in words; `RuntimeError` where the file is wrong or grew.
+    """What was compared, in words; `CannotWrite` where the file is wrong or grew.
 
     Weights that were `left` to ai-edge-quantizer may be half a step of its integers off.
 
@@ -39,8 +40,9 @@ def verified(
     the noise of its activations.
     """
     if len(tflite) > len(plain):
-        raise RuntimeError(
-            f"the file has {len(tflite)} bytes, with float32 weights {len(plain)}: it grew"
+        raise CannotWrite(
+            f"the file has {len(tflite)} bytes, with float32 weights {len(plain)}: it grew; "
+            "the network is too small for codes: write it uncompressed"
         )
     codes = _codes(tflite, record, found, arrays, left)
     # Integer activations are part of the graph: no float file is the same network.
@@ -59,18 +61,21 @@ def verified(
             distance = np.abs(exact[output] - values).max() / max(np.abs(values).max(), 1e-6)
             worst = max(worst, float(distance))
             if not distance <= _EXACT:
-                raise RuntimeError(
+                raise CannotWrite(
                     f"{name}: output {output!r} differs from Keras by {distance:.2g} of its largest"
-                    " value, with all weights as they were read back"
+                    f" value, with all weights as they were read back{REPORT}"
                 )
             if not np.isfinite(real[output]).all():
-                raise RuntimeError(f"{name}: output {output!r} has values that are not finite")
+                raise CannotWrite(
+                    f"{name}: output {output!r} has values that are not finite{REPORT}"
+                )
             if chooses and output in ("boxes", "classes"):
                 continue
             share = _noise(real[output], values)
             if not share <= _NOISE:
-                raise RuntimeError(
-                    f"{name}: output {output!r} differs from Keras by {share:.2g} of its length"
+                raise CannotWrite(
+                    f"{name}: output {output!r} differs from Keras by {share:.2g} of its length:"
+                    " integer activations are too coarse for it; leave them float"
                 )
             noise = max(noise, share)
         told.append(name)
@@ -83,7 +88,7 @@ def verified(
 
 
 def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left: dict) -> int:
-    """How many codes are in the file; `RuntimeError` where one is not the network's value."""
+    """How many codes are in the file; `CannotWrite` where one is not the network's value."""
     file, count, read = File(tflite), 0, {}
     for place in found:
         weight = record.weights[place.path]
@@ -91,7 +96,7 @@ def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left
             read[place.graph] = held(file, place.graph)
         stored = read[place.graph].get(place.name)
         if stored is None:
-            raise RuntimeError(f"{place.path}: is not in the file")
+            raise CannotWrite(f"{place.path}: is not in the file{REPORT}")
         if weight.codes is None:
             continue
         live = np.broadcast_to(place.factors != 0, place.shape)
@@ -106,9 +111,9 @@ def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left
             close = close + 0.5 * place.taken(step, weight.codes.shape)
         wrong = live & ~(np.abs(back - value) <= close)
         if wrong.any():
-            raise RuntimeError(
+            raise CannotWrite(
                 f"{place.path}: {np.count_nonzero(wrong)} of {wrong.size} codes read back are not"
-                " the network's values"
+                f" the network's values{REPORT}"
             )
         count += 0 if own else wrong.size
     return count
