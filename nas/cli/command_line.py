@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from nas.cli import profile_flags
+from nas.cli import compress, count, generate, profile_flags, train
 from nas.cli import scale_flags as scale_flags
 
 SEARCH_EPILOG = """examples:
@@ -16,38 +16,6 @@ SEARCH_EPILOG = """examples:
   nas search --target cpu:threads=1 --budget-ms 2 --target cpu:threads=2 --budget-ms 1.2
   nas search --method "ptq:8|ptq:4|none" --method "prune_channels:0.25|none" --max-bytes 150e3
 The same command again resumes the study; more --trials extend it."""
-
-COUNT_EPILOG = """examples:
-  nas count mnasnet                              all its variants
-  nas count decoder:mixtral_8x7b decoder:afm_2025_on_device --tokens 4096 --batch 8
-No weight is allocated: 47 billion parameters are counted in seconds, on any machine."""
-
-
-GENERATE_EPILOG = """examples:
-  nas generate stories260K.bin --prompt "Once upon a time"
-  nas generate shakespeare.keras --prompt "ROMEO:" --tokens 500 --temperature 0.8 --seed 1
-  nas generate stories260K.bin --export step.tflite && nas generate step.tflite --prompt Lily
-The text goes to stdout, tokens a second to stderr."""
-
-TRAIN_EPILOG = """examples:
-  nas train mnasnet:tiny --task digits --out digits.keras
-  nas train decoder:tiny,dropout=0.1 --task text:shakespeare.txt --out shakespeare.keras
-  nas train mobile_vmoe:tiny --task fashion_mnist --out a.keras --epochs 30 --ema 0.999 --patience 5
-  nas train mnasnet:tiny --task image_folder:photos --from digits.keras --out photos.keras \\
-            --minutes 10 --optimizer adamw --weight-decay 0.05 --learning-rate 1e-3
-Beside a.keras it leaves a.json (settings, curves, quality), a.png (the curves), a.py (the Config)
-and what the task adds, such as a tokenizer. Ctrl-C, or a kill, loses at most the minute since the
-last checkpoint: the same command goes on, and ends with the same weights as without."""
-
-COMPRESS_EPILOG = """examples:
-  nas compress a.keras --method prune:0.8 --task fashion_mnist --out small.keras --out small.tflite
-  nas compress a.h5 --method distill:teacher=b.keras --method qat:2 --data train.npz --out a.tflite
-  nas compress moe.keras --method drop_experts:0.5,criterion=EAN,rounds=4 --task text:a.txt \\
-               --out small_moe.keras
-  nas compress a.keras --method ptq:8 --data train.npz --target cpu:threads=1 --out a.tflite
-Beside the first file it leaves a .json (before and after, what was left alone and why) and a .png
-(which layers bear it least). Ctrl-C, or a kill, loses at most the minute since the last checkpoint:
-the same command goes on. The model itself is never changed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,19 +135,18 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", help="folder to write to (RUN/trial_N)")
 
     profile_flags.add(commands, common)
-    _add_train(commands, common)
-    _add_compress(commands, common)
-
-    count = commands.add_parser(
-        "count",
+    train.add(commands, common)
+    compress.add(commands, common)
+    every = commands.add_parser(
+        "matrix",
         parents=[common],
-        help="parameters, multiply-adds and bytes of any network of the catalog, on paper",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=COUNT_EPILOG,
+        help="every compression method on every family's tiny network, in one table",
     )
-    count.add_argument("model", nargs="+", help="family:variant, or a family for all of them")
-    count.add_argument("--tokens", type=int, help="tokens of a text (the variant's length)")
-    count.add_argument("--batch", type=int, default=1, help="examples at once (%(default)s)")
+    every.add_argument("--family", action="append", help="only this one; repeat (all)")
+    every.add_argument("--method", action="append", help="only this one; repeat (all)")
+    every.add_argument("--target", help="device to time each .tflite on (none)")
+
+    count.add(commands, common)
 
     devices = commands.add_parser(
         "devices", parents=[common], help="what can be profiled here, and what is missing"
@@ -201,142 +168,11 @@ def parser() -> argparse.ArgumentParser:
         "--space", action="append", help="take half of the probes from it; repeat (mnasnet)"
     )
 
-    generate = commands.add_parser(
-        "generate",
-        parents=[common],
-        help="let a language model continue a text, as it says it",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=GENERATE_EPILOG,
-    )
-    generate.add_argument(
-        "model",
-        help=".keras, .bin (llama2.c), .safetensors (or its folder), .tflite, or decoder:NAME",
-    )
-    generate.add_argument("--prompt", help="the text to continue; '' begins one")
-    generate.add_argument("--tokens", type=int, default=256, help="at most (%(default)s)")
-    generate.add_argument(
-        "--temperature", type=float, default=0.0, help="0: always the likeliest (%(default)s)"
-    )
-    generate.add_argument("--top-k", type=int, default=0, help="draw from so many (0: all)")
-    generate.add_argument("--seed", type=int, default=0, help="of what is drawn (%(default)s)")
-    generate.add_argument("--tokenizer", help="its file (the one beside the model)")
-    generate.add_argument(
-        "--context", type=int, help="tokens that are remembered (what is needed, up to its length)"
-    )
-    generate.add_argument(
-        "--no-cache", action="store_true", help="read the whole text again for every token"
-    )
-    generate.add_argument("--export", metavar="FILE", help="write the step of one token as .tflite")
+    generate.add(commands, common)
 
     listing = commands.add_parser("list", parents=[common], help="what there is to name in flags")
     listing.add_argument("kind", nargs="?", help="only this kind: family, space, task, ...")
     return top
-
-
-def _add_train(commands, common) -> None:
-    train = commands.add_parser(
-        "train",
-        parents=[common],
-        help="train a catalog network on a task",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=TRAIN_EPILOG,
-    )
-    train.add_argument("network", help="family[:variant][,field=value...]")
-    train.add_argument("--task", required=True, help="what to train on, see `nas list task`")
-    train.add_argument("--out", required=True, help="the .keras file to write")
-    train.add_argument("--epochs", type=int, help="times through the data (the task's, or 10)")
-    train.add_argument(
-        "--minutes",
-        type=float,
-        help="train for this long, instead of, or at most --epochs; the learning rate follows the"
-        " clock, so two runs differ",
-    )
-    train.add_argument("--from", dest="start", help=".keras file to begin with the weights of")
-    train.add_argument(
-        "--seed", type=int, default=0, help="of weights, order, dropout (%(default)s)"
-    )
-    how = _add_recipe(train, "how to train (defaults: the task's)")
-    how.add_argument("--patience", type=int, help="epochs without a lower validation loss to stop")
-    how.add_argument(
-        "--mixed-precision",
-        action="store_true",
-        help="compute in bfloat16: pays on GPUs, TPUs, and for transformers on CPUs that have it",
-    )
-
-
-def _add_compress(commands, common) -> None:
-    compress = commands.add_parser(
-        "compress",
-        parents=[common],
-        help="make a network smaller and faster: pruning, quantization, distillation and more",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=COMPRESS_EPILOG,
-    )
-    compress.add_argument(
-        "model", help=".keras, .h5, SavedModel, .bin of llama2.c, .safetensors, or family:variant"
-    )
-    compress.add_argument(
-        "--method", action="append", required=True, help="see `nas list method`; repeat for several"
-    )
-    compress.add_argument(
-        "--out",
-        action="append",
-        required=True,
-        help=".keras, .tflite, .safetensors or .mlpackage to write; repeat for several",
-    )
-    compress.add_argument("--task", help="what to train and judge on, see `nas list task`")
-    compress.add_argument("--data", help="examples in an .npz file: as --task npz:FILE")
-    compress.add_argument(
-        "--target", action="append", help="device to time the .tflite on, before and after"
-    )
-    compress.add_argument(
-        "--epochs", type=int, help="times through the data (the task's, where a method trains)"
-    )
-    compress.add_argument(
-        "--examples",
-        type=int,
-        default=512,
-        help="of the training part, that methods score and calibrate on (%(default)s)",
-    )
-    compress.add_argument(
-        "--prefer",
-        choices=["size", "speed"],
-        default="size",
-        help="where LiteRT runs wider integers faster than narrow ones (%(default)s)",
-    )
-    compress.add_argument(
-        "--no-sensitivity", action="store_true", help="leave out the layer by layer plot"
-    )
-    compress.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    _add_recipe(compress, "how to train (defaults: the task's, at a quarter of its learning rate)")
-
-    every = commands.add_parser(
-        "matrix",
-        parents=[common],
-        help="every compression method on every family's tiny network, in one table",
-    )
-    every.add_argument("--family", action="append", help="only this one; repeat (all)")
-    every.add_argument("--method", action="append", help="only this one; repeat (all)")
-    every.add_argument("--target", help="device to time each .tflite on (none)")
-
-
-def _add_recipe(command, title: str):
-    """The flags of a training that `nas train` and `nas compress` share."""
-    how = command.add_argument_group(title)
-    how.add_argument("--batch-size", type=int, help="examples a step")
-    how.add_argument("--learning-rate", type=float, help="the highest there is")
-    how.add_argument("--schedule", help="cosine, linear, constant or wsd (warm-up, stable, decay)")
-    how.add_argument(
-        "--warm-up", type=float, help="share of the steps in which the rate rises, or their number"
-    )
-    how.add_argument("--optimizer", help="adam, adamw or sgd")
-    how.add_argument("--weight-decay", type=float, help="decoupled, not of biases and norms")
-    how.add_argument("--clip", type=float, help="largest global norm of the gradients, as 1")
-    how.add_argument("--ema", type=float, help="keep an average of the weights, as 0.999")
-    how.add_argument(
-        "--checkpoint-seconds", type=float, default=60, help="between checkpoints (%(default)s)"
-    )
-    return how
 
 
 def _budget(text: str) -> float | str:
@@ -378,9 +214,9 @@ def _expected(error: Exception) -> bool:
 def _list(arguments) -> None:
     from nas import registry
 
-    kinds = [arguments.kind] if arguments.kind else list(registry.PACKAGES)
-    if arguments.kind and arguments.kind not in registry.PACKAGES:
-        raise ValueError(f"no kind {arguments.kind!r} (there is: {', '.join(registry.PACKAGES)})")
+    kinds = [arguments.kind] if arguments.kind else list(registry.KINDS)
+    if arguments.kind and arguments.kind not in registry.KINDS:
+        raise ValueError(f"no kind {arguments.kind!r} (there is: {', '.join(registry.KINDS)})")
     found = {kind: registry.listing(kind) for kind in kinds}
     if arguments.json:
         print(json.dumps(found, indent=1))
@@ -398,13 +234,13 @@ def _journey(arguments) -> int | None:
 
 COMMANDS = {"list": _list}
 JOURNEYS = {  # what is not in nas/searching/journey.py under its own name
-    "profile": "nas.profiling.journey:profile",
+    "profile": "nas.cli.profile:profile",
     "scale": "nas.scaling.journey:scale",
-    "train": "nas.training.journey:train",
-    "compress": "nas.compression.journey:compress",
+    "train": "nas.cli.train:run",
+    "compress": "nas.cli.compress:run",
     "matrix": "nas.compression.matrix:matrix",
-    "count": "nas.networks.count:count",
-    "generate": "nas.text.journey:generate",
-    "devices": "nas.profiling.devices:devices",
-    "device": "nas.profiling.devices:learn",
+    "count": "nas.cli.count:run",
+    "generate": "nas.cli.generate:run",
+    "devices": "nas.cli.devices:devices",
+    "device": "nas.cli.devices:learn",
 }

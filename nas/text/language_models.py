@@ -1,12 +1,9 @@
-"""Language models that say the next token: with a cache of keys and values, without, as .tflite.
-
-All have `read(tokens) -> logits (vocabulary,)` of what follows everything read since `reset()`.
-"""
+"""Language models that predict the next token: with a cache, without, from a .tflite file."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +14,87 @@ from latency.tflite import convert
 PARITY = 1e-4  # the exported file must give the network's own outputs
 SHORT = 8  # so few tokens are read one by one: a form of their own takes seconds to compile
 LONGEST_READ = 128  # tokens that a network with a cache reads in one call
+STEP = 64  # contexts are multiples of it: prompts of like length are compiled alike
+
+
+class LanguageModel(Protocol):
+    """What reads tokens one after the other and predicts the next."""
+
+    vocabulary: int
+
+    def reset(self) -> None:
+        """Forget what was read."""
+
+    def read(self, tokens: list[int]) -> np.ndarray:
+        """Logits (vocabulary,) of the token after all that was read since `reset`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoder:
+    """A network of families/decoder.py and its Config."""
+
+    model: Any
+    config: Any
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> "Decoder":
+        """The decoder in a .keras file, .bin of llama2.c, .safetensors, or folder of them.
+
+        Raises `ValueError` where the file holds another network.
+        """
+        path = pathlib.Path(path)
+        if path.suffix == ".keras":
+            from nas.files.readers import decoder_config
+
+            found = decoder_config.read(path)
+        else:
+            from nas.files.readers import any_checkpoint
+
+            found = any_checkpoint.read(path)
+        return cls._of(found.network(), found.config, str(path))
+
+    @classmethod
+    def of_config(cls, config: Any, weights: str | None = None, name: str = "it") -> "Decoder":
+        """The network of a Config, its weights from a file, or random; `name` is for errors."""
+        import keras
+
+        from families import decoder
+        from nas.files.readers import any_checkpoint
+        from nas.files.readers.checkpoint import Checkpoint
+
+        if weights is not None:
+            return cls._of(any_checkpoint.read(weights, config).network(), config, name)
+        Checkpoint(config, {}, name).refuse_too_large()
+        keras.utils.set_random_seed(0)
+        return cls(decoder.build(config), config)
+
+    @classmethod
+    def _of(cls, model: Any, config: Any, name: str) -> "Decoder":
+        if not type(config).__module__.endswith("decoder"):
+            raise ValueError(f"{name} holds {type(config).__module__}, not a language model")
+        return cls(model, config)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
+        return self.config.vocabulary
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text it is made for."""
+        return max(self.config.length, self.config.cache)
+
+    def language_model(
+        self, *, room: int, context: int | None = None, cache: bool = True
+    ) -> LanguageModel:
+        """The network as what reads tokens.
+
+        room: tokens of the prompt and of what is to follow. context: tokens that are remembered;
+        None: `room`, at most `longest`. cache: keep keys and values, else read all again.
+        """
+        needed = -(-room // STEP) * STEP
+        kind = Cached if cache else Uncached
+        return kind(self.model, self.config, context or min(needed, self.longest))
 
 
 class Cached:
@@ -26,18 +104,19 @@ class Cached:
     in any form; its weights are used where they are.
     """
 
-    def __init__(self, model: Any, config: Any, context: int):
+    def __init__(self, model: Any, config: Any, context: int) -> None:
         self._model, self._context = model, context
         self._config = dataclasses.replace(
             config, length=1, cache=context, last_only=True, dropout=0.0
         )
-        self._forms: dict[int, tuple[Callable, dict]] = {}
+        self._forms: dict[int, tuple[Callable, Callable]] = {}
         self.vocabulary = config.vocabulary
         self.reset()
 
     def reset(self) -> None:
-        """Nothing was read."""
-        self._caches, self._position = None, 0
+        """Forget what was read."""
+        self._caches: dict[str, Any] | None = None
+        self._position = 0
 
     def read(self, tokens: list[int]) -> np.ndarray:
         """Logits of the token after these."""
@@ -71,7 +150,7 @@ class Cached:
 class Uncached:
     """A decoder that reads everything again for every token, the last `context` at most."""
 
-    def __init__(self, model: Any, config: Any, context: int):
+    def __init__(self, model: Any, config: Any, context: int) -> None:
         form = dataclasses.replace(config, length=context, cache=0, last_only=False, dropout=0.0)
         self._run, _ = _compiled(form, model)
         self._context = context
@@ -79,7 +158,7 @@ class Uncached:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing was read."""
+        """Forget what was read."""
         self._tokens: list[int] = []
 
     def read(self, tokens: list[int]) -> np.ndarray:
@@ -93,7 +172,7 @@ class Uncached:
 class LiteRT:
     """The step of a decoder in a .tflite file, which `write_step` writes."""
 
-    def __init__(self, path: str | pathlib.Path, threads: int = 1):
+    def __init__(self, path: str | pathlib.Path, threads: int = 1) -> None:
         self._session = convert.Session(path, threads)
         known = self._session.inputs
         if not {"tokens", "position"} <= known.keys() or "logits" not in self._session.outputs:
@@ -103,7 +182,7 @@ class LiteRT:
         self.reset()
 
     def reset(self) -> None:
-        """Nothing was read."""
+        """Forget what was read."""
         self._session.reset()
         self._position = 0
 

@@ -15,7 +15,7 @@ from families import decoder
 from latency.tflite import convert
 from nas.cli import command_line
 from nas.files.readers import any_checkpoint, decoder_config
-from nas.text import journey, language_models
+from nas.text import generation, language_models
 from nas.text import tokenizer_files as tokenizers
 from nas.text.tokenizer import Characters
 
@@ -56,10 +56,8 @@ def tokenizer(shared_data):
 
 def said(model, tokenizer, prompt, count=256):
     """What a model says after a prompt, greedily."""
-    model.reset()
-    result, parts = journey.Said(), []
-    ids = [tokenizer.start, *tokenizer.encode(prompt)]
-    journey.run(model, tokenizer, ids, count, journey.sampler(), result, parts.append)
+    parts = []
+    result = generation.generate(model, tokenizer, prompt, tokens=count, on_text=parts.append)
     assert "".join(parts) == result.text
     return result
 
@@ -206,9 +204,9 @@ def test_a_keras_file_says_what_its_network_says(tmp_path, capsys):
     command = ["generate", str(path), "--prompt", "ABC", "--tokens", "50", "--top-k", "9"]
     assert command_line.main([*command, "--temperature", "1.5", "--seed", "4"]) == 0
     text = capsys.readouterr().out
-    result, choose = journey.Said(), journey.sampler(1.5, 9, 4)
     network = language_models.Uncached(model, config, 64)
-    journey.run(network, alphabet, alphabet.encode("ABC"), 50, choose, result, lambda _: None)
+    options = {"temperature": 1.5, "top_k": 9, "seed": 4}
+    result = generation.generate(network, alphabet, "ABC", tokens=50, **options)
     assert text == result.text + "\n"
     assert len(text) == 54 and len(set(text)) > 5
 
@@ -241,7 +239,7 @@ def test_what_is_drawn_has_the_shares_it_should():
     logits = np.log(np.array([0.5, 0.2, 0.2, 0.1], np.float32))
 
     def counted(*options):
-        choose = journey.sampler(*options)
+        choose = generation.sampler(*options)
         return np.bincount([choose(logits) for _ in range(4000)], minlength=4) / 4000
 
     np.testing.assert_allclose(counted(1.0, 0, 0), np.exp(logits), atol=0.03)
@@ -255,16 +253,14 @@ def test_what_is_drawn_has_the_shares_it_should():
 
 
 def test_an_interrupt_ends_the_text(cached, tokenizer):
-    result, parts = journey.Said(), []
+    parts = []
 
     def say(text):
         parts.append(text)
         if len(parts) == 12:
             raise KeyboardInterrupt
 
-    cached.reset()
-    ids = [tokenizer.start, *tokenizer.encode(PROMPT)]
-    journey.run(cached, tokenizer, ids, 99, journey.sampler(), result, say)
+    result = generation.generate(cached, tokenizer, PROMPT, tokens=99, on_text=say)
     assert result.ended == "interrupted"
     assert result.text == "".join(parts) and STORY.startswith(result.text)
 
