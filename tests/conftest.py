@@ -7,10 +7,6 @@ import sys
 
 import pytest
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -36,9 +32,3 @@ def passes_on_jax():
         assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-3000:]
 
     return check
-
-
-@pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache."""
-    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))

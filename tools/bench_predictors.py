@@ -277,13 +277,21 @@ def learn(arguments) -> None:
     from latency.predicted import Predicted
     from nas import backend, registry
     from nas.profiling import learn_device
+    from search_spaces import mnasnet
 
     backend.load()
     say = functools.partial(print, file=sys.stderr, flush=True)
     target = registry.target(arguments.target)
     truth: dict[str, list[tuple[bytes, float]]] = {}
     for count in arguments.counts:
-        report = learn_device.add("bench", target, arguments.target, probes=count, say=say)
+        report = learn_device.learn(
+            "bench",
+            target,
+            spec=arguments.target,
+            probes=count,
+            spaces={"mnasnet": mnasnet},
+            on_event=lambda event: say(event.text),
+        )
         print(f"{count} probes\n{report}", flush=True)
         truth = truth or held_out(target, arguments.networks, say)
         learned = Predicted("bench")
@@ -303,10 +311,11 @@ def held_out(target, count: int, say) -> dict[str, list[tuple[Path, float]]]:
     """Networks of three spaces as files, with their measured milliseconds; kept in the cache."""
     from latency.target import cache_directory
     from latency.tflite import convert
-    from nas.profiling.learn_device import _sampled
+    from nas.profiling.learn_device import sampled
+    from search_spaces import mnasnet as mnasnet_space
 
     def mnasnet(number: int) -> bytes:
-        return convert.assemble(_sampled("mnasnet", 100_000 + number))
+        return convert.assemble(sampled(mnasnet_space, 100_000 + number))
 
     spaces = {"mnasnet": (mnasnet, count), "fbnet_style": (fbnet_style, count // 3)}
     spaces["efficientnet_style"] = (efficientnet_style, count // 3)

@@ -1,1 +1,1 @@
-"""`nas profile` and `nas devices`: figures of networks on targets, and their history."""
+"""Latencies of networks on targets, their history, and devices that are learned from them."""

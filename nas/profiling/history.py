@@ -46,7 +46,7 @@ def profile(
     models: dict[str, Any],
     *,
     networks: Sequence[str] | None = None,
-    **options,
+    **options: Any,
 ) -> list[Latency]:
     """`Target.compare` on models by name, and every figure recorded; `options` are its own.
 

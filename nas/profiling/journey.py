@@ -39,15 +39,13 @@ def profile(
             result's `failures`. Otherwise the first error is raised, as by `Target.profile`.
         on_event: is called with a `nas.events.Message` before each measurement.
 
+    >>> import pathlib, tempfile
     >>> from latency.cpu import CPU
     >>> from latency.measuring import reference_networks
-    >>> import os, pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     os.environ["NAS_PROFILES"] = "sqlite://"  # a history that is not kept
     ...     path = pathlib.Path(folder) / "net.tflite"
     ...     size = path.write_bytes(reference_networks.network("small"))
     ...     found = profile(path, CPU(threads=1), runs=10)
-    ...     _ = os.environ.pop("NAS_PROFILES")
     >>> len(found), found[0].kind.value, found[0].median_ms > 0
     (1, 'measured', True)
     """

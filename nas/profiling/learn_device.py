@@ -1,4 +1,4 @@
-"""The journey behind `nas device add`: probe networks timed on a device, and a predictor fitted.
+"""Learns a device: probe networks are timed on it, and a predictor of its latencies is fitted.
 
 The next probe is the one that the predictor is least sure of (uncertainty sampling), after a first
 handful that lie far apart. Every probe is kept as soon as it is timed: the same command goes on.
@@ -6,10 +6,11 @@ handful that lie far apart. Every probe is kept as soon as it is timed: the same
 
 import collections
 import dataclasses
+import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from latency.prediction.operation_features import Work
 from latency.prediction.predictor import Predictor
 from latency.system.json_records import utc_now
 from latency.target import Kind, Latency, Target
-from nas import registry
+from nas.events import Listener, Message, ignore
+from nas.networks.build import build
 from nas.profiling import history
 from nas.profiling.wait_for_device import wait_for_device
 
@@ -35,7 +37,7 @@ _FAILED = 5  # probes in a row
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was learned. Errors are relative; `foretold` are those of probes before their timing."""
+    """What was learned. Errors are relative; `foretold` has those of probes before their timing."""
 
     name: str
     directory: Path
@@ -55,7 +57,7 @@ class Report:
         if self.foretold:
             within = np.mean(np.array(self.foretold) < 0.1)
             lines.append(
-                f"foretold   {len(self.foretold)} probes before they were timed, the least sure "
+                f"predicted  {len(self.foretold)} probes before they were timed, the least sure "
                 f"ones: median error {np.median(self.foretold):.1%}, {within:.0%} within 10 %"
             )
         lines.append(f"kept in    {self.directory}")
@@ -67,19 +69,22 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Candidate:
+    """A network that may be timed next."""
+
     key: str
     works: tuple[Work, ...]
-    called: list[tuple[str, str]]
+    called: list[tuple[str, str]]  # type and name of each operation
     model: Any  # a Keras model, or the bytes of a file
 
 
-def add(
+def learn(
     name: str,
     target: Target,
-    spec_text: str,
+    *,
+    spaces: Mapping[str, Any],
+    spec: str | None = None,
     probes: int = PROBES,
-    spaces: Sequence[str] = ("mnasnet",),
-    say: Callable[[str], None] = print,
+    on_event: Listener = ignore,
     stop: Callable[[], bool] = lambda: False,
     warmup: int = 5,
     runs: int = _RUNS,
@@ -87,24 +92,42 @@ def add(
     """Learns `target` as the device `name`: afterwards `predicted:NAME` answers for it.
 
     Half of the probes come from `spaces` at the sizes users deploy, half from
-    `latency.prediction.probe_networks`.
-    While the device is away it waits; when `stop` says so it ends with what it has. Raises
-    `ValueError` where `name` is another device already, or what the target tells isn't its own.
+    `latency.prediction.probe_networks`. While the device is away it waits.
+
+    Args:
+        spaces: search spaces by name, modules with `sample` and, where there are several, `BASES`.
+        spec: how the command line names the target; it is kept, so that a search can ask the
+            device itself.
+        probes: networks to time in all; those timed before count.
+        on_event: is called with a `nas.events.Message` on each probe.
+        stop: is asked before each probe; where it says so, the fit is of the probes so far.
+
+    Raises:
+        ValueError: where `name` is another device already, or the target's figures are not its own.
     """
+    spec = spec or repr(target)
     if probes < predictor.LEAST:
         raise ValueError(f"probes={probes}: expected at least {predictor.LEAST}")
     if target.kinds == {Kind.PREDICTED}:
-        raise ValueError(f"{spec_text} is predicted itself: there is nothing to learn from it")
-    for space in spaces:
-        registry.known("space", space)
-    journey = _Journey(name, target, spec_text, spaces, say, {"warmup": warmup, "runs": runs})
-    return journey.run(probes, stop)
+        raise ValueError(f"{spec} is predicted itself: there is nothing to learn from it")
+    options = {"warmup": warmup, "runs": runs, "details": True}
+    return _Learning(name, target, spec, spaces, on_event, options).run(probes, stop)
 
 
-class _Journey:
-    def __init__(self, name, target, spec_text, spaces, say, options):
-        self.name, self.target, self.spec_text, self.say = name, target, spec_text, say
-        self.options = options
+class _Learning:
+    """The probes of one device so far, and the predictor fitted to them."""
+
+    def __init__(
+        self,
+        name: str,
+        target: Target,
+        spec: str,
+        spaces: Mapping[str, Any],
+        on_event: Listener,
+        options: dict[str, Any],
+    ):
+        self.name, self.target, self.spec, self.options = name, target, spec, options
+        self.say = lambda text: on_event(Message(text))
         self.directory = predicted.directory(name)
         self.rows = _read(self.directory / "probes.jsonl")
         self.tried = {row["key"] for row in self.rows}
@@ -125,11 +148,11 @@ class _Journey:
         started, before, failures = time.monotonic(), len(self.rows), 0
         while len(self.rows) < wanted and not stop():
             candidate = self._choose()
-            foretold = None
+            predicted_ms = None
             if self.fitted:
-                foretold = float(self.fitted.many([candidate.works])[0][0])
+                predicted_ms = float(self.fitted.many([candidate.works])[0][0])
             try:
-                latency = wait_for_device(lambda c=candidate: self._measure(c), self.say)
+                latency = wait_for_device(functools.partial(self._measure, candidate), self.say)
             except ValueError as error:
                 failures += 1
                 self.say(f"probe {candidate.key} failed: {error}")
@@ -139,23 +162,22 @@ class _Journey:
                 continue
             failures = 0
             self._accept(latency.kind)
-            self.rows.append(self._row(candidate, latency, foretold))
+            self.rows.append(self._row(candidate, latency, predicted_ms))
             self._keep(self.rows[-1])
             each = (time.monotonic() - started) / (len(self.rows) - before)
-            self._tell(candidate, latency, foretold, wanted, each)
+            self._report(candidate, latency, predicted_ms, wanted, each)
             if len(self.rows) >= _FIRST and len(self.rows) - self.fitted_with >= _REFIT:
                 self._fit()
         if len(self.rows) < predictor.LEAST:
             raise ValueError(
                 f"{len(self.rows)} probes were timed, at least {predictor.LEAST} are needed"
             )
-        self._fit()
         return Report(
             self.name,
             self.directory,
             len(self.rows),
             Kind(self.rows[0]["kind"]),
-            self.fitted.held_out,
+            self._fit().held_out,
             tuple(abs(r["foretold"] / r["ms"] - 1) for r in self.rows if r["foretold"]),
             len(self.rows) >= wanted,
         )
@@ -188,10 +210,9 @@ class _Journey:
             if isinstance(model, bytes):
                 model = Path(folder) / "probe.tflite"
                 model.write_bytes(candidate.model)
-            options = self.options | {"details": True}
-            latency = history.profile(self.target, {candidate.key: model}, **options)[0]
+            latency = history.profile(self.target, {candidate.key: model}, **self.options)[0]
             if not latency.conditions.get("stable", True):  # once more; the better one counts
-                again = history.profile(self.target, {candidate.key: model}, **options)[0]
+                again = history.profile(self.target, {candidate.key: model}, **self.options)[0]
                 latency = again if again.conditions.get("stable", True) else latency
         return latency
 
@@ -199,20 +220,22 @@ class _Journey:
         """Figures of one kind only, and none that are a model's own."""
         kinds = {row["kind"] for row in self.rows} - {str(kind)}
         if kind is Kind.PREDICTED:
-            raise ValueError(f"{self.spec_text} gives predicted figures: nothing to learn from")
+            raise ValueError(f"{self.spec} gives predicted figures: nothing to learn from")
         if kinds:
             raise ValueError(
-                f"{self.spec_text} gives {kind} figures now, the probes so far are {kinds.pop()}: "
+                f"{self.spec} gives {kind} figures now, the probes so far are {kinds.pop()}: "
                 f"take another name, or remove {self.directory}"
             )
 
-    def _row(self, candidate: _Candidate, latency: Latency, foretold: float | None) -> dict:
+    def _row(
+        self, candidate: _Candidate, latency: Latency, predicted_ms: float | None
+    ) -> dict[str, Any]:
         per_op = operation_features.times(candidate.called, latency.per_op)
         estimated = latency.per_op_kind is not Kind.MEASURED
         return {
             "key": candidate.key,
             "ms": latency.median_ms,
-            "foretold": foretold,
+            "foretold": predicted_ms,
             "kind": str(latency.kind),
             "target": latency.target,
             "device": latency.device,
@@ -228,13 +251,13 @@ class _Journey:
         with open(self.directory / "probes.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def _fit(self) -> None:
-        if self.fitted_with == len(self.rows):
-            return
+    def _fit(self) -> Predictor:
+        if self.fitted is not None and self.fitted_with == len(self.rows):
+            return self.fitted
         last = self.rows[-1]
         about = {
             "name": self.name,
-            "spec": self.spec_text,
+            "spec": self.spec,
             "target": last["target"],
             "device": last["device"],
             "runtime": last["runtime"],
@@ -253,16 +276,24 @@ class _Journey:
         )
         self.fitted_with = len(self.rows)
         self.fitted.save(self.directory)
+        return self.fitted
 
-    def _tell(self, candidate, latency: Latency, foretold, wanted: int, each: float) -> None:
+    def _report(
+        self,
+        candidate: _Candidate,
+        latency: Latency,
+        predicted_ms: float | None,
+        wanted: int,
+        each_s: float,
+    ) -> None:
         count, ms = len(self.rows), latency.median_ms
         text = f"{count:{len(str(wanted))}}/{wanted}  {candidate.key:28} {ms:8.3f} ms"
-        if foretold:
-            text += f", foretold {foretold:8.3f} ({foretold / ms - 1:+.0%})"
+        if predicted_ms:
+            text += f", predicted {predicted_ms:8.3f} ({predicted_ms / ms - 1:+.0%})"
         if self.fitted:
             held = self.fitted.held_out
             text += f" | held out: {held['median_error']:.1%} median error"
-        minutes, seconds = divmod(round(each * (wanted - count)), 60)
+        minutes, seconds = divmod(round(each_s * (wanted - count)), 60)
         unstable = "" if latency.conditions.get("stable", True) else " | not stable"
         self.say(f"{text} | {minutes}:{seconds:02} left{unstable}")
 
@@ -270,9 +301,9 @@ class _Journey:
 class _Candidates:
     """Networks to choose from; a network that was tried never comes again."""
 
-    def __init__(self, spaces: Sequence[str], tried: set[str]):
-        self.spaces, self.tried = list(spaces), tried
-        self._open: dict[str, list[_Candidate]] = {"probe": []} | {s: [] for s in spaces}
+    def __init__(self, spaces: Mapping[str, Any], tried: set[str]):
+        self.spaces, self.tried = spaces, tried
+        self._open: dict[str, list[_Candidate]] = {source: [] for source in ("probe", *spaces)}
         self._next = dict.fromkeys(self._open, 0)
 
     def pool(self, spaces: bool) -> list[_Candidate]:
@@ -293,20 +324,18 @@ class _Candidates:
             key = f"probe:{number}" if source == "probe" else f"{source}:{number}"
             if key in self.tried:
                 continue
-            model = (
-                probe_networks.network(number) if source == "probe" else _sampled(source, number)
-            )
+            if source == "probe":
+                model = probe_networks.network(number)
+            else:
+                model = sampled(self.spaces[source], number)
             found.append(_Candidate(key, *operation_features.read(model), model))
         return found
 
 
-def _sampled(space: str, number: int) -> Any:
+def sampled(space: Any, number: int) -> Any:
     """Network `number` of a space: a base, choices, an input size and classes at random."""
     import optuna
 
-    from nas.networks.build import build
-
-    module = registry.module("space", space)
     random = np.random.default_rng([number, 1])
     sampler = optuna.samplers.RandomSampler(seed=number)
     verbosity = optuna.logging.get_verbosity()
@@ -315,9 +344,9 @@ def _sampled(space: str, number: int) -> Any:
         trial = optuna.create_study(sampler=sampler).ask()
     finally:
         optuna.logging.set_verbosity(verbosity)
-    bases = [base for base in getattr(module, "BASES", ()) if base != "tiny"]
+    bases = [base for base in getattr(space, "BASES", ()) if base != "tiny"]
     options = {"base": str(random.choice(bases))} if bases else {}
-    config = module.sample(trial, **options)
+    config = space.sample(trial, **options)
     fields = {field.name for field in dataclasses.fields(config)}
     size = int(random.choice(probe_networks.RESOLUTIONS))
     changes = {"input_shape": (size, size, 3), "classes": int(random.choice((10, 100, 1000)))}

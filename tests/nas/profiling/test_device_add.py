@@ -11,7 +11,9 @@ import pytest
 from latency import predicted
 from latency.prediction import forest, operation_features, predictor, probe_networks
 from latency.target import Kind, Target, TargetUnavailable, Timing
+from nas.cli import command_line
 from nas.profiling import learn_device, wait_for_device
+from search_spaces import mnasnet
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +67,18 @@ class Board(Target):
 
 
 def add(board, probes=6, name="board", **options):
-    options = {"spaces": (), "say": lambda text: None} | options
-    return learn_device.add(name, board, "board:1", probes=probes, **options)
+    options = {"spaces": {}} | options
+    return learn_device.learn(name, board, spec="board:1", probes=probes, **options)
 
 
 def test_a_board_is_learned_and_answers():
     said = []
-    report = add(Board(), probes=10, say=said.append)
+    report = add(Board(), probes=10, on_event=said.append)
     assert report.probes == 10 and report.finished and report.kind is Kind.MEASURED
     assert len(report.foretold) == 5  # those after the first fit, before their timing
     assert np.median(report.foretold) < 0.5
-    assert "10/10" in said[-1] and "foretold" in said[-1] and "0:00 left" in said[-1]
+    last = said[-1].text
+    assert "10/10" in last and "predicted" in last and "0:00 left" in last
     assert "predicted:board" in str(report) and "Spearman" in str(report)
     target = predicted.Predicted("board")
     assert target.learned_from == "board:1"
@@ -107,8 +110,8 @@ def test_a_kill_costs_one_probe():
         file.write('{"key": "probe:9", "ms": 1')  # cut off
     path.write_text(path.read_text().replace("failing='killed'", "failing=''"))
     said, board = [], Board()
-    report = add(board, probes=6, say=said.append)
-    assert said[0] == "2 probes are timed already"
+    report = add(board, probes=6, on_event=said.append)
+    assert said[0].text == "2 probes are timed already"
     assert len(board.calls) == 4 and report.probes == 6
     again = Board()
     assert add(again, probes=6).probes == 6 and not again.calls
@@ -117,8 +120,8 @@ def test_a_kill_costs_one_probe():
 def test_a_board_that_is_away_is_waited_for(monkeypatch):
     monkeypatch.setattr(wait_for_device, "WAIT_FOR_DEVICE_S", 0.01)
     said = []
-    assert add(Board(failing="away"), say=said.append).finished
-    assert "the board is unplugged" in said
+    assert add(Board(failing="away"), on_event=said.append).finished
+    assert "the board is unplugged" in [event.text for event in said]
 
 
 def test_it_ends_with_what_it_has_when_told_to():
@@ -148,16 +151,21 @@ def test_refusals():
         add(Board(failing="refuses"), name="none")
     failed = [json.loads(line) for line in _probes("none").read_text().splitlines()]
     assert len({row["key"] for row in failed}) == 5 and all("failed" in row for row in failed)
-    with pytest.raises(ValueError, match="no space 'nowhere'"):
-        add(Board(), name="new", spaces=("nowhere",))
     with pytest.raises(ValueError, match="device name"):
         add(Board(), name="a/b")
+
+
+def test_a_space_that_there_is_not_is_refused_at_once(capsys):
+    words = ["device", "add", "new", "--target", "cpu:threads=1", "--space", "nowhere"]
+    assert command_line.main(words) == 2
+    assert "no space 'nowhere'" in capsys.readouterr().err
+    assert not predicted.directory("new").exists()
 
 
 @pytest.mark.slow  # Keras builds the candidates: about a second each
 def test_half_of_the_probes_are_of_the_space(monkeypatch):
     monkeypatch.setattr(learn_device, "_SPACE", 2)
-    report = add(Board(), probes=4, spaces=("mnasnet",))
+    report = add(Board(), probes=4, spaces={"mnasnet": mnasnet})
     assert predictor.load(report.directory).about["sources"] == {"probe": 2, "mnasnet": 2}
 
 
