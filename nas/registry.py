@@ -1,7 +1,10 @@
-"""Where strings become objects: `name[:value][,key=value...]`, and the folder is the registry.
+"""Where names become objects: `name[:value][,key=value...]`, and the folder is the registry.
 
-A package is listed with pkgutil and an entry is imported only when it is named, so listing costs
-nothing and adding an entry is adding a file.
+A name is looked up in this order: a file (`./my_board.py:Board,factor=2`), a module
+(`my_package.boards:Board,factor=2`), an entry point of an installed package (groups `nas.families`,
+`nas.spaces`, `nas.tasks`, `nas.targets`, `nas.controllers`, `nas.methods`, and `nas.layers` for
+Keras layers that files name), a file of our own folder. An entry is imported only when it is named,
+so that listing costs nothing, and to add an entry is to add a file.
 """
 
 import ast
@@ -9,67 +12,91 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import pathlib
 import pkgutil
+import re
+import sys
+import traceback
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
-PACKAGES = {
-    "family": "families",
-    "space": "search_spaces",
-    "task": "nas.tasks",
-    "target": "latency",
-    "controller": "nas.controllers",
-    "method": "compress",
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of thing that has names: our folder, the group of entry points, how it is defined.
+
+    mark: the text that makes a module of the folder an entry. function: what a module of this kind
+    offers under a fixed name; None where it is a class.
+    """
+
+    package: str
+    group: str
+    mark: str
+    function: str | None = None
+
+
+KINDS = {
+    "family": Kind("families", "nas.families", "def build(", "build"),
+    "space": Kind("search_spaces", "nas.spaces", "def sample(", "sample"),
+    "task": Kind("nas.tasks", "nas.tasks", "def load(", "load"),
+    "target": Kind("latency", "nas.targets", "(Target)"),
+    "controller": Kind("nas.controllers", "nas.controllers", "Sampler):"),
+    "method": Kind("compress", "nas.methods", "(Method)"),
 }
-# What makes a module of the folder an entry: the text that defines its public thing.
-ENTRY_MARKS = {
-    "family": "def build(",
-    "space": "def sample(",
-    "task": "def load(",
-    "target": "(Target)",
-    "controller": "Sampler):",
-    "method": "(Method)",
-}
+LAYERS = "nas.layers"  # entry points of modules that register Keras layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One parsed `name[:value][,key=value...]`."""
+    """One parsed `name[:value][,key=value...]`; `attribute` is what is meant of a file or module.
+
+    Where a file or module is followed by one value only, its author's names decide whether that is
+    an attribute (`./boards.py:Board`) or a value (`./my_space.py:small`).
+    """
 
     name: str
     value: Any = None
     options: tuple[tuple[str, Any], ...] = ()
+    attribute: str | None = None
 
     def __str__(self) -> str:
-        parts = [] if self.value is None else [str(self.value)]
+        parts = [str(part) for part in (self.attribute, self.value) if part is not None]
         parts += [f"{key}={value}" for key, value in self.options]
         return self.name + (":" + ",".join(parts) if parts else "")
 
 
 def parse(text: str) -> Spec:
-    """Parse a spec; values that read as Python literals become them.
+    """The parts of a spec; values that read as Python literals become them.
 
     >>> parse("mnasnet:a1")
-    Spec(name='mnasnet', value='a1', options=())
-    >>> parse("cpu:threads=1")
-    Spec(name='cpu', value=None, options=(('threads', 1),))
+    Spec(name='mnasnet', value='a1', options=(), attribute=None)
+    >>> parse("cpu:threads=1").options
+    (('threads', 1),)
+    >>> parse("./rounding.py:Tiny,0.2")
+    Spec(name='./rounding.py', value=0.2, options=(), attribute='Tiny')
     """
-    name, colon, rest = text.strip().partition(":")
-    if not name or (colon and not rest):
+    name, separator, rest = _PARTS.fullmatch(text.strip()).groups()
+    if not name or (separator and not rest):
         raise ValueError(f"cannot read {text!r}; expected name[:value][,key=value...]")
-    value, options = None, []
-    for position, part in enumerate(rest.split(",") if rest else []):
+    values: list[Any] = []
+    options: list[tuple[str, Any]] = []
+    for part in rest.split(",") if rest else []:
         key, equals, option = part.partition("=")
         if equals and key.isidentifier():
             options.append((key, _literal(option)))
-        elif position == 0:
-            value = _literal(part)
+        elif not options and len(values) < (2 if _is_outside(name) else 1):
+            values.append(_literal(part))
         else:
             raise ValueError(f"cannot read {part!r} in {text!r}; expected key=value")
-    return Spec(name, value, tuple(options))
+    attribute = values.pop(0) if len(values) == 2 else None
+    return Spec(name, values[0] if values else None, tuple(options), attribute)
+
+
+_PARTS = re.compile(r"([^:,]*)([:,]?)(.*)", re.DOTALL)
 
 
 def _literal(text: str) -> Any:
@@ -81,33 +108,138 @@ def _literal(text: str) -> Any:
         return text
 
 
+def _is_outside(name: str) -> bool:
+    """Whether a name is that of a file or a module rather than an entry's."""
+    return name.endswith(".py") or "." in name
+
+
 def listing(kind: str) -> dict[str, str]:
-    """Names of a kind and the first line of each docstring, read without importing anything."""
-    package = PACKAGES[kind]
-    # find_spec of a dotted name imports its parent: `nas` only, which is empty.
-    folder = pathlib.Path(importlib.util.find_spec(package).origin).parent
+    """The names of a kind and the first line of each docstring, read without importing anything.
+
+    Entry points of installed packages come first, with the name of their package.
+    """
     found = {}
+    for name, entry in _entry_points(KINDS[kind].group).items():
+        line = _first_line(_source(entry.module))
+        package = entry.dist.name if entry.dist is not None else entry.module
+        found[name] = f"{line} [{package}]".lstrip()
+    package = KINDS[kind].package
+    # find_spec of a dotted name imports its parent: `nas` only, which is nearly empty.
+    folder = pathlib.Path(importlib.util.find_spec(package).origin).parent
     for module in pkgutil.iter_modules([str(folder)]):
         source = (folder / f"{module.name}.py").read_text() if not module.ispkg else ""
-        if ENTRY_MARKS[kind] in source:
-            docstring = source.lstrip().removeprefix('"""')
-            found[module.name] = docstring.splitlines()[0].removesuffix('"""').strip()
+        if KINDS[kind].mark in source:
+            found.setdefault(module.name, _first_line(source))
     return found
 
 
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+
+
+def _source(module: str) -> str:
+    """The text of a module that need not be imported; its packages are."""
+    try:
+        origin = importlib.util.find_spec(module).origin
+        return pathlib.Path(origin).read_text()
+    except (AttributeError, ImportError, OSError, TypeError, ValueError):
+        return ""
+
+
+def _first_line(source: str) -> str:
+    text = source.lstrip()
+    if not text.startswith('"""'):
+        return ""
+    return text[3:].splitlines()[0].removesuffix('"""').strip()
+
+
 def known(kind: str, name: str) -> None:
-    """Raise ValueError, with the names there are, unless `name` is one of them."""
+    """Raise `ValueError`, with the names there are, unless `name` is one of a kind.
+
+    >>> known("target", "cpy")
+    Traceback (most recent call last):
+    ValueError: no target 'cpy'; did you mean 'cpu'? (there is: android, cpu, gpu, ...)
+    """
+    if _is_outside(name):
+        if name.endswith(".py") and not pathlib.Path(name).expanduser().is_file():
+            raise ValueError(f"no file {name}; expected a Python file with a {kind}")
+        return
     names = listing(kind)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no {kind} {name!r}{hint} (there is: {', '.join(names)})")
+        raise ValueError(
+            f"no {kind} {name!r}{hint} (there is: {', '.join(names)}; or a file ./{name}.py)"
+        )
 
 
-def module(kind: str, name: str):
-    """Import the entry `name` of a kind; an unknown name raises ValueError with the known ones."""
+def module(kind: str, name: str) -> ModuleType:
+    """The module of `name`; `ValueError` with the names there are where there is none."""
     known(kind, name)
-    return importlib.import_module(f"{PACKAGES[kind]}.{name}")
+    if name.endswith(".py"):
+        return load_file(name)
+    if "." in name:
+        return _imported(name)
+    entry = _entry_points(KINDS[kind].group).get(name)
+    return _imported(entry.module if entry is not None else f"{KINDS[kind].package}.{name}")
+
+
+def load_file(path: str | pathlib.Path) -> ModuleType:
+    """The module in a Python file, imported under the name of the file, from then on as any other.
+
+    Its folder joins `sys.path`, so that it finds what lies beside it, and other processes find it.
+    Raises `ValueError` where the file cannot be imported or another module has its name.
+    """
+    file = pathlib.Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ValueError(f"no file {path}")
+    name = file.stem
+    if not name.isidentifier():
+        raise ValueError(
+            f"{path}: {name!r} is no name of a module; rename the file, as my_board.py"
+        )
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+        importlib.invalidate_caches()
+    loaded = sys.modules.get(name)
+    origin = getattr(loaded, "__file__", None)
+    if loaded is None:
+        found = importlib.util.find_spec(name)
+        origin = None if found is None else found.origin
+    if origin is None or pathlib.Path(origin).resolve() != file:
+        raise ValueError(f"{path}: there is another module {name!r} ({origin}); rename the file")
+    return _imported(name)
+
+
+def _imported(name: str) -> ModuleType:
+    """`importlib.import_module`; `ValueError`, one line, where that fails in the user's code."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if name.split(".")[0] in ("nas", "families", "search_spaces", "latency", "compress"):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        at = "" if len(frames) < 2 else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+        said = " ".join(str(error).split())
+        raise ValueError(f"cannot import {name}: {type(error).__name__}: {said}{at}") from error
+
+
+def import_layers(text: str) -> None:
+    """Import what registers Keras layers, from a file or module: networks in files may name them.
+
+    >>> import_layers("families.layers")
+    """
+    from latency.networks import keras_file
+
+    found = load_file(text) if text.endswith(".py") else _imported(text)
+    keras_file.layers_in(found.__name__)
+
+
+def import_installed_layers() -> None:
+    """`import_layers` of every entry point of the group `nas.layers`."""
+    for entry in _entry_points(LAYERS).values():
+        import_layers(entry.module)
 
 
 def network(text: str) -> tuple[Any, Any]:
@@ -134,86 +266,139 @@ def network(text: str) -> tuple[Any, Any]:
         raise ValueError(f"{text}: {error}") from error
 
 
-def space(text: str) -> tuple[Callable, Any]:
-    """(what makes a trial a Config, the Config it surrounds) of `space[:base][,option=value...]`.
+def space(text: str) -> tuple[Callable[[Any], Any], Any]:
+    """(what makes a trial a Config, the Config it begins from) of `space[:base][,option=value...]`.
 
-    Choose the Keras backend before (nas/backend.py): this imports the space's family.
+    The Config is None where the module has no `baseline`. Choose the Keras backend before
+    (nas/backend.py): this imports the space's family.
     """
-    named = parse(text)
+    entry, sample, named = _thing("space", text)
     base = {} if named.value is None else {"base": named.value}
-    entry = module("space", named.name)
-    return functools.partial(entry.sample, **base | dict(named.options)), entry.baseline(**base)
+    baseline = getattr(entry, "baseline", None)
+    call = functools.partial(sample, **base | dict(named.options))
+    _accepts(sample, base | dict(named.options), named.name)
+    return call, None if baseline is None else baseline(**base)
 
 
-def target(text: str):
-    """A `latency.Target`, e.g. `cpu:threads=1`."""
-    spec = parse(text)
-    return _call(target_class(spec.name), spec)
+def target(text: str) -> Any:
+    """A `latency.target.Target`, such as `cpu:threads=1`.
+
+    >>> target("cpu:threads=1")
+    CPU(threads=1)
+    """
+    return _called("target", text)
 
 
 def target_class(name: str) -> type:
-    """The class of a target by its name, e.g. "cpu"."""
-    from latency.target import Target
-
-    return _public_subclass(module("target", name), Target)
+    """The class of a target by its name, such as "cpu"."""
+    return _thing("target", name)[1]
 
 
-def task(text: str, **options):
-    """Load a task, e.g. `image_folder:photos,size=64`; `options` win over those in the text."""
-    spec = parse(text)
-    spec = dataclasses.replace(spec, options=tuple((dict(spec.options) | options).items()))
-    return _call(module("task", spec.name).load, spec)
+def task(text: str, **options: Any) -> Any:
+    """Load a task, such as `image_folder:photos,size=64`; `options` win over those in the text."""
+    named = parse(text)
+    merged = tuple((dict(named.options) | options).items())
+    return _called("task", dataclasses.replace(named, options=merged))
 
 
-def controller(text: str, **options):
-    """An `optuna.samplers.BaseSampler`, e.g. `ppo:lr=3e-4`; `options` it lacks are left out."""
+def controller(text: str, **options: Any) -> Any:
+    """An `optuna.samplers.BaseSampler`, such as `ppo:lr=3e-4`; `options` it lacks are left out."""
+    return _called("controller", text, **options)
+
+
+def method(text: str) -> Any:
+    """A `compress.method.Method`, such as `prune:0.8`.
+
+    >>> method("prune:0.8").sparsity
+    0.8
+    """
+    return _called("method", text)
+
+
+def _called(kind: str, text: str | Spec, **defaults: Any) -> Any:
+    _, thing, named = _thing(kind, text)
+    return _call(thing, named, **defaults)
+
+
+def _thing(kind: str, text: str | Spec) -> tuple[ModuleType, Any, Spec]:
+    """The module that a spec names, the function or class that is meant in it, and what is left."""
+    named = parse(text) if isinstance(text, str) else text
+    entry = module(kind, named.name)
+    attribute = named.attribute
+    if attribute is None and _is_outside(named.name) and isinstance(named.value, str):
+        if callable(getattr(entry, named.value, None)):
+            attribute, named = named.value, dataclasses.replace(named, value=None)
+    elif attribute is None and not _is_outside(named.name):
+        installed = _entry_points(KINDS[kind].group).get(named.name)
+        attribute = installed.attr or None if installed is not None else None
+    if attribute is not None:
+        if not callable(getattr(entry, attribute, None)):
+            raise ValueError(f"{named.name} defines no {attribute!r}; expected a {kind}")
+        return entry, getattr(entry, attribute), named
+    function = KINDS[kind].function
+    if function is None:
+        return entry, _public_subclass(entry, _contract(kind)), named
+    if not callable(getattr(entry, function, None)):
+        raise ValueError(f"{named.name} is no {kind}: expected a function {function} in it")
+    return entry, getattr(entry, function), named
+
+
+def _contract(kind: str) -> type:
+    if kind == "target":
+        from latency.target import Target
+
+        return Target
+    if kind == "method":
+        from compress.method import Method
+
+        return Method
     import optuna
 
-    spec = parse(text)
-    sampler = _public_subclass(module("controller", spec.name), optuna.samplers.BaseSampler)
-    return _call(sampler, spec, **options)
+    return optuna.samplers.BaseSampler
 
 
-def method(text: str):
-    """A `compress.method.Method`, e.g. `prune:0.8`."""
-    from compress.method import Method
-
-    spec = parse(text)
-    return _call(_public_subclass(module("method", spec.name), Method), spec)
-
-
-def _public_subclass(entry, base: type) -> type:
-    found = [
-        thing
+def _public_subclass(entry: ModuleType, contract: type) -> type:
+    found = {
+        name: thing
         for name, thing in vars(entry).items()
         if inspect.isclass(thing)
-        and issubclass(thing, base)
+        and issubclass(thing, contract)
         and thing.__module__ == entry.__name__
         and not name.startswith("_")
-    ]
+    }
     if len(found) != 1:
-        raise TypeError(f"{entry.__name__} must define one public {base.__name__}, not {found}")
-    return found[0]
+        there = ", ".join(found) or "none"
+        raise ValueError(
+            f"{entry.__name__} must define one public {contract.__name__}; it has {there}"
+            + (f": name one, as {entry.__name__}:{next(iter(found))}" if found else "")
+        )
+    (thing,) = found.values()
+    return thing
 
 
-def _call(function: Callable, spec: Spec, **defaults):
-    """Call `function` with the options of a spec, and with those `defaults` that it accepts."""
+def _accepts(function: Callable, options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of a function; `ValueError` for an option that it has not."""
     accepted = dict(inspect.signature(function).parameters)
-    kinds = {name: parameter.kind for name, parameter in accepted.items()}
-    others = next((name for name in kinds if kinds[name] is inspect.Parameter.VAR_KEYWORD), None)
-    accepted.pop(others, None)  # **others are for what `function` calls in turn
-    unknown = [key for key, _ in spec.options if key not in accepted and others is None]
+    others = [n for n, p in accepted.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    for other in others:  # **others are for what `function` calls in turn
+        accepted.pop(other)
+    unknown = [key for key in options if key not in accepted and not others]
     if unknown:
         raise ValueError(
-            f"{spec.name} has no option {unknown[0]!r} (it has: {', '.join(accepted) or 'none'})"
+            f"{name} has no option {unknown[0]!r} (it has: {', '.join(accepted) or 'none'})"
         )
+    return accepted
+
+
+def _call(function: Callable, named: Spec, **defaults: Any) -> Any:
+    """Call `function` with the options of a spec, and with those `defaults` that it accepts."""
+    accepted = _accepts(function, dict(named.options), named.name)
     options = {key: value for key, value in defaults.items() if key in accepted}
-    options.update(spec.options)
-    if spec.value is not None:
+    options.update(named.options)
+    if named.value is not None:
         if not accepted:
-            raise ValueError(f"{spec.name} takes no value, but {spec.value!r} was given")
-        first = next(iter(accepted))
-        options[first] = spec.value
+            raise ValueError(f"{named.name} takes no value, but {named.value!r} was given")
+        options[next(iter(accepted))] = named.value
     try:
         return function(**options)
     except TypeError as error:
@@ -223,5 +408,7 @@ def _call(function: Callable, spec: Spec, **defaults):
             if parameter.default is parameter.empty and name not in options
         ]
         if missing:
-            raise ValueError(f"{spec.name} needs {missing[0]}: write {spec.name}:VALUE") from error
+            raise ValueError(
+                f"{named.name} needs {missing[0]}: write {named.name}:VALUE"
+            ) from error
         raise

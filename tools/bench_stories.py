@@ -39,7 +39,8 @@ from nas.tasks.text import likelihood, next_token  # noqa: E402
 from nas.text import tokenizer_files  # noqa: E402
 from nas.training.checkpoint import Checkpoint  # noqa: E402
 from nas.training.loop import fit, measure  # noqa: E402
-from nas.training.progress_line import Line  # noqa: E402
+from nas.cli.training_line import Line  # noqa: E402
+from nas.training.journey import TrainingBegins  # noqa: E402
 from nas.training.recipe import Recipe  # noqa: E402
 
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
@@ -204,7 +205,7 @@ def row(name, chosen, model, task, foreign, arguments, out: pathlib.Path) -> dic
 
     def train(prepared, update):
         checkpoint = Checkpoint(out / f"{name}.checkpoint.npz", identity)
-        line = Line(task, arguments.batch, arguments.epochs, None)
+        line = Line(TrainingBegins(task, arguments.batch, arguments.epochs, None))
         with checkpoint.interruptible():
             fit(
                 prepared,
@@ -238,7 +239,7 @@ def row(name, chosen, model, task, foreign, arguments, out: pathlib.Path) -> dic
 
 def rounded_narrowly(model):
     """2 bits as {-1, 0, 1} times the largest weight of an output; embeddings: 4 bits."""
-    finished = graph.rewritten(model, lambda _, copy: copy)
+    finished = graph.rewrite(model, lambda _, copy: copy)
     weights = {weight.path: weight for weight in finished.weights}
     record = Record(original=model)
     for kernel in kernels(finished):
@@ -246,7 +247,7 @@ def rounded_narrowly(model):
         value = np.asarray(weights[kernel.path])
         scale = np.abs(value).max(kernel.input_axes, keepdims=True) / most
         weights[kernel.path].assign(np.rint(value / scale) * scale)
-        record.told[kernel.path] = {"bits": 4 if most == 7 else 2, "scales": scale.size}
+        record.details[kernel.path] = {"bits": 4 if most == 7 else 2, "scales": scale.size}
     return finished, record
 
 
@@ -255,7 +256,7 @@ def kilobytes(model, record) -> float:
     bits = 0
     for weight in model.weights:
         size = math.prod(weight.shape)
-        stored, narrow = record.weights.get(weight.path), record.told.get(weight.path)
+        stored, narrow = record.weights.get(weight.path), record.details.get(weight.path)
         if stored is not None and stored.codes is not None:
             bits += size * stored.bits + 32 * stored.scale.size
         elif narrow is not None:

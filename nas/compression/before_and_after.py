@@ -3,91 +3,87 @@
 import dataclasses
 import importlib
 import pathlib
-import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from nas import registry
-from nas.files import network_files
-from nas.profiling import history
+import numpy as np
 
-WRITERS = {  # suffix -> module with `write(path, model, record, data) -> Written`
-    ".tflite": "nas.files.writers.litert",
-    ".mlpackage": "nas.files.writers.coreml",
-    ".safetensors": "nas.files.writers.safetensors",
-}
+from compress.examples.data import Data, taken
+from compress.method import Compressed
+from compress.rewriting.record import Record
+from latency.target import Target
+from nas.files.open_network import Network
+from nas.files.writers import WRITERS
+from nas.networks.build import deploy, deployed
+from nas.profiling import history
+from nas.tasks.task import Task
+
 JUDGED = 1000  # validation examples that a file is run on, one at a time
 
 
 def write(
-    outs: Sequence[pathlib.Path],
-    read: Any,
-    done: Any,
-    data: Any,
-    task: Any,
-    record: dict,
-    targets: Sequence[str],
-    prefer: str,
-    say: Callable[[str], None],
-) -> None:
-    """Write `outs`, and beside the first a .json, and a .png where sensitivities are known.
+    path: pathlib.Path,
+    network: Network,
+    done: Compressed,
+    data: Data | None,
+    task: Task | None,
+    prefer: str = "size",
+) -> dict[str, Any]:
+    """Write a file of a compressed network; what is known of it and of the original's, as JSON.
 
-    `record` learns of every file (bytes, plain and zipped, bits per weight; the quality of a
-    .tflite file itself) for the original in the same format and for the result, and of latencies on
-    `targets`, of the .tflite files.
+    Bytes, plain and zipped, bits a weight as counted in the file; of a .tflite file, where `task`
+    has labels, the quality of the file itself.
     """
-    from latency.system.json_records import utc_now, write_json
-
     with tempfile.TemporaryDirectory(prefix="nas_compress_") as folder:
-        folder = pathlib.Path(folder)
-        config = read.config
-        record["files"] = []
-        timed: dict[str, pathlib.Path] = {}
-        for out in outs:
-            say(f"writing {out}")
-            was = write_one(folder / f"before{out.suffix}", read.model, config, None, data)
-            now = write_one(out, done.model, config, done.record, data, prefer)
-            if out.suffix == ".tflite" and task is not None:
-                for told, path, model in (
-                    (was, folder / "before.tflite", read.model),
-                    (now, out, done.model),
-                ):
-                    told["quality"] = _quality(path, model, config, task)
-            record["files"].append({"path": str(out), "before": was, "after": now})
-            if out.suffix == ".tflite":
-                timed = {"before": folder / "before.tflite", "after": out}
-        if targets and not timed:
-            timed = {name: folder / f"{name}.tflite" for name in ("before", "after")}
-            write_one(timed["before"], read.model, config, None, data)
-            write_one(timed["after"], done.model, config, done.record, data, prefer)
-        for text in targets:
-            say(f"timing on {text}")
-            for name, latency in zip(
-                timed, history.profile(registry.target(text), timed, details=True), strict=True
-            ):
-                told = latency.to_json()
-                told.pop("samples_ms"), told.pop("per_op")
-                record[name].setdefault("latency", {})[text] = told
-    record |= {"date": utc_now(), "machine": platform.processor() or platform.machine()}
-    stem = outs[0]
-    if record.get("sensitivity"):
-        from nas.report.plots import figure, sensitivity
+        original = pathlib.Path(folder, f"before{path.suffix}")
+        before = write_one(original, network.model, network.config, None, data)
+        after = write_one(path, done.model, network.config, done.record, data, prefer)
+        if path.suffix == ".tflite" and task is not None and task.labelled:
+            before["quality"] = _quality(original, network.model, network.config, task)
+            after["quality"] = _quality(path, done.model, network.config, task)
+    return {"path": str(path), "before": before, "after": after}
 
-        figure.save(stem.with_suffix(".png"), sensitivity.draw(record))
-        record["plot"] = str(stem.with_suffix(".png"))
-    write_json(stem.with_suffix(".json"), record)
+
+def time(
+    targets: Sequence[tuple[str, Target]],
+    network: Network,
+    done: Compressed,
+    data: Data | None,
+    prefer: str,
+) -> dict[str, dict[str, Any]]:
+    """Latencies of the `.tflite` files on named targets, in turns: {"before": {name: record}, ...}.
+
+    Records are those of `latency.target.Latency`, without samples and operations.
+    """
+    found: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
+    with tempfile.TemporaryDirectory(prefix="nas_compress_") as folder:
+        files = {name: pathlib.Path(folder, f"{name}.tflite") for name in found}
+        write_one(files["before"], network.model, network.config, None, data)
+        write_one(files["after"], done.model, network.config, done.record, data, prefer)
+        for target_name, target in targets:
+            timed = history.profile(target, files, details=True)
+            for name, latency in zip(files, timed, strict=True):
+                record = latency.to_json()
+                del record["samples_ms"], record["per_op"]
+                found[name][target_name] = record
+    return found
 
 
 def write_one(
-    path: pathlib.Path, model: Any, config: Any, record: Any, data: Any, prefer: str = "size"
-) -> dict:
+    path: pathlib.Path,
+    model: Any,
+    config: Any,
+    record: Record | None,
+    data: Data | None,
+    prefer: str = "size",
+) -> dict[str, Any]:
     """Write one file, of the form that is deployed; what is known of it, as JSON."""
-    from compress.rewriting.record import Record
+    from nas.files.network_files import save
     from nas.files.writers.written_file import sizes
 
     if path.suffix == ".keras":
-        network_files.save(model, path)
+        save(model, path)
         plain, zipped = sizes(path)
         return {
             "bytes": plain,
@@ -100,7 +96,7 @@ def write_one(
     writer = importlib.import_module(WRITERS[path.suffix])
     record, left, form = record or Record(original=model), {}, model
     if path.suffix != ".safetensors" and not record.variants:
-        form = _handed(model, config)
+        form = _deployed(model, config)
     if form is not model:  # a part, perhaps; the examples are of the trained form's inputs
         data, held = None, {weight.path for weight in form.weights}
         weights = {name: weight for name, weight in record.weights.items() if name in held}
@@ -110,20 +106,16 @@ def write_one(
             left["activations"] = "float: there are no examples of the deployed form's inputs"
     options = {"prefer": prefer} if path.suffix == ".tflite" else {}
     written = writer.write(path, form, record, data, **options)
-    told = {
-        name: getattr(written, name)
-        for name in ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
-    }
-    return told | {"left": told["left"] | left}
+    names = ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
+    found = {name: getattr(written, name) for name in names}
+    return found | {"left": found["left"] | left}
 
 
-def _handed(model: Any, config: Any) -> Any:
+def _deployed(model: Any, config: Any) -> Any:
     """The form of a network that goes into deployable files.
 
     That of the family where the network has a Config and its weights still fit; else itself.
     """
-    from nas.networks.build import deploy, deployed
-
     if config is None or deploy(config) == config:
         return model
     try:
@@ -132,17 +124,15 @@ def _handed(model: Any, config: Any) -> Any:
         return model
 
 
-def _quality(path: pathlib.Path, model: Any, config: Any, task: Any) -> float | None:
+def _quality(path: pathlib.Path, model: Any, config: Any, task: Task) -> float | None:
     """Quality of a .tflite file, on at most JUDGED examples; None of a form that streams."""
-    import numpy as np
-
-    from compress.examples.data import taken
     from latency.tflite import convert
     from nas.training import loop
     from nas.training.batches import count
 
-    if _handed(model, config) is not model:
+    if _deployed(model, config) is not model:
         return None
     chosen = np.unique(np.linspace(0, count(task.valid) - 1, JUDGED).astype(int))
-    task = dataclasses.replace(task, valid=tuple(taken(part, chosen) for part in task.valid))
-    return loop.measure(model, task, lambda inputs: convert.run(path, inputs))[0]
+    inputs, targets = task.valid
+    judged = dataclasses.replace(task, valid=(taken(inputs, chosen), taken(targets, chosen)))
+    return loop.measure(model, judged, lambda inputs: convert.run(path, inputs))[0]

@@ -2,18 +2,22 @@
 
 from typing import Any
 
+from compress.examples.choose import choose
+from compress.examples.data import Data, taken
+from nas.tasks.task import Task
+
 EXAMPLES = 512  # that methods look at
 
 
-def examples(task: Any, model: Any, count: int, seed: int) -> Any:
-    """Examples of the training part for methods to look at: `compress.examples.data.Data`, or
-    None."""
+def examples(task: Task | None, model: Any, count: int, seed: int) -> Data | None:
+    """`count` examples of the training part as `model` takes them; None without a task."""
     if task is None:
         return None
-    from compress.examples.choose import choose
-    from compress.examples.data import Data, taken
     from nas.training.batches import labels, prepared
 
     inputs, targets = task.train
     chosen = choose(inputs, targets, count, seed)
-    return Data(prepared(model)(taken(inputs, chosen)), labels(taken(targets, chosen)), task.loss)
+    seen = prepared(model)(taken(inputs, chosen))
+    if targets is None:
+        return Data(seen)
+    return Data(seen, labels(taken(targets, chosen)), task.loss)

@@ -1,6 +1,7 @@
 """`nas.compress`: a network and methods to a smaller network, files, and what both cost."""
 
 import dataclasses
+import html
 import pathlib
 import platform
 from collections.abc import Iterable, Sequence
@@ -88,9 +89,12 @@ class Compressed:
         return self.table()
 
     def _repr_html_(self) -> str:
-        from nas.report.pictures import compression
+        from nas.report.plots import figure, sensitivity
 
-        return compression(self.record)
+        picture = ""
+        if self.record.get("sensitivity"):
+            picture = figure.svg(sensitivity.draw(self.record))
+        return f"<pre>{html.escape(self.table())}</pre>{picture}"
 
     def to_json(self) -> dict[str, Any]:
         """All that is known, as plain data."""
@@ -100,10 +104,10 @@ class Compressed:
         """Write `stem`.json, and `stem`.png where it is known which layers bear it least."""
         stem = pathlib.Path(stem)
         if self.record.get("sensitivity"):
-            from nas.report.plots.sensitivity import sensitivity_png
+            from nas.report.plots import figure, sensitivity
 
-            sensitivity_png(stem.with_suffix(".png"), self.record)
-            self.record["plot"] = str(stem.with_suffix(".png"))
+            picture = figure.save(stem.with_suffix(".png"), sensitivity.draw(self.record))
+            self.record["plot"] = str(picture)
         write_json(stem.with_suffix(".json"), self.record)
 
 
@@ -150,7 +154,9 @@ def compress(
     labelled = task is not None and task.labelled
     trains = any(method.trains for method in methods)
     if epochs is None:
-        epochs = task.training.get("epochs", EPOCHS) if task is not None and labelled and trains else 0
+        epochs = (
+            task.training.get("epochs", EPOCHS) if task is not None and labelled and trains else 0
+        )
     if epochs and not labelled:
         raise ValueError(
             f"epochs={epochs} without labelled examples; name a --task, or --data with labels (y)"
@@ -210,12 +216,12 @@ def compress(
         "source": network.source,
         "methods": identity["methods"],
         "task": task_name,
-        "metric": task and task.metric,
+        "metric": task.metric if labelled else None,
         "epochs": epochs,
         "before": before,
         "after": _judged(done.model, task),
         "untouched": done.record.untouched,
-        "told": done.record.told,
+        "told": done.record.details,
         "history": [dataclasses.asdict(epoch) for one in trainings for epoch in one.history],
         "identity": identity,
         "files": [],
@@ -271,9 +277,7 @@ def _judged(model: Any, task: Task | None) -> dict[str, Any]:
 
 
 def _timed(result: Compressed, targets: Sequence[tuple[str, Target]]) -> dict[str, Any]:
-    found = before_and_after.time(
-        targets, result.network, result.done, result.data, result.prefer
-    )
+    found = before_and_after.time(targets, result.network, result.done, result.data, result.prefer)
     for name, latencies in found.items():
         result.record[name].setdefault("latency", {}).update(latencies)
     return found

@@ -1,158 +1,277 @@
-"""`nas matrix`: every compression method on every family's `tiny`, in one table."""
+"""Every compression method on every network: what each makes smaller, and what it costs."""
 
-import argparse
+import dataclasses
 import json
 import pathlib
+import re
 import sys
 import tempfile
-import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from nas import backend, registry
+from compress.method import Method, NotApplicable
+from compress.method import compress as run_methods
+from latency.system.atomic_write import atomic_write
+from latency.system.json_records import write_json
+from latency.target import Target, TargetUnavailable
+from nas.compression import before_and_after
+from nas.compression.examples import examples
+from nas.events import Listener, Message, ignore
+from nas.files.writers.written_file import CannotWrite
+from nas.networks import build
+from nas.profiling import history
+from nas.tasks.task import Task
+from nas.training import loop
 
-# What each kind of network is trained on: the first task that decides fields its Config has, and
-# whose outputs it gives.
-TASKS = ("digits", "text:{text},length=64,stride=256", "fsdd", "detection:bccd,size=64")
 TRAINING, TUNING = 3, 1  # epochs of a network, and of each compression of it
-EXAMPLES = 128
+LEARNING_RATE = 1e-3  # of a compression, and of the same network trained as long without
+EXAMPLES = 128  # that methods look at
+SAVES = 0.95  # of the original's bytes: a file that is not below it saves nothing
+FILE = "matrix.json"  # in the folder: all that is known, after each cell
 
 
-def matrix(arguments: argparse.Namespace) -> int:
-    """`nas matrix`: 0, or 2 where a cell failed."""
-    families = arguments.family or list(registry.listing("family"))
-    methods = arguments.method or list(registry.listing("method"))
-    for kind, names in (("family", families), ("method", methods)):
-        for name in names:
-            registry.known(kind, registry.parse(name).name)
-    backend.load()
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What one method made of one network, or why nothing.
+
+    Qualities are of the task's metric: `quality_before` of the network as it was, `quality_longer`
+    of the network trained as long as the method trains, without any. Ratios are to the network as
+    it was; `container` is the file whose bytes they count. `reason`: why the method does not apply;
+    `failed`: the error, where it should have; `note`: what else is to say.
+    """
+
+    network: str
+    method: str
+    task: str | None = None
+    quality_before: float | None = None
+    quality_longer: float | None = None
+    quality: float | None = None
+    container: str = ".tflite"
+    size_ratio: float | None = None
+    params_ratio: float | None = None
+    bits_per_weight: float | None = None
+    latency_ratio: float | None = None
+    latency_kind: str | None = None
+    reason: str | None = None
+    failed: str | None = None
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        found = self.reason or self.failed or f"x{self.size_ratio:.2f} of the {self.container}"
+        return f"{self.network} {self.method}: {found}"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Matrix:
+    """All cells, networks first; `repr` is a table."""
+
+    cells: tuple[Cell, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The cells as plain values."""
+        return [cell.to_json() for cell in self.cells]
+
+    def __repr__(self) -> str:
+        from nas.report.tables import matrix
+
+        return matrix.table(self.cells)
+
+
+def matrix(
+    networks: Mapping[str, Any],
+    methods: Mapping[str, Method],
+    *,
+    tasks: Sequence[Callable[[], Task]],
+    out: str | pathlib.Path,
+    target: Target | None = None,
+    on_event: Listener = ignore,
+) -> Matrix:
+    """Try each method on each network, which is trained for a few epochs before.
+
+    Args:
+        networks: Name -> Config.
+        methods: Name -> method.
+        tasks: Functions that load the tasks; a network is trained on the first that it suits.
+        out: The folder that keeps every finished cell and the trained networks: the same call goes
+            on where one that was killed ended. What failed, or lacked its data, is tried again.
+        target: What to time each .tflite file on, before and after.
+        on_event: Called with a `Message` for each cell.
+    """
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = _Finished(folder, target)
+    loaded: dict[int, Task | ValueError] = {}
     cells = []
-    with tempfile.TemporaryDirectory(prefix="nas_matrix_") as folder:
-        for family in families:
-            for cell in column(family, methods, pathlib.Path(folder), arguments.target):
-                cells.append(cell)
-                _say(cell)
-    if arguments.json:
-        print(json.dumps(cells, indent=1))
-    else:
-        print(table(cells, families, methods))
-    return 2 if any("failed" in cell for cell in cells) else 0
+    for name, config in networks.items():
+        column = _Network(name, config, tasks, loaded, folder, target)
+        for method_name, method in methods.items():
+            key = f"{name} {method_name}", f"{config!r} {method!r}"
+            cell = finished.get(*key)
+            if cell is None:
+                cell = dataclasses.replace(column.cell(method), method=method_name)
+                finished.put(*key, cell)
+                on_event(Message(str(cell)))
+            cells.append(cell)
+    return Matrix(tuple(cells))
 
 
-def column(family: str, methods: list[str], folder: pathlib.Path, target: str | None = None):
-    """The cells of one family, one for each method: dicts for JSON."""
-    from nas.compression import before_and_after
-    from nas.networks import build
-    from nas.training import loop
+class _Finished:
+    """The cells in the folder, by what they are of; the file is whole at every moment."""
 
-    module, config = registry.network(family if ":" in family else f"{family}:tiny")
-    try:
-        task = task_for(config, folder)
-    except ValueError as error:  # its data is not at hand
-        yield from ({"family": family, "method": m, "reason": str(error)} for m in methods)
-        return
-    config = build.suited(config, task.fields, task.name)
-    model = build.build(config)
-    loop.fit(model, task, TRAINING, 0)
-    before = folder / f"{family}.tflite"
-    before_and_after.write_one(before, model, config, None, None)
-    quality = loop.evaluate(model, task)
-    for text in methods:
-        cell = {"family": family, "method": text, "task": task.name}
-        cell |= _cell(text, model, config, task, quality, before, target)
-        yield cell
+    def __init__(self, folder: pathlib.Path, target: Target | None) -> None:
+        self._path = folder / FILE
+        self._suffix = f" {target!r} {TRAINING} {TUNING} {LEARNING_RATE} {EXAMPLES}"
+        self._content: dict[str, Any] = {}
+        if self._path.exists():
+            self._content = json.loads(self._path.read_text())
+
+    def get(self, name: str, identity: str) -> Cell | None:
+        """The cell, where it is finished and of the same network, method, target and epochs."""
+        found = self._content.get(name)
+        if found is None or found["identity"] != identity + self._suffix:
+            return None
+        cell = Cell(**found["cell"])
+        return None if cell.failed or cell.task is None else cell
+
+    def put(self, name: str, identity: str, cell: Cell) -> None:
+        self._content[name] = {"identity": identity + self._suffix, "cell": cell.to_json()}
+        write_json(self._path, self._content)
 
 
-def task_for(config: Any, folder: pathlib.Path) -> Any:
-    """The task that a family's Config can take, on data that is installed, or in NAS_DATA."""
-    from families.layers import shapes_only
-    from nas.networks import build
-    from nas.training import loop
+class _Network:
+    """One network, trained when its first cell is asked for."""
 
-    text = folder / "text.txt"
-    if not text.exists():
-        text.write_text(installed_text())
-    unsuited = None
-    for name in TASKS:
-        task = registry.task(name.format(text=text))
+    def __init__(
+        self,
+        name: str,
+        config: Any,
+        tasks: Sequence[Callable[[], Task]],
+        loaded: dict[int, Task | ValueError],
+        folder: pathlib.Path,
+        target: Target | None,
+    ) -> None:
+        self.name, self._config, self._folder, self._target = name, config, folder, target
+        self._tasks, self._loaded = tasks, loaded
+        self._ready: tuple[Any, Task, dict[str, float]] | None = None
+
+    def cell(self, method: Method) -> Cell:
+        """What `method` makes of the network."""
+        empty = Cell(self.name, repr(method))
         try:
-            suited = build.suited(config, task.fields, task.name)
+            if self._ready is None:
+                self._ready = self._trained()
+        except ValueError as error:  # its data is not at hand
+            return dataclasses.replace(empty, reason=str(error))
+        model, task, qualities = self._ready
+        empty = dataclasses.replace(empty, task=task.name, **qualities)
+        try:
+            return dataclasses.replace(empty, **self._compressed(model, task, method))
+        except (NotApplicable, CannotWrite) as error:
+            return dataclasses.replace(empty, reason=str(error))
+        except (ValueError, RuntimeError, TargetUnavailable) as error:
+            return dataclasses.replace(empty, failed=f"{type(error).__name__}: {error}")
+
+    def _trained(self) -> tuple[Any, Task, dict[str, float]]:
+        """The network with its weights of the folder, or trained; its task; its qualities."""
+        task = suited_task(self._config, _each(self._tasks, self._loaded))
+        self._config = build.for_task(self._config, task.fields, task.name)
+        model = build.build(self._config)
+        stem = re.sub(r"\W+", "_", self.name)
+        kept = self._folder / f"{stem}_{build.digest(repr(self._config))}.weights.h5"
+        about = kept.with_suffix(".json")
+        if kept.exists() and about.exists():
+            model.load_weights(kept)
+            return model, task, json.loads(about.read_text())
+        loop.fit(model, task, TRAINING, 0)
+        longer = build.build(self._config)
+        longer.set_weights(model.get_weights())
+        loop.fit(longer, task, TUNING, 0, learning_rate=LEARNING_RATE)
+        qualities = {
+            "quality_before": loop.evaluate(model, task),
+            "quality_longer": loop.evaluate(longer, task),
+        }
+        with atomic_write(kept) as partial:
+            model.save_weights(partial)
+        write_json(about, qualities)
+        return model, task, qualities
+
+    def _compressed(self, model: Any, task: Task, method: Method) -> dict[str, Any]:
+        def fit(prepared: Any, update: Callable[[int, int], bool]) -> None:
+            loop.fit(prepared, task, TUNING, 0, learning_rate=LEARNING_RATE, update=update)
+
+        data = examples(task, model, EXAMPLES, 0)
+        done = run_methods(model, [method], fit if method.trains else None, data)
+        found: dict[str, Any] = {
+            "quality": loop.evaluate(done.model, task),
+            "params_ratio": done.model.count_params() / model.count_params(),
+        }
+        with tempfile.TemporaryDirectory(prefix="nas_matrix_") as folder:
+            files = {name: pathlib.Path(folder, f"{name}.tflite") for name in ("before", "after")}
+
+            def sizes(suffix: str) -> dict[str, Any]:
+                before, after = (file.with_suffix(suffix) for file in files.values())
+                was = before_and_after.write_one(before, model, self._config, None, data)
+                now = before_and_after.write_one(after, done.model, self._config, done.record, data)
+                return {
+                    "container": suffix,
+                    "size_ratio": now["bytes"] / was["bytes"],
+                    "bits_per_weight": now["bits_per_weight"],
+                    "note": "; ".join(sorted(set(now["left"].values()))) or None,
+                }
+
+            found |= sizes(".tflite")
+            if found["size_ratio"] > SAVES and done.record.weights:
+                found |= _elsewhere(sizes)
+            if self._target is not None:
+                one, two = history.profile(self._target, files)
+                found["latency_ratio"] = two.median_ms / one.median_ms
+                found["latency_kind"] = str(two.kind)
+        return found
+
+
+def _elsewhere(sizes: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the .mlpackage, where its weights on few values save what .tflite cannot."""
+    try:
+        found = sizes(".mlpackage")
+    except (ValueError, ImportError) as error:
+        return {"note": f"no bytes saved as .tflite, and no .mlpackage: {error}"}
+    return found if found["size_ratio"] <= SAVES else {"note": "no bytes saved in any file"}
+
+
+def _each(
+    tasks: Sequence[Callable[[], Task]], loaded: dict[int, Task | ValueError]
+) -> Iterable[Task | ValueError]:
+    """The tasks, each loaded once, or the error where its data is not at hand."""
+    for place, load in enumerate(tasks):
+        if place not in loaded:
+            try:
+                loaded[place] = load()
+            except ValueError as error:
+                loaded[place] = error
+        yield loaded[place]
+
+
+def suited_task(config: Any, tasks: Iterable[Task | ValueError]) -> Task:
+    """The first task that decides fields which a Config has, and whose outputs its network gives.
+
+    Raises `ValueError`, that of the last task, where there is none.
+    """
+    from families.layers import shapes_only
+
+    unsuited = ValueError("no task to train on")
+    for task in tasks:
+        if isinstance(task, ValueError):
+            unsuited = task
+            continue
+        try:
+            suited = build.for_task(config, task.fields, task.name)
             with shapes_only():
                 loop.check(sys.modules[type(config).__module__].build(suited), task)
             return task
         except ValueError as error:
             unsuited = error
     raise unsuited
-
-
-def installed_text() -> str:
-    """English text that comes with scikit-learn: what it says of its data sets."""
-    import sklearn.datasets
-
-    files = sorted((pathlib.Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"))
-    return "\n".join(file.read_text() for file in files)
-
-
-def _cell(text, model, config, task, quality, before, target) -> dict:
-    """What one method made of one network, or why nothing."""
-    from compress.method import NotApplicable, compress
-    from nas.compression import before_and_after, examples
-    from nas.profiling import history
-    from nas.training import loop
-
-    method = registry.method(text)
-    after = before.with_name("after.tflite")
-
-    def fit(prepared, update) -> None:
-        loop.fit(prepared, task, TUNING, 0, learning_rate=1e-3, update=update)
-
-    try:
-        data = examples.examples(task, model, EXAMPLES, 0)
-        done = compress(model, [method], fit if method.trains else None, data)
-        written = before_and_after.write_one(after, done.model, config, done.record, data)
-    except NotApplicable as error:
-        return {"reason": str(error)}
-    except (ValueError, RuntimeError) as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
-    cell = {
-        "quality": loop.evaluate(done.model, task),
-        "quality_before": quality,
-        "size_ratio": written["bytes"] / before.stat().st_size,
-        "params_ratio": done.model.count_params() / model.count_params(),
-        "bits_per_weight": written["bits_per_weight"],
-    }
-    if target:
-        files = {"before": before, "after": after}
-        one, two = history.profile(registry.target(target), files)
-        cell |= {"latency_ratio": two.median_ms / one.median_ms, "kind": str(two.kind)}
-    return cell
-
-
-def table(cells: list[dict], families: list[str], methods: list[str]) -> str:
-    """Size, quality and latency of each cell against the network as it was; reasons below."""
-    from nas.report.tables.latency import WIDTH, align
-
-    found = {(cell["family"], cell["method"]): cell for cell in cells}
-    reasons: dict[str, int] = {}
-    rows = [["", *families]]
-    for method in methods:
-        row = [method]
-        for family in families:
-            cell = found[family, method]
-            if "size_ratio" in cell:
-                points = 100 * (cell["quality"] - cell["quality_before"])
-                latency = f" {cell['latency_ratio']:.2f}" if "latency_ratio" in cell else ""
-                row.append(f"{cell['size_ratio']:.2f} {points:+.1f}{latency}")
-            else:
-                why = cell.get("reason") or f"FAILED {cell['failed']}"
-                row.append(f"[{reasons.setdefault(why, len(reasons) + 1)}]")
-        rows.append(row)
-    lines = ["size of the .tflite, quality in points, latency: against the network as it was"]
-    lines += align(rows)
-    for why, number in reasons.items():
-        lines += textwrap.wrap(f"[{number}] {why}", WIDTH, subsequent_indent="    ")
-    return "\n".join(lines)
-
-
-def _say(cell: dict) -> None:
-    told = cell.get("reason") or cell.get("failed") or f"x{cell['size_ratio']:.2f}"
-    print(f"{cell['family']} {cell['method']}: {told}", file=sys.stderr, flush=True)

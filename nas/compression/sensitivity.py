@@ -20,7 +20,7 @@ def by_layer(model: Any, methods: list, data: Any, batch_size: int = 64) -> list
         return []
     compressed = contract.compress(model, one_shot, None, data).model
     found = {weight.path: np.asarray(weight) for weight in compressed.weights}
-    probe = graph.rewritten(model, lambda layer, copy: copy)
+    probe = graph.rewrite(model, lambda layer, copy: copy)
     rows = [{"layer": None, "loss": loss(probe, data, batch_size), "params": 0}]
     for layer in probe.layers:
         before = layer.get_weights()

@@ -36,6 +36,10 @@ def geometric_mean(scores: np.ndarray) -> float:
 class Task:
     """Examples held in memory, and what a network is to make of them.
 
+    >>> x, y = np.zeros((9, 8, 8, 1), np.float32), np.arange(9) % 3
+    >>> Task(train=(x, y), valid=(x, y)).fields
+    {'input_shape': (8, 8, 1), 'classes': 3}
+
     `train` and `valid` are pairs (inputs, targets), each an array (count, ...) or a dict of such:
     float32, integers, or uint8 pixels of which the network sees x / 255 (`pixels`).
     `fields` are what the data decides of a family's Config, e.g. input_shape and classes.
@@ -44,6 +48,8 @@ class Task:
     rows of numbers (batch, ...), of which `average` makes the quality, from those of all examples;
     `predict(inputs)` runs the network on a batch, `model` is there for what needs parts of it.
     `metric` is the score's name.
+    Of arrays `fields` and `recipe` need not be given: the former are input_shape and, of integer
+    labels, classes; the latter a hash of the data. Targets are None where nothing can be judged.
     `training` are the fields of nas.training.recipe.Recipe in which this task differs, and
     "epochs".
     `augment(inputs, targets, generator)` gives a changed batch of training data, before `pixels`.
@@ -51,11 +57,11 @@ class Task:
     comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).
     """
 
-    name: str
-    train: tuple[Tree, Tree]
-    valid: tuple[Tree, Tree]
-    fields: dict[str, Any]
-    recipe: str
+    train: tuple[Tree, Any]
+    valid: tuple[Tree, Any]
+    name: str = "data"
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: str = ""
     loss: Callable[[Any, Any], Any] = classification
     scorer: Callable[[Any, Callable], Callable[[Tree, Tree], np.ndarray]] = accuracy
     average: Callable[[np.ndarray], float] = mean
@@ -63,6 +69,25 @@ class Task:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: Callable[[Tree, Tree, np.random.Generator], tuple[Tree, Tree]] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in ("train", "valid"):
+            pair = getattr(self, part)
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError(f"{part}: expected a pair (inputs, targets), got {type(pair)}")
+            sizes = {len(array) for tree in pair if tree is not None for array in _leaves(tree)}
+            if len(sizes) > 1:
+                raise ValueError(f"{part}: inputs and targets have {sorted(sizes)} examples")
+        if not self.fields and isinstance(self.train[0], np.ndarray):
+            object.__setattr__(self, "fields", _fields(self.train, self.valid))
+        if not self.recipe:
+            arrays = [array for tree in (*self.train, *self.valid) for array in _leaves(tree)]
+            object.__setattr__(self, "recipe", f"{self.name} data={fingerprint(*arrays)}")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are targets, so that networks can be trained and judged."""
+        return self.train[1] is not None and self.valid[1] is not None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -72,6 +97,23 @@ class Task:
     @property
     def classes(self) -> int:
         return self.fields["classes"]
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    if tree is None:
+        return []
+    return list(tree.values()) if isinstance(tree, dict) else [tree]
+
+
+def _fields(train: tuple[Any, Any], valid: tuple[Any, Any]) -> dict[str, Any]:
+    """input_shape, and classes where all targets are integers (count,)."""
+    found: dict[str, Any] = {"input_shape": train[0].shape[1:]}
+    labels = [part[1] for part in (train, valid)]
+    if all(
+        isinstance(one, np.ndarray) and one.ndim == 1 and one.dtype.kind in "iu" for one in labels
+    ):
+        found["classes"] = max(int(one.max()) for one in labels) + 1
+    return found
 
 
 def pixels(inputs: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import signal
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -97,7 +98,13 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the training between two steps; a second one at once."""
+        """Ctrl-C and SIGTERM end the training between two steps; a second one at once.
+
+        Signals reach the main thread only: a training in another one leaves them as they are.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def ask(number, frame):
             if self._interrupted:

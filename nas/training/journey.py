@@ -1,77 +1,272 @@
-"""The journey behind `nas train`: a catalog network and a task to a trained .keras file."""
+"""`nas.train`: a network and a task to a trained network, its files and what is known of it."""
 
-import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
+import platform
 import sys
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from nas import backend, registry
-from nas.networks import build
-from nas.training.recipe import Recipe
+import numpy as np
 
-EPOCHS = 10  # where neither the flags nor the task say
+import nas
+from latency.networks import keras_file
+from latency.system.json_records import utc_now, write_json
+from nas import backend
+from nas.events import Listener, Message, ignore
+from nas.files.open_network import Network
+from nas.networks.build import build, digest_of, for_task, name_of
+from nas.tasks.task import Task
+from nas.training import loop
+from nas.training.batches import count
+from nas.training.checkpoint import Checkpoint, difference
+from nas.training.recipe import Recipe, recipe_of
+
+EPOCHS = 10  # where neither the caller nor the task says
+CHECKED_S = 30.0  # between two looks whether the loss is a number still
 
 
-def train(arguments: argparse.Namespace) -> int:
-    """`nas train`: begin or go on with a training, leave the network and what is known of it."""
-    out = pathlib.Path(arguments.out)
-    if out.suffix != ".keras":
-        raise ValueError(f"--out {out}: expected a name that ends in .keras")
-    if arguments.start and not pathlib.Path(arguments.start).is_file():
-        raise ValueError(f"--from: no file {arguments.start}")
-    registry.known("family", registry.parse(arguments.network).name)
-    registry.known("task", registry.parse(arguments.task).name)
+@dataclasses.dataclass(frozen=True)
+class TrainingBegins:
+    """Said once, before the first step; `state()` gives what methods of compression tell."""
+
+    task: Task
+    batch_size: int
+    epochs: int | None
+    minutes: float | None
+    state: Callable[[], Mapping[str, float]] = dict
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Trained:
+    """A trained network and how it came about.
+
+    config: its family's Config, or None. record: all that is known, as JSON: quality, curves,
+    recipe, versions.
+    """
+
+    network: Any  # the keras.Model, or the .keras file that holds it
+    config: Any
+    record: dict[str, Any]
+    task_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # suffix -> content
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The `keras.Model`; read from its file where an earlier call trained it."""
+        if isinstance(self.network, pathlib.Path):
+            return keras_file.load(self.network)
+        return self.network
+
+    @property
+    def quality(self) -> float:
+        """Of the validation part, in the task's metric."""
+        return self.record["quality"]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dict an epoch: loss, valid_loss, quality, seconds."""
+        return self.record["history"]
+
+    @property
+    def files(self) -> list[str]:
+        """What was written."""
+        return self.record.get("files", [])
+
+    def __repr__(self) -> str:
+        record = self.record
+        early = record["epoch"] < len(record["history"])
+        kept = f" after epoch {record['epoch']}" if early else ""
+        return (
+            f"{record['metric']} {record['quality']:.4f}, validation loss "
+            f"{record['valid_loss']:.4f}{kept}, {record['seconds']:.0f} s"
+        )
+
+    def _repr_html_(self) -> str:
+        from nas.report.plots import figure, training
+
+        return figure.svg(training.draw(self.record))
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is known, as plain data."""
+        return self.record
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the network to a .keras file, and its record, curves and Config beside it."""
+        from nas.files.network_files import save
+        from nas.files.writers.config_file import as_python
+        from nas.report.plots import figure, training
+
+        out = pathlib.Path(path)
+        suffixes = [".keras", ".json", ".png", *([".py"] if self.config else []), *self.task_files]
+        self.record["files"] = [str(out.with_suffix(suffix)) for suffix in suffixes]
+        if self.config is not None:
+            out.with_suffix(".py").write_text(as_python(self.config))
+        for suffix, content in self.task_files.items():
+            out.with_suffix(suffix).write_bytes(content)
+        write_json(out.with_suffix(".json"), self.record)
+        figure.save(out.with_suffix(".png"), training.draw(self.record))
+        save(self.model, out)  # last: where it is, everything is
+
+
+def train(
+    network: Any,
+    task: Task,
+    *,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    start: str | pathlib.Path | None = None,
+    mixed_precision: bool = False,
+    out: str | pathlib.Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    name: str | None = None,
+    task_name: str | None = None,
+    on_event: Listener = ignore,
+) -> Trained:
+    """Train a network on a task.
+
+    network: the Config of a family, of which a network with new weights is made, or a
+        `keras.Model` or an opened `Network`, which is trained in place.
+    task: a `nas.Task`.
+    epochs: times through the data (the task's, or 10). minutes: train for this long at most.
+    recipe: how; the task's unless given. seed: of weights, order of examples, dropout.
+    start: a .keras file whose weights of equal path and shape are taken over.
+    mixed_precision: compute in bfloat16; the weights that are kept are float32. For a Config only.
+    out: the .keras file to write. With it there are checkpoints: killed or interrupted, the same
+        call goes on and ends with the same weights; finished, it is read and returned.
+    name, task_name: what network and task are called in the record.
+
+    Raises `ValueError` where network and task do not fit, or `out` holds another training;
+    `nas.training.loop.Interrupted` after Ctrl-C, with the state kept where there is an `out`.
+    """
     keras = backend.load()
-    family, config = registry.network(arguments.network)
-    task = registry.task(arguments.task)
-    config = build.suited(config, task.fields, task.name)
-    recipe, epochs = _recipe(arguments, task)
+    model, config = None, network
+    if isinstance(network, keras.Model):
+        model, config = network, None
+    elif isinstance(network, Network):
+        model, config = network.model, network.config
+    path = None if out is None else pathlib.Path(out)
+    if path is not None and path.suffix != ".keras":
+        raise ValueError(f"out={out}: expected a name that ends in .keras")
+    if start is not None and not pathlib.Path(start).is_file():
+        raise ValueError(f"no file {start} to take weights from")
+    if model is None:
+        config = for_task(config, task.fields, task.name)
+    elif mixed_precision:
+        raise ValueError("mixed_precision rebuilds a network: expected the Config of a family")
+    recipe = recipe or recipe_of(task)
+    if epochs is None and minutes is None:
+        epochs = task.training.get("epochs", EPOCHS)
     identity = {
-        "network": repr(config),
-        "family": family.__name__,
+        "network": repr(config) if model is None else digest_of(model),
+        "family": type(config).__module__ if model is None else None,
         "task": task.recipe,
         "epochs": epochs,
-        "minutes": arguments.minutes,
-        "seed": arguments.seed,
+        "minutes": minutes,
+        "seed": seed,
         **dataclasses.asdict(recipe),
-        "mixed precision": arguments.mixed_precision,
-        "from": _digest(arguments.start),
+        "mixed precision": mixed_precision,
+        "from": None if start is None else _digest(pathlib.Path(start)),
         "backend": keras.config.backend(),
     }
-    if (done := _finished(out, identity)) is not None:
-        print(
-            f"{out} is trained already; another --out, or delete it, to begin again",
-            file=sys.stderr,
+    if path is not None and (record := _finished(path, identity)) is not None:
+        on_event(Message(f"{path} is trained already; another --out, or delete it, to begin again"))
+        return Trained(path, config, record)
+    name = name or (name_of(config) if model is None else model.name)
+    model = _built(keras, config, seed, mixed_precision) if model is None else model
+    task_name = task_name or task.name
+    if start is not None:
+        on_event(Message(_start_from(model, pathlib.Path(start))))
+    trained = _functional(keras, model)
+    loop.check(trained, task, epochs, minutes)
+    examples = count(task.train)
+    on_event(
+        Message(
+            f"{name}, {model.count_params():,} parameters, on {task_name}: {examples:,} examples, "
+            f"batches of {min(recipe.batch_size, examples)}, {_described(recipe)}"
         )
-        _tell(done, arguments.json)
-        return 0
-    return _run(arguments, keras, family, config, task, recipe, epochs, identity)
+    )
+    checkpoint = None
+    if path is not None:
+        checkpoint = Checkpoint(
+            path.with_name(f"{path.stem}.checkpoint.npz"), identity, checkpoint_seconds
+        )
+    on_event(TrainingBegins(task, recipe.batch_size, epochs, minutes))
+    done = fit(
+        trained,
+        task,
+        checkpoint,
+        on_event,
+        epochs=epochs,
+        seed=seed,
+        recipe=recipe,
+        minutes=minutes,
+    )
+    if mixed_precision:
+        from families.layers import copy_weights
+
+        trained, model = model, _built(keras, config, seed, False)
+        copy_weights(trained, model)
+    record = _record(keras, name, model, config, task, task_name, done, identity)
+    result = Trained(model, config, record, task.files)
+    if path is not None and checkpoint is not None:
+        result.save(path)
+        checkpoint.delete()
+    return result
 
 
-def _recipe(arguments: argparse.Namespace, task: Any) -> tuple[Recipe, int | None]:
-    from nas.training.recipe import asked, recipe_of
+def fit(
+    model: Any, task: Task, checkpoint: Checkpoint | None, on_event: Listener, **options: Any
+) -> loop.Training:
+    """`nas.training.loop.fit` with progress as events, a checkpoint, and a loss that is a number.
 
-    recipe = dataclasses.replace(recipe_of(task), **asked(arguments))
-    epochs = arguments.epochs
-    if epochs is None and arguments.minutes is None:
-        epochs = task.training.get("epochs", EPOCHS)
-    return recipe, epochs
+    Raises `ValueError` where the loss stops being one; the checkpoint, which may be spoiled as
+    well, is deleted then.
+    """
+    began = checkpoint.read() if checkpoint is not None else None
+    if began is not None:
+        on_event(Message(f"going on at step {began.step}, after {began.seconds:.0f} s of training"))
+    step, looked = began.step if began is not None else 0, time.monotonic()
+
+    def watch(now: loop.Now) -> None:
+        nonlocal step, looked
+        step = now.step
+        if now.judged is not None or time.monotonic() - looked > CHECKED_S:
+            looked = time.monotonic()
+            loss = float(np.asarray(now.loss))
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {now.step}, epoch {now.epoch}: lower"
+                    " --learning-rate, lengthen --warm-up, or bound the gradients with --clip 1"
+                )
+        on_event(now)
+
+    context = checkpoint.interruptible() if checkpoint is not None else contextlib.nullcontext()
+    try:
+        with context:
+            return loop.fit(model, task, watch=watch, checkpoint=checkpoint, **options)
+    except loop.Interrupted:
+        on_event(Message(f"interrupted at step {step}: the same command goes on from there"))
+        raise
+    except FloatingPointError as error:
+        if checkpoint is not None:
+            checkpoint.delete()
+        raise ValueError(str(error)) from error
 
 
-def _digest(path: str | None) -> str | None:
-    if path is None:
-        return None
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _finished(out: pathlib.Path, identity: dict) -> dict | None:
-    """The record of an earlier, finished run of the same command; ValueError of another one."""
-    from nas.training.checkpoint import difference
-
+def _finished(out: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of an earlier, finished run of the same call; ValueError of another one."""
     if not out.exists():
         return None
     try:
@@ -90,75 +285,31 @@ def _finished(out: pathlib.Path, identity: dict) -> dict | None:
     return record
 
 
-def _run(arguments, keras, family, config, task, recipe, epochs, identity) -> int:
-    from nas.training import loop as training
-    from nas.training.checkpoint import Checkpoint
-    from nas.training.progress_line import Line
-
-    out = pathlib.Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    model = _built(keras, family, config, arguments.seed, arguments.mixed_precision)
-    if arguments.start:
-        say(_start_from(model, pathlib.Path(arguments.start)))
-    training.check(model, task, epochs, arguments.minutes)
-    checkpoint = Checkpoint(
-        out.with_name(f"{out.stem}.checkpoint.npz"), identity, arguments.checkpoint_seconds
-    )
-    count = len(next(iter(keras.tree.flatten(task.train))))
-    say(
-        f"{arguments.network}, {model.count_params():,} parameters, on {arguments.task}: "
-        f"{count:,} examples, batches of {min(recipe.batch_size, count)}, {_about(recipe)}"
-    )
-    found = checkpoint.read()
-    if found is not None:
-        say(f"going on at step {found.step}, after {found.seconds:.0f} s of training")
-    line = Line(task, recipe.batch_size, epochs, arguments.minutes)
-    try:
-        with checkpoint.interruptible():
-            done = training.fit(
-                model,
-                task,
-                epochs,
-                arguments.seed,
-                recipe=recipe,
-                minutes=arguments.minutes,
-                watch=line,
-                checkpoint=checkpoint,
-            )
-    except training.Interrupted:
-        line.end()
-        say(f"interrupted at step {line.step}: the same command goes on from there")
-        return 130
-    except FloatingPointError as error:  # what is kept may be spoiled as well
-        checkpoint.delete()
-        raise ValueError(str(error)) from error
-    if arguments.mixed_precision:
-        from families.layers import copy_weights
-
-        trained, model = model, _built(keras, family, config, arguments.seed, False)
-        copy_weights(trained, model)
-    record = _record(arguments, keras, model, config, task, done, identity)
-    _write(out, model, config, task, recipe, record)
-    checkpoint.delete()
-    _tell(record, arguments.json)
-    return 0
-
-
-def _built(keras, family, config, seed: int, mixed_precision: bool) -> Any:
-    keras.utils.set_random_seed(seed)
+def _built(keras: Any, config: Any, seed: int, mixed_precision: bool) -> Any:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
     try:
-        return family.build(config)
+        return build(config, seed)
     finally:
         keras.config.set_dtype_policy(before)
 
 
-def _start_from(model, path: pathlib.Path) -> str:
-    """Take over the weights of equal path and shape; what was taken, in words."""
-    from latency.networks import keras_file
+def _functional(keras: Any, model: Any) -> Any:
+    """A Functional model over the same weights: the model itself, unless it is Sequential."""
+    if not isinstance(model, keras.Sequential):
+        return model
+    if not model.built or not model.inputs:
+        raise ValueError(
+            f"{model.name}: a Sequential model without an input shape; begin it with "
+            "keras.Input(SHAPE), or call model.build((None, *SHAPE))"
+        )
+    (tensor,) = model.inputs
+    inputs = keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name)
+    return keras.Model(inputs, model(inputs), name=model.name)
 
+
+def _start_from(model: Any, path: pathlib.Path) -> str:
+    """Take over the weights of equal path and shape; what was taken, in words."""
     source = keras_file.load(path)
     found = {weight.path: weight for weight in source.weights}
     new = []
@@ -170,31 +321,33 @@ def _start_from(model, path: pathlib.Path) -> str:
     taken = len(model.weights) - len(new)
     if not taken:
         raise ValueError(f"--from {path}: it has no weight that this network has")
-    told = f"{taken} of {len(model.weights)} weights from {path}"
-    return f"{told}; new: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else told
+    text = f"{taken} of {len(model.weights)} weights from {path}"
+    return f"{text}; new: {', '.join(new[:4])}{' ...' if len(new) > 4 else ''}" if new else text
 
 
-def _about(recipe: Recipe) -> str:
-    told = f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}"
-    told += f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
-    told += f", clip {recipe.clip:g}" if recipe.clip else ""
-    return told + (f", average {recipe.ema:g}" if recipe.ema else "")
+def _described(recipe: Recipe) -> str:
+    text = f"{recipe.optimizer} {recipe.learning_rate:g}, {recipe.schedule}"
+    text += f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    text += f", clip {recipe.clip:g}" if recipe.clip else ""
+    return text + (f", average {recipe.ema:g}" if recipe.ema else "")
 
 
-def _record(arguments, keras, model, config, task, done, identity) -> dict:
-    import platform
-
-    import numpy
-
-    import nas
-    from latency.system.json_records import utc_now
-
+def _record(
+    keras: Any,
+    name: str,
+    model: Any,
+    config: Any,
+    task: Task,
+    task_name: str,
+    done: loop.Training,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
     module = sys.modules.get(keras.config.backend())
     return {
-        "network": arguments.network,
-        "config": repr(config),
+        "network": name,
+        "config": None if config is None else repr(config),
         "params": model.count_params(),
-        "task": arguments.task,
+        "task": task_name,
         "metric": task.metric,
         "quality": done.quality,
         "valid_loss": done.kept.valid_loss,
@@ -208,35 +361,7 @@ def _record(arguments, keras, model, config, task, done, identity) -> dict:
             "nas": nas.__version__,
             "python": platform.python_version(),
             "keras": keras.__version__,
-            "numpy": numpy.__version__,
+            "numpy": np.__version__,
             keras.config.backend(): getattr(module, "__version__", "unknown"),
         },
     }
-
-
-def _write(out: pathlib.Path, model, config, task, recipe: Recipe, record: dict) -> None:
-    """The network last: where it is, everything is."""
-    from latency.system.json_records import write_json
-    from nas.files.network_files import as_python, save
-    from nas.report.plots.training import curves_png
-
-    out.with_suffix(".py").write_text(as_python(config))
-    for suffix, content in task.files.items():
-        out.with_suffix(suffix).write_bytes(content)
-    made = [out.with_suffix(suffix) for suffix in (".keras", ".json", ".png", ".py", *task.files)]
-    record["files"] = [str(path) for path in made]
-    write_json(out.with_suffix(".json"), record)
-    curves_png(out.with_suffix(".png"), record)
-    save(model, out)
-
-
-def _tell(record: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(record, indent=1))
-        return
-    kept = f" after epoch {record['epoch']}" if record["epoch"] < len(record["history"]) else ""
-    print(
-        f"{record['metric']} {record['quality']:.4f}, validation loss {record['valid_loss']:.4f}"
-        f"{kept}, {record['seconds']:.0f} s"
-    )
-    print("\n".join(record["files"]))

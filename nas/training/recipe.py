@@ -1,11 +1,11 @@
 """How a network is trained: batch, optimizer, learning rates; a task may bring its own."""
 
-import argparse
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nas.tasks.task import Task
+if TYPE_CHECKING:
+    from nas.tasks.task import Task
 
 BATCH_SIZE = 64
 LEARNING_RATE = 6e-3  # of 1.5e-3, 3e-3 and 6e-3 the best after 4 and 5 epochs
@@ -15,30 +15,39 @@ SCHEDULES = ("cosine", "linear", "constant", "wsd")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
+def _field(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a network is trained; what it is trained on and for how long is said beside it.
 
-    `schedule` is how the rate falls after the warm-up: "cosine" or "linear" to 0, "constant", or
-    "wsd", constant until the last fifth. `warm_up` is a share of all steps, or, from 1, a number
-    of steps. `weight_decay` is decoupled (adamw) and spares biases and norms; `momentum` is sgd's.
-    `clip` is the largest global norm of the gradients, `ema` the decay of an average of the weights
-    that is judged and kept in their place. `patience` is after how many epochs without a lower
-    validation loss training ends; the best epoch's weights are kept then.
+    schedule: how the rate falls after the warm-up: "cosine" or "linear" to 0, "constant", or "wsd",
+        constant until the last fifth.
+    warm_up: a share of all steps, or, from 1, a number of steps.
+    weight_decay: decoupled (adamw); spares biases and norms. momentum: sgd's.
+    clip: the largest global norm of the gradients.
+    ema: the decay of an average of the weights that is judged and kept in their place.
+    patience: after how many epochs without a lower validation loss training ends; the best epoch's
+        weights are kept then.
+
+    >>> Recipe(warm_up=0, schedule="linear", learning_rate=1e-2).rate(step=50, steps=100)
+    0.005
     """
 
-    batch_size: int = BATCH_SIZE
-    learning_rate: float = LEARNING_RATE
-    schedule: str = "cosine"
-    warm_up: float = WARM_UP
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    clip: float | None = None
-    ema: float | None = None
-    patience: int | None = None
+    batch_size: int = _field(BATCH_SIZE, "examples a step")
+    learning_rate: float = _field(LEARNING_RATE, "the highest there is")
+    schedule: str = _field("cosine", f"one of {', '.join(SCHEDULES)} (warm-up, stable, decay)")
+    warm_up: float = _field(WARM_UP, "share of the steps in which the rate rises, or their number")
+    optimizer: str = _field("adam", f"one of {', '.join(OPTIMIZERS)}")
+    weight_decay: float = _field(0.0, "decoupled, not of biases and norms")
+    momentum: float = _field(0.9, "of sgd")
+    clip: float | None = _field(None, "largest global norm of the gradients, as 1")
+    ema: float | None = _field(None, "keep an average of the weights, as 0.999")
+    patience: int | None = _field(None, "epochs without a lower validation loss to stop")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expected = {
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate < math.inf, "above 0"),
@@ -74,22 +83,12 @@ class Recipe:
         return self.learning_rate
 
 
-def recipe_of(task: Task) -> Recipe:
+def recipe_of(task: "Task") -> Recipe:
     """The recipe that suits a task: that of a search, but for what the task says."""
     return Recipe(**{name: value for name, value in task.training.items() if name != "epochs"})
 
 
-def asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a Recipe that flags of the command line give."""
-    names = [field.name for field in dataclasses.fields(Recipe) if field.name != "momentum"]
-    given = {name: getattr(arguments, name, None) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("weight_decay") and "optimizer" not in given:
-        given["optimizer"] = "adamw"  # plain adam has none
-    return given
-
-
-def identity(task: Task) -> str:
+def identity(task: "Task") -> str:
     """What a quality depends on besides the task's data, the network, the epochs and the seed."""
     recipe = recipe_of(task)
     if recipe == Recipe():

@@ -290,7 +290,7 @@ def test_trees_of_arrays_and_a_loss_and_a_score_of_ones_own():
 
         return score
 
-    task = Task("sums", *parts, {"width": 3}, "sums", loss, scorer, metric="closeness")
+    task = Task(*parts, "sums", {"width": 3}, "sums", loss, scorer, metric="closeness")
     numbers = keras.Input((3,), name="numbers")
     kind = keras.Input((), dtype="int32", name="kind")
     x = keras.layers.Concatenate()([numbers, keras.layers.Embedding(4, 4)(kind)])
@@ -326,7 +326,7 @@ def test_examples_are_augmented_in_training_only(task):
 
 
 def test_patience_ends_the_training_with_the_best_weights(task):
-    few = Task("few", (task.train[0][:40], task.train[1][:40]), task.valid, task.fields, "few")
+    few = Task((task.train[0][:40], task.train[1][:40]), task.valid, "few", task.fields, "few")
     model = seeded(0, filters=24)
     done = loop.fit(model, few, 60, seed=0, patience=2, schedule="constant", learning_rate=0.03)
     losses = [epoch.valid_loss for epoch in done.history]
@@ -347,7 +347,7 @@ def test_minutes_end_the_training_with_the_rate_at_its_end(task):
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(task):
-    few = Task("few", (task.train[0][:20], task.train[1][:20]), task.valid, task.fields, "few")
+    few = Task((task.train[0][:20], task.train[1][:20]), task.valid, "few", task.fields, "few")
     assert len(loop.fit(seeded(0), few, 1, seed=0).curve) == 1
 
 
@@ -397,7 +397,7 @@ def test_batches_cover_the_images_once_and_differ_between_epochs():
 @pytest.mark.slow
 @on_tensorflow
 def test_memory_does_not_grow_with_the_networks_trained(task):
-    few = Task("few", (task.train[0][:64], task.train[1][:64]), task.valid, task.fields, "few")
+    few = Task((task.train[0][:64], task.train[1][:64]), task.valid, "few", task.fields, "few")
     resident = []
     for number in range(27):
         loop.fit(seeded(number, filters=4 + number % 7), few, 1, seed=0)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nas.training import checkpoint as resume
-from nas.training import progress_line
+from nas.cli import training_line
 from nas.training.loop import Epoch, State
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -277,4 +277,4 @@ def test_every_damage_of_a_checkpoint_is_one_clear_error(tmp_path):
 
 
 def test_the_clock_is_written_as_people_do():
-    assert [progress_line.clock(s) for s in (0, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+    assert [training_line.clock(s) for s in (0, 61, 3723)] == ["0:00", "1:01", "1:02:03"]

@@ -1,14 +1,13 @@
 """What a training says while it runs, on stderr: a line that is rewritten, and one an epoch."""
 
-import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from nas.training.batches import count
+from nas.training.journey import TrainingBegins
 from nas.training.loop import Epoch, Now
 
 EACH_S = 0.1  # between two looks of the line on a terminal; showing the loss waits for the step
@@ -17,36 +16,23 @@ BAR = 20
 
 
 class Line:
-    """Call it with each `nas.training.loop.Now`; raises FloatingPointError where the loss is no
-    number.
+    """Call it with each `nas.training.loop.Now` of the training that `begins` describes."""
 
-    `state()` is told as well: name -> number.
-    """
-
-    def __init__(
-        self,
-        task,
-        batch_size: int,
-        epochs: int | None,
-        minutes: float | None,
-        state: Callable[[], Mapping[str, float]] = dict,
-    ):
-        self._state = state
-        self._metric, self._epochs, self._minutes = task.metric, epochs, minutes
-        self._batch = min(batch_size, count(task.train))
-        self._unit, self._each = "examples", self._batch
+    def __init__(self, begins: TrainingBegins):
+        task = begins.task
+        self._state, self._metric = begins.state, task.metric
+        self._epochs = begins.epochs
+        self._unit, self._each = "examples", min(begins.batch_size, count(task.train))
         if "length" in task.fields:
-            self._unit, self._each = "tokens", self._batch * task.fields["length"]
+            self._unit, self._each = "tokens", self._each * task.fields["length"]
         self._terminal = sys.stderr.isatty()
         self._began = self._shown = time.monotonic()
         self._first: int | None = None
         self._seconds = 0.0  # spent in steps, so that evaluation does not slow the rate shown
         self._last = self._began
         self._loss: float | None = None
-        self.step = 0
 
     def __call__(self, now: Now) -> None:
-        self.step = now.step
         if self._first is None:
             self._first = now.step - 1
         moment = time.monotonic()
@@ -57,7 +43,7 @@ class Line:
         self._seconds += moment - self._last
         self._last = moment
         if moment - self._shown >= (EACH_S if self._terminal else PLAIN_S):
-            loss = self._number(now)
+            loss = float(np.asarray(now.loss))
             old = 0.9 if self._terminal and self._loss is not None else 0.0
             self._loss = loss if not old else old * self._loss + (1 - old) * loss
             self._show(now)
@@ -68,16 +54,6 @@ class Line:
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def _number(self, now: Now) -> float:
-        loss = float(np.asarray(now.loss))
-        if not math.isfinite(loss):
-            self.end()
-            raise FloatingPointError(
-                f"the loss is {loss} at step {now.step}, epoch {now.epoch}: lower --learning-rate, "
-                "lengthen --warm-up, or bound the gradients with --clip 1"
-            )
-        return loss
-
     def _show(self, now: Now) -> None:
         done = now.step / now.steps if now.steps else 1.0
         filled = round(BAR * min(done, 1.0))
@@ -85,7 +61,7 @@ class Line:
         text = (
             f"epoch {now.epoch}{epochs} {'━' * filled}{'─' * (BAR - filled)} "
             f"{now.step:,}/{now.steps:,}  loss {self._loss:.4f}  rate {now.rate:.2e}  "
-            f"{self._told()}{self._speed(now)}  {self._left(now)} left"
+            f"{self._states()}{self._speed(now)}  {self._left(now)} left"
         )
         if self._terminal:
             width = shutil.get_terminal_size().columns
@@ -94,13 +70,12 @@ class Line:
             print(text, file=sys.stderr, flush=True)
 
     def _epoch(self, epoch: Epoch, now: Now) -> None:
-        self._number(now)
         self.end()
         width = len(str(self._epochs or ""))
         epochs = "" if self._epochs is None else f"/{self._epochs}"
         print(
             f"epoch {epoch.number:{width}}{epochs}  loss {epoch.loss:.4f}  valid "
-            f"{epoch.valid_loss:.4f}  {self._metric} {epoch.quality:.4f}  {self._told()}"
+            f"{epoch.valid_loss:.4f}  {self._metric} {epoch.quality:.4f}  {self._states()}"
             f"{self._speed(now)}  "
             f"{clock(epoch.seconds)}, {self._left(now)} left",
             file=sys.stderr,
@@ -108,7 +83,7 @@ class Line:
         )
         self._shown = time.monotonic()
 
-    def _told(self) -> str:
+    def _states(self) -> str:
         return "".join(f"{name} {value:.4g}  " for name, value in self._state().items())
 
     def _speed(self, now: Now) -> str:

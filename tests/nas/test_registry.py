@@ -17,6 +17,10 @@ from nas import registry
         ("tpu:v3,schedule=false", "tpu", "v3", (("schedule", False),)),
         ("ppo:learning_rate=3e-4", "ppo", None, (("learning_rate", 3e-4),)),
         ("image_folder:/a b/c,size=64", "image_folder", "/a b/c", (("size", 64),)),
+        ("digits,size=8", "digits", None, (("size", 8),)),
+        ("./my_space.py", "./my_space.py", None, ()),
+        ("./my_space.py:tiny,deep=2", "./my_space.py", "tiny", (("deep", 2),)),
+        ("boards.pi:factor=2", "boards.pi", None, (("factor", 2),)),
     ],
 )
 def test_grammar(text, name, value, options):
@@ -33,7 +37,7 @@ def test_what_cannot_be_read_is_refused(text):
 
 def test_listing_imports_nothing_and_knows_every_kind():
     before = set(sys.modules)
-    found = {kind: registry.listing(kind) for kind in registry.PACKAGES}
+    found = {kind: registry.listing(kind) for kind in registry.KINDS}
     assert not {name.split(".")[0] for name in set(sys.modules) - before} & {"keras", "optuna"}
     assert {"mnasnet", "mobilenet_v2"} <= set(found["family"])
     assert "mnasnet" in found["space"] and "cpu" in found["target"]

@@ -1,0 +1,124 @@
+"""`nas compress`: from flags to `nas.compression.journey.compress`, and its result as a table."""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from nas.cli.train import add_recipe, recipe_fields
+
+EPILOG = """examples:
+  nas compress a.keras --method prune:0.8 --task fashion_mnist --out small.keras --out small.tflite
+  nas compress a.h5 --method distill:teacher=b.keras --method qat:2 --data train.npz --out a.tflite
+  nas compress moe.keras --method drop_experts:0.5,criterion=EAN,rounds=4 --task text:a.txt \\
+               --out small_moe.keras
+  nas compress a.keras --method ptq:8 --data train.npz --target cpu:threads=1 --out a.tflite
+Beside the first file it leaves a .json (before and after, what was left alone and why) and a .png
+(which layers bear it least). Ctrl-C, or a kill, loses at most the minute since the last checkpoint:
+the same command goes on. The model itself is never changed."""
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The parser of `nas compress`."""
+    parser = commands.add_parser(
+        "compress",
+        parents=[common],
+        help="make a network smaller and faster: pruning, quantization, distillation and more",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "model",
+        help=".keras, .h5, SavedModel, .bin of llama2.c, .safetensors, a folder of a search, or"
+        " family:variant",
+    )
+    parser.add_argument(
+        "--method", action="append", required=True, help="see `nas list method`; repeat for several"
+    )
+    parser.add_argument(
+        "--out",
+        action="append",
+        required=True,
+        help=".keras, .tflite, .safetensors or .mlpackage to write; repeat for several",
+    )
+    parser.add_argument("--task", help="what to train and judge on, see `nas list task`")
+    parser.add_argument("--data", help="examples in an .npz file: as --task npz:FILE")
+    parser.add_argument(
+        "--target", action="append", help="device to time the .tflite on, before and after"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="times through the data (the task's, where a method trains)"
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=512,
+        help="of the training part, that methods score and calibrate on (%(default)s)",
+    )
+    parser.add_argument(
+        "--prefer",
+        choices=["size", "speed"],
+        default="size",
+        help="where LiteRT runs wider integers faster than narrow ones (%(default)s)",
+    )
+    parser.add_argument(
+        "--no-sensitivity", action="store_true", help="leave out the layer by layer plot"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    add_recipe(parser, "how to train (defaults: the task's, at a quarter of its learning rate)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Begin or go on with a compression; 0, or 130 where it was interrupted."""
+    from nas import backend, registry
+
+    if arguments.task and arguments.data:
+        raise ValueError("--task and --data both say what the examples are; expected one of them")
+    for kind, texts in (("method", arguments.method), ("target", arguments.target or [])):
+        for text in texts:
+            registry.known(kind, registry.parse(text).name)
+    _check_outs(arguments)
+    backend.load()
+    from nas import api
+    from nas.cli.listener import Terminal
+    from nas.compression.journey import compress, fine_tuning
+    from nas.training.loop import Interrupted
+
+    task_name = arguments.task or (f"npz:{arguments.data}" if arguments.data else None)
+    methods = [registry.method(text) for text in arguments.method]
+    network = api.open(arguments.model)
+    task = None if task_name is None else registry.task(task_name)
+    try:
+        done = compress(
+            network,
+            methods,
+            task,
+            out=arguments.out,
+            epochs=arguments.epochs,
+            recipe=fine_tuning(task, **recipe_fields(arguments)),
+            targets=[(text, registry.target(text)) for text in arguments.target or []],
+            examples_count=arguments.examples,
+            prefer=arguments.prefer,
+            by_layer=not arguments.no_sensitivity,
+            seed=arguments.seed,
+            checkpoint_seconds=arguments.checkpoint_seconds,
+            name=arguments.model,
+            task_name=arguments.task or arguments.data,
+            on_event=Terminal(),
+        )
+    except Interrupted:
+        return 130
+    print(json.dumps(done.to_json(), indent=1, default=str) if arguments.json else done.table())
+    return 0
+
+
+def _check_outs(arguments: argparse.Namespace) -> None:
+    """Refuse names of files before anything is loaded."""
+    from nas.files.writers import SUFFIXES
+
+    for out in map(pathlib.Path, arguments.out):
+        if out.suffix not in SUFFIXES:
+            raise ValueError(f"--out {out}: expected a name that ends in {', '.join(SUFFIXES)}")
+        if out.exists() and out.resolve() == pathlib.Path(arguments.model).resolve():
+            raise ValueError(f"--out {out}: this is the file to compress, which is never changed")

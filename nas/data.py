@@ -1,0 +1,98 @@
+"""Examples as users hold them, made a task: arrays, `tf.data`, `keras.utils.PyDataset`, batches."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from compress.examples.data import taken
+from nas.tasks.task import Task, Tree, split
+
+VALID = 0.2  # the share of labelled examples that judges, where no others are given
+EXPECTED = (
+    "expected a nas.Task, arrays x or (x, y), a tf.data.Dataset, a keras.utils.PyDataset or an"
+    " iterable of batches"
+)
+
+
+def task_of(data: Any, valid: Any = None) -> Task:
+    """The task of some examples: classification by `y`; without `y` there is nothing to judge by.
+
+    data: a `Task`, which is returned as it is; inputs (count, ...), or a pair of them and integer
+        labels (count,); a dict of arrays by the names of the network's inputs; a batched
+        `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches: read into memory.
+    valid: the same, to judge on; None: a fifth of each class of `data`, always the same.
+
+    Raises `ValueError` for anything else.
+
+    >>> task = task_of((np.zeros((30, 4), "float32"), np.arange(30) % 3))
+    >>> task.classes, len(task.train[1]), len(task.valid[1])
+    (3, 24, 6)
+    """
+    if isinstance(data, Task):
+        return data
+    inputs, labels = _pair(data)
+    if valid is not None:
+        return Task(train=(inputs, labels), valid=_pair(valid))
+    if labels is None:
+        return Task(train=(inputs, None), valid=(inputs, None))
+    first, second = split(labels, VALID, seed=0)
+    if not len(first) or not len(second):
+        raise ValueError(f"{len(labels)} labelled examples are too few to judge on a part of them")
+    parts = [(taken(inputs, one), labels[one]) for one in (first, second)]
+    return Task(train=parts[0], valid=parts[1])
+
+
+def _pair(data: Any) -> tuple[Tree, Any]:
+    """Inputs, and labels or None, as arrays."""
+    if isinstance(data, tuple):
+        if len(data) not in (1, 2):
+            raise ValueError(f"data is a tuple of {len(data)}; {EXPECTED}")
+        return _arrays(data[0]), _labels(data[1]) if len(data) == 2 else None
+    if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "__array__"):
+        return _arrays(data), None
+    batches = _batches(data)
+    pairs = [_pair(tuple(batch) if isinstance(batch, list) else batch) for batch in batches]
+    if not pairs:
+        raise ValueError(f"data holds no batch; {EXPECTED}")
+    labels = [one for _, one in pairs if one is not None]
+    if labels and len(labels) < len(pairs):
+        raise ValueError("some batches of the data have labels and some have none")
+    inputs = [one for one, _ in pairs]
+    first = inputs[0]
+    if isinstance(first, dict):
+        joined: Tree = {name: np.concatenate([one[name] for one in inputs]) for name in first}
+    else:
+        joined = np.concatenate(inputs)
+    return joined, np.concatenate(labels) if labels else None
+
+
+def _batches(data: Any) -> Iterable[Any]:
+    if not isinstance(data, (str, bytes)):
+        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):  # a PyDataset, a list
+            return [data[number] for number in range(len(data))]
+        if isinstance(data, Iterable):
+            return data
+    raise ValueError(f"data is a {type(data).__name__}; {EXPECTED}")
+
+
+def _arrays(inputs: Any) -> Tree:
+    if isinstance(inputs, Mapping):
+        return {name: np.asarray(value) for name, value in inputs.items()}
+    return np.asarray(inputs)
+
+
+def _labels(labels: Any) -> np.ndarray:
+    """Integer labels (count,); one-hot rows and columns of one become them."""
+    found = np.asarray(labels)
+    one_hot = found.ndim == 2 and found.shape[1] > 1 and np.isin(found, (0, 1)).all()
+    if one_hot and (found.sum(1) == 1).all():
+        return found.argmax(1).astype(np.int32)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.ndim != 1 or not np.equal(found, np.floor(found)).all() or found.min() < 0:
+        raise ValueError(
+            f"labels are {found.dtype} {found.shape}; expected integers from 0 on, (count,): for"
+            " another kind of target make a nas.Task with its own loss and scorer"
+        )
+    return found.astype(np.int32)
