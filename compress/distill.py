@@ -16,7 +16,7 @@ from keras import ops
 
 from compress.channels.nested_levels import Levels
 from compress.examples.data import Data
-from compress.method import LOSS, Method, NotApplicable
+from compress.method import LOSS, Method, NotApplicable, check_fields
 from compress.recover import ADD
 from compress.rewriting import graph
 from compress.rewriting.parametrized import inner
@@ -57,15 +57,14 @@ class Distill(Method):
     stage: ClassVar[int] = LOSS
 
     def __post_init__(self):
-        for name, choices in (("kind", KINDS), ("distance", DISTANCES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"distill: {name}={getattr(self, name)!r}; expected one of {', '.join(choices)}"
-                )
-        for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"distill: {name}={value!r}; expected a number above 0")
+        heat = self.temperature
+        check_fields(
+            self,
+            kind=(self.kind in KINDS, f"one of {', '.join(KINDS)}"),
+            distance=(self.distance in DISTANCES, f"one of {', '.join(DISTANCES)}"),
+            weight=(0 < self.weight < float("inf"), "a number above 0"),
+            temperature=(heat is None or 0 < heat < float("inf"), "a number above 0"),
+        )
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -81,7 +80,7 @@ class Distill(Method):
             raise ValueError(
                 f"distill: the teacher reads {theirs}, the network {mine}; expected the same inputs"
             )
-        copy = graph.rewritten(model, lambda _, layer: layer)
+        copy = graph.rewrite(model, lambda _, layer: layer)
         make = {"logits": self._logits, "features": self._features, "lattice": self._lattice}
         compared, measure, teach = make[self.kind](copy, teacher)
         place, logits = _logits_of(copy)
@@ -98,8 +97,8 @@ class Distill(Method):
         mine = self._teach(model)
         if not int(mine.steps):
             raise NotApplicable("distill: a teacher teaches in a training only, and there was none")
-        record.told[repr(self)] = {"last distance": float(mine.seen), "steps": int(mine.steps)}
-        return graph.rewritten(model, lambda layer, copy: None if layer is mine else copy)
+        record.details[repr(self)] = {"last distance": float(mine.seen), "steps": int(mine.steps)}
+        return graph.rewrite(model, lambda layer, copy: None if layer is mine else copy)
 
     def _teach(self, model: keras.Model) -> "Teach":
         teachers = [layer for layer in model.layers if isinstance(layer, Teach)]
@@ -204,11 +203,11 @@ class Classes:
 
     def logarithms(self, *both: Any) -> Any:
         """Logits / heat of both: logarithms of probabilities are logits, too."""
-        both = [
+        logits = [
             ops.log(ops.maximum(one, LEAST)) if soft else one
             for one, soft in zip(both, self.soft, strict=True)
         ]
-        return both if self.heat == 1 else [one / self.heat for one in both]
+        return logits if self.heat == 1 else [one / self.heat for one in logits]
 
 
 @dataclasses.dataclass(frozen=True)

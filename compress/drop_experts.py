@@ -17,11 +17,11 @@ from compress.experts import statistics
 from compress.experts.criteria import CRITERIA, EXTREMES, weakest
 from compress.experts.masked import MaskedExperts
 from compress.experts.statistics import Mixture, mixtures
-from compress.method import STRUCTURE, Method, NotApplicable
+from compress.method import STRUCTURE, Method, NotApplicable, check_fields
 from compress.rewriting import graph
 from compress.rewriting.parametrized import Parametrized
 from compress.rewriting.record import Record, Weight
-from compress.rewriting.weights import tell_untouched
+from compress.rewriting.weights import record_untouched
 from families.layers.experts import Experts
 
 # The share of a training in which experts are dropped. The paper trains longer after later rounds
@@ -55,15 +55,14 @@ class DropExperts(Method):
     stage: ClassVar[int] = STRUCTURE
 
     def __post_init__(self):
-        for name, holds, expected in (
-            ("fraction", 0 < self.fraction < 1, "a share between 0 and 1"),
-            ("criterion", self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}"),
-            ("extreme", self.extreme in (None, *EXTREMES), f"one of {', '.join(EXTREMES)}"),
-            ("rounds", isinstance(self.rounds, int) and self.rounds >= 1, "a whole number from 1"),
-        ):
-            if not holds:
-                given = getattr(self, name)
-                raise ValueError(f"drop_experts {name}={given!r}; expected {expected}")
+        whole = isinstance(self.rounds, int)
+        check_fields(
+            self,
+            fraction=(0 < self.fraction < 1, "a share between 0 and 1"),
+            criterion=(self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+            extreme=(self.extreme in (None, *EXTREMES), f"one of {', '.join(EXTREMES)}"),
+            rounds=(whole and self.rounds >= 1, "a whole number from 1"),
+        )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         """The model with `MaskedExperts`, which still answer as before."""
@@ -81,7 +80,7 @@ class DropExperts(Method):
         few = next(_few(data), None) if data is not None else None
         statistics.gather(model, CRITERIA[self.criterion].needs, few)
         names = {mixture.holder.name for mixture in found}
-        return graph.rewritten(
+        return graph.rewrite(
             model, lambda layer, copy: _masked(copy) if layer.name in names else copy
         )
 
@@ -142,7 +141,7 @@ class DropExperts(Method):
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         """The model with smaller `Experts` and routers; what is known of their weights is cut."""
         found = mixtures(model)
-        record.told[repr(self)] = {
+        record.details[repr(self)] = {
             "criterion": self.criterion,
             "extreme": self.extreme or CRITERIA[self.criterion].extreme,
             "layers": {
@@ -161,7 +160,7 @@ class DropExperts(Method):
         finished = _cut(model, record)
         for name, variant in record.variants.items():
             record.variants[name] = _cut(variant, None)
-        tell_untouched(finished, touched, record, "no mixture of experts")
+        record_untouched(finished, touched, record, "no mixture of experts")
         return finished
 
 
@@ -181,7 +180,7 @@ def _masked(layer):
     return _rebuilt(layer, MaskedExperts)
 
 
-def _rebuilt(layer: Experts, kind: type) -> Experts:
+def _rebuilt(layer: Experts, kind: type[Experts]) -> Experts:
     """The same experts as a layer of another kind."""
     new = kind.from_config(layer.get_config())
     new.build(
@@ -211,7 +210,7 @@ def _cut(model: keras.Model, record: Record | None) -> keras.Model:
         return model
     kept = {mixture.name: mixture.layer.alive() for mixture in found}
     routers = {mixture.router.name: mixture for mixture in found if mixture.router is not None}
-    whole = {mixture.router.name for mixture in found if _used_elsewhere(model, mixture)}
+    whole = {name for name, mixture in routers.items() if _used_elsewhere(model, mixture)}
 
     def change(layer, copy):
         if isinstance(copy, MaskedExperts):
@@ -229,7 +228,7 @@ def _cut(model: keras.Model, record: Record | None) -> keras.Model:
             return _narrow(copy, experts)
         return copy
 
-    return graph.rewritten(model, change)
+    return graph.rewrite(model, change)
 
 
 def _used_elsewhere(model: keras.Model, mixture: Mixture) -> bool:
@@ -258,18 +257,19 @@ def _cut_weights(
 ) -> None:
     """What is known of the weights of a layer, for those experts alone; they are on axis 0 else."""
     for weight in layer.weights:
-        if record is not None and (told := record.weights.get(weight.path)) is not None:
-            record.weights[weight.path] = _taken(told, kept, axes.get(weight.name, 0))
+        if record is not None and (known := record.weights.get(weight.path)) is not None:
+            record.weights[weight.path] = _take(known, kept, axes.get(weight.name, 0))
 
 
-def _taken(told: Weight, kept: np.ndarray, axis: int) -> Weight:
+def _take(weight: Weight, kept: np.ndarray, axis: int) -> Weight:
     """`Weight.take`, of a weight with tables of levels for each expert as well."""
-    if told.levels is None or len(told.levels) == 1 or told.axis % told.codes.ndim != axis:
-        return told.take(kept, axis)
-    if len(told.levels) != told.codes.shape[axis]:
+    levels, codes = weight.levels, weight.codes
+    if levels is None or codes is None or len(levels) == 1 or not weight.on_groups(axis):
+        return weight.take(kept, axis)
+    if len(levels) != codes.shape[axis]:
         raise ValueError(
-            f"{len(told.levels)} tables of levels for {told.codes.shape[axis]} experts: "
+            f"{len(levels)} tables of levels for {codes.shape[axis]} experts: "
             "those that share one cannot be dropped apart"
         )
-    whole = dataclasses.replace(told, levels=told.levels[:1]).take(kept, axis)
-    return dataclasses.replace(whole, levels=told.levels[kept])
+    whole = dataclasses.replace(weight, levels=levels[:1]).take(kept, axis)
+    return dataclasses.replace(whole, levels=levels[kept])

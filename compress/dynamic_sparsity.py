@@ -5,20 +5,28 @@ of the paper: ours is that of slimmable networks (compress/channels/nested_level
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import keras
 import numpy as np
 
 from compress.channels.hidden_units import bundles, chooser, importance
-from compress.channels.nested_levels import Levels, levels_of, ranked, taught, without_levels
-from compress.channels.unit_blocks import Cut, kept_units, variants
+from compress.channels.nested_levels import (
+    Levels,
+    has_levels,
+    levels_of,
+    rank_levels,
+    with_levels,
+    without_levels,
+)
+from compress.channels.unit_blocks import Cut, build_variants, kept_units
 from compress.examples.data import Data
-from compress.method import STRUCTURE, Method, NotApplicable
+from compress.method import STRUCTURE, Method, NotApplicable, check_fields
 from compress.rewriting import graph
 from compress.rewriting.parametrized import parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import Kernel, kernels, tell_untouched
+from compress.rewriting.weights import Kernel, kernels, record_untouched
 
 PATTERNS = ("blocks", "unstructured", "1x4")
 LEFT = ("depthwise", "embedding")
@@ -56,31 +64,30 @@ class DynamicSparsity(Method):
     stage = STRUCTURE
 
     def __post_init__(self):
-        levels = self.levels
         try:
-            levels = levels.split("+") if isinstance(levels, str) else levels
-            levels = tuple(float(level) for level in levels)
+            given = self.levels.split("+") if isinstance(self.levels, str) else self.levels
+            levels = tuple(float(level) for level in given)
         except (TypeError, ValueError):
             levels = ()
-        if len(levels) < 2 or levels[0] or any(a >= b for a, b in zip(levels, levels[1:])):  # noqa: B905
-            levels = ()
-        if not levels or levels[-1] >= 1 or len(levels) > 255:
-            raise ValueError(
-                f"dynamic_sparsity levels={self.levels!r}; expected ascending shares below 1, "
-                "the first 0, such as 0+0.5+0.75+0.9"
-            )
+        ascending = all(low < high for low, high in itertools.pairwise((*levels, 1.0)))
+        sound = 2 <= len(levels) <= 255 and levels[0] == 0 and ascending
+        example = "ascending shares below 1, the first 0, such as 0+0.5+0.75+0.9"
+        check_fields(
+            self,
+            levels=(sound, example),
+            pattern=(self.pattern in PATTERNS, f"one of {PATTERNS}"),
+            until=(0 <= self.until <= 1, "0..1"),
+            distill=(self.distill > 0, "above 0"),
+        )
         object.__setattr__(self, "levels", levels)
-        if self.pattern not in PATTERNS:
-            raise ValueError(
-                f"dynamic_sparsity pattern={self.pattern!r}; expected one of {PATTERNS}"
-            )
-        if not 0 <= self.until <= 1:
-            raise ValueError(f"dynamic_sparsity until={self.until!r}; expected 0..1")
-        if not self.distill > 0:
-            raise ValueError(f"dynamic_sparsity distill={self.distill!r}; expected above 0")
+
+    @property
+    def _sparser(self) -> tuple[float, ...]:
+        """The levels but the first, which is the whole network."""
+        return tuple(float(level) for level in self.levels[1:])
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        if levels_of(model) is not None:
+        if has_levels(model):
             raise NotApplicable("dynamic_sparsity: the network has levels already; name it once")
         if (other := chooser(model)) is not None:
             raise NotApplicable(
@@ -96,8 +103,8 @@ class DynamicSparsity(Method):
             what = what if self._by_blocks else "kernels of which single weights can go"
             raise NotApplicable(f"dynamic_sparsity: {model.name} has no {what}")
         reason = "no hidden units of its own" if self._by_blocks else "its weights go together"
-        tell_untouched(model, _touched(model, masks, self._by_blocks), record, reason)
-        return taught(parametrize(model, masks), levels)
+        record_untouched(model, _touched(model, masks, self._by_blocks), record, reason)
+        return with_levels(parametrize(model, masks), levels)
 
     @property
     def _by_blocks(self) -> bool:
@@ -106,12 +113,12 @@ class DynamicSparsity(Method):
     def _of_units(self, model: keras.Model, levels: Levels) -> dict:
         """Masks over the inputs of the layers that read hidden units, by path of the kernel."""
         found = bundles(model)
-        counts = kept_units(model, found, self.levels[1:])
+        counts = kept_units(model, found, self._sparser)
         owners = {kernel.layer: kernel for kernel in kernels(model)}
         masks = {}
         for bundle, kept in zip(found, counts, strict=True):
             key = bundle.consumers[0]
-            levels.add(key, ranked(importance(model, bundle), kept))
+            levels.add(key, rank_levels(importance(model, bundle), kept))
             for name in bundle.consumers:
                 shape = [1] * len(owners[name].shape)
                 shape[-2] = bundle.size
@@ -134,15 +141,15 @@ class DynamicSparsity(Method):
         """The level of each weight, by magnitude; `ramp` 0..1: how sparse the levels are yet."""
         scores = np.abs(keras.ops.convert_to_numpy(variable).astype(np.float64))
         if self.pattern == "unstructured":
-            return ranked(scores, self._kept(scores.size, ramp))
+            return rank_levels(scores, self._kept(scores.size, ramp))
         axis = kernel.input_axes[-1]
         rows = np.moveaxis(scores, axis, -1)
         blocks = rows.reshape(*rows.shape[:-1], -1, 4).sum(-1)
-        rank = ranked(blocks, self._kept(blocks.size, ramp))
+        rank = rank_levels(blocks, self._kept(blocks.size, ramp))
         return np.moveaxis(np.repeat(rank, 4, axis=-1), -1, axis)
 
     def _kept(self, size: int, ramp: float = 1.0) -> list[int]:
-        return [max(1, size - round(level * ramp * size)) for level in self.levels[1:]]
+        return [max(1, size - round(level * ramp * size)) for level in self._sparser]
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
         if self._by_blocks:
@@ -171,9 +178,9 @@ class DynamicSparsity(Method):
         return all(np.sum(rank >= n) == unit * count for n, count in enumerate(kept, 1))
 
     def state(self, model: keras.Model) -> dict[str, float]:
-        levels = levels_of(model)
-        if levels is None or self._by_blocks:
+        if self._by_blocks:
             return {"levels": len(self.levels)}
+        levels = levels_of(model)
         ranks = [keras.ops.convert_to_numpy(rank) for rank in levels.ranks.values()]
         most = sum(np.sum(rank < len(self.levels) - 1) for rank in ranks)
         return {"sparsity": float(most / sum(rank.size for rank in ranks))}
@@ -185,26 +192,26 @@ class DynamicSparsity(Method):
         names = [f"{100 * level:g}%" for level in self.levels]
         if self._by_blocks:
             cuts = self._cuts(model, ranks)
-            networks = variants(model, cuts, len(names), record)
+            networks = build_variants(model, cuts, len(names), record)
         else:
             networks = [model, *(_masked(model, ranks, n) for n in range(1, len(names)))]
         record.variants = dict(zip(names, networks, strict=True))
-        told = {
+        sizes = {
             name: {"params": network.count_params(), "non_zeros": _non_zeros(network)}
             for name, network in record.variants.items()
         }
-        record.told[repr(self)] = {"pattern": self.pattern, "levels": told}
+        record.details[repr(self)] = {"pattern": self.pattern, "levels": sizes}
         return networks[0]
 
     def _cuts(self, model: keras.Model, ranks: dict[str, np.ndarray]) -> list[Cut]:
         """The blocks, of units that may be fewer now: another method can have removed some."""
         found = bundles(model)
-        counts = kept_units(model, found, self.levels[1:])
+        counts = kept_units(model, found, self._sparser)
         cuts = []
         for bundle, kept in zip(found, counts, strict=True):
             rank = ranks.get(bundle.consumers[0])
             if rank is None or len(rank) != bundle.size:
-                rank = ranked(importance(model, bundle), kept)
+                rank = rank_levels(importance(model, bundle), kept)
             cuts.append(Cut(bundle, rank))
         return cuts
 
@@ -224,7 +231,7 @@ def _touched(model: keras.Model, masks: dict, by_blocks: bool) -> list[str]:
 
 def _masked(model: keras.Model, ranks: dict[str, np.ndarray], level: int) -> keras.Model:
     """A copy in which only the weights of a level are not zero."""
-    network = graph.rewritten(model, lambda _, copy: copy)
+    network = graph.rewrite(model, lambda _, copy: copy)
     for weight in network.weights:
         if weight.path in ranks:
             weight.assign(keras.ops.convert_to_numpy(weight) * (ranks[weight.path] >= level))

@@ -14,11 +14,11 @@ from keras import ops
 
 from compress.channels.hidden_units import Bundle, bundles, chooser, is_dense
 from compress.examples.data import Data
-from compress.method import STRUCTURE, Method, NotApplicable
+from compress.method import STRUCTURE, Method, NotApplicable, check_fields
 from compress.rewriting import graph
 from compress.rewriting.parametrized import inner
 from compress.rewriting.record import Record
-from compress.rewriting.weights import tell_untouched
+from compress.rewriting.weights import record_untouched
 from families.layers.instruction_mask import MaskedFeedForward, MaskPredictor, unit_blocks
 
 PART = 4  # of a sequence of tokens, the first 1 / PART is the instruction, unless `prompt` says
@@ -55,18 +55,15 @@ class InstructionPruning(Method):
     stage = STRUCTURE
 
     def __post_init__(self):
-        checks = {
-            "active": (0 < self.active < 1, "a share between 0 and 1"),
-            "blocks": (self.blocks == 0 or self.blocks >= 2, "at least 2, or 0"),
-            "hidden": (self.hidden >= 1, "a positive number"),
-            "prompt": (self.prompt >= 0, "0 or more"),
-            "warm_up": (0 <= self.warm_up <= 1, "0..1"),
-            "temperature": (self.temperature > 0, "above 0"),
-        }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                value = getattr(self, name)
-                raise ValueError(f"instruction_pruning {name}={value!r}; expected {expected}")
+        check_fields(
+            self,
+            active=(0 < self.active < 1, "a share between 0 and 1"),
+            blocks=(self.blocks == 0 or self.blocks >= 2, "at least 2, or 0"),
+            hidden=(self.hidden >= 1, "a positive number"),
+            prompt=(self.prompt >= 0, "0 or more"),
+            warm_up=(0 <= self.warm_up <= 1, "0..1"),
+            temperature=(self.temperature > 0, "above 0"),
+        )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         if (other := chooser(model)) is not None:
@@ -86,7 +83,7 @@ class InstructionPruning(Method):
             )
         touched = {name for pair in found for name in (*pair.bundle.producers, pair.project)}
         paths = [w.path for layer in model.layers if layer.name in touched for w in layer.weights]
-        tell_untouched(model, paths, record, "not of a feed-forward layer")
+        record_untouched(model, paths, record, "not of a feed-forward layer")
         active = min(max(1, round(self.active * blocks)), blocks - 1)
         features, prompt = _instruction(model, touched)
         predictor = MaskPredictor(
@@ -113,15 +110,13 @@ class InstructionPruning(Method):
 
     def state(self, model: keras.Model) -> dict[str, float]:
         predictor = _predictor(model)
-        if predictor is None:
-            return {}
         blend = float(ops.convert_to_numpy(predictor.blend))
         return {"active": 1 - blend * (1 - predictor.active / predictor.blocks)}
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         finished = _switched(model, record)
         predictor = _predictor(finished)
-        record.told[repr(self)] = {
+        record.details[repr(self)] = {
             "feed_forwards": predictor.count,
             "blocks": predictor.blocks,
             "active_blocks": predictor.active,
@@ -144,8 +139,8 @@ def materialize(model: keras.Model, mask: np.ndarray) -> keras.Model:
     """
     mask = np.asarray(mask)
     predictor = _predictor(model)
-    if predictor is None or mask.shape != (predictor.count, predictor.blocks):
-        expected = None if predictor is None else (predictor.count, predictor.blocks)
+    if mask.shape != (predictor.count, predictor.blocks):
+        expected = (predictor.count, predictor.blocks)
         raise ValueError(f"mask of shape {mask.shape}; expected {expected}, 0 or 1 each")
 
     def place(node, now):
@@ -157,7 +152,7 @@ def materialize(model: keras.Model, mask: np.ndarray) -> keras.Model:
         units = np.flatnonzero(mask[layer.index][unit_blocks(layer.hidden, layer.blocks)])
         return [_dense(layer, now[id(node.input_tensors[0])], units)]
 
-    return _walked(model, place)
+    return _rebuild(model, place)
 
 
 def _dense(layer: MaskedFeedForward, inputs: Any, units: np.ndarray) -> Any:
@@ -197,7 +192,8 @@ class _FeedForward:
 
 def _feed_forwards(model: keras.Model) -> list[_FeedForward]:
     """Pairs of Dense layers with hidden units between them, no layer in two of them."""
-    found, taken = [], set()
+    found: list[_FeedForward] = []
+    taken: set[str] = set()
     layers = {layer.name: inner(layer) for layer in model.layers}
     read = {node.operation.name: node.input_tensors[0] for node in graph.calls(model)}
     for bundle in bundles(model):
@@ -264,7 +260,7 @@ def _masked(
 ) -> keras.Model:
     """The model to train: masks between the hidden units and what reads them."""
     projects = {pair.project: number for number, pair in enumerate(found)}
-    predicted = []
+    predicted: list[Any] = []
 
     def place(node, now):
         if not predicted and id(features) in now:
@@ -278,7 +274,7 @@ def _masked(
         hidden = mask(now[id(node.input_tensors[0])], predicted[0])
         return [graph.copy(node.operation)(hidden)]
 
-    return _walked(model, place)
+    return _rebuild(model, place)
 
 
 def _switched(model: keras.Model, record: Record) -> keras.Model:
@@ -307,10 +303,10 @@ def _switched(model: keras.Model, record: Record) -> keras.Model:
             mark.blocks,
             mark.index,
             activations=mark.pair.activations,
-            biases=[layer.use_bias for layer in made],
+            biases=tuple(layer.use_bias for layer in made),
             project_bias=project.use_bias,
             output_activation=project.activation,
-            names=[*mark.pair.bundle.producers, name],
+            names=(*mark.pair.bundle.producers, name),
             name=f"{name}_masked",
         )
         source = now[id(read[made[0].name])]
@@ -322,15 +318,15 @@ def _switched(model: keras.Model, record: Record) -> keras.Model:
                 record.weights[after.path] = record.weights.pop(before.path)
         return [output]
 
-    return _walked(model, place)
+    return _rebuild(model, place)
 
 
-def _walked(model: keras.Model, place: Any) -> keras.Model:
+def _rebuild(model: keras.Model, place: Any) -> keras.Model:
     """A new graph: `place(node, now)` gives the outputs that stand for a call, or None: as it was.
 
     `now`: id of a tensor -> what stands for it.
     """
-    graph.flat(model)
+    graph.check_flat(model)
     copies = {}
 
     def placed(node, now):
@@ -340,10 +336,13 @@ def _walked(model: keras.Model, place: Any) -> keras.Model:
         layer = node.operation
         if id(layer) not in copies:
             copies[id(layer)] = graph.copy(layer)
-        return graph.called(copies[id(layer)], node, now)
+        return graph.call(copies[id(layer)], node, now)
 
-    return graph.walked(model, placed)
+    return graph.rebuild(model, placed)
 
 
-def _predictor(model: keras.Model) -> MaskPredictor | None:
-    return next((layer for layer in model.layers if isinstance(layer, MaskPredictor)), None)
+def _predictor(model: keras.Model) -> MaskPredictor:
+    for layer in model.layers:
+        if isinstance(layer, MaskPredictor):
+            return layer
+    raise ValueError(f"{model.name} predicts no masks; expected a network of instruction_pruning")

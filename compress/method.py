@@ -8,7 +8,7 @@ import keras
 
 from compress.examples.data import Data
 from compress.rewriting import graph
-from compress.rewriting.parametrized import folded
+from compress.rewriting.parametrized import fold
 from compress.rewriting.record import Record
 
 
@@ -47,16 +47,31 @@ class Method:
         return False
 
     def state(self, model: keras.Model) -> dict[str, float]:
-        """What a progress line tells, such as {"sparsity": 0.61}."""
+        """Figures for the progress line, such as {"sparsity": 0.61}."""
         return {}
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        """The finished model of stock layers; called when `Parametrized` layers are folded already.
+        """The finished model of stock layers; `Parametrized` layers are folded beforehand.
 
-        Says in `record` what it did (`told`), what it left alone (`untouched`), how files can
-        store the weights.
+        It notes in `record` what it did (`details`), what it left alone (`untouched`) and how
+        files can store the weights.
         """
         return model
+
+
+def check_fields(method: Method, **checks: tuple[bool, str]) -> None:
+    """`ValueError` at the first field that is not sound: name -> (whether it is, what would be).
+
+    >>> from compress.qat import QAT
+    >>> check_fields(QAT(bits=4), bits=(False, "a whole number"))
+    Traceback (most recent call last):
+        ...
+    ValueError: qat bits=4; expected a whole number
+    """
+    for name, (holds, expected) in checks.items():
+        if not holds:
+            kind = type(method).__module__.rpartition(".")[2]
+            raise ValueError(f"{kind} {name}={getattr(method, name)!r}; expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +95,7 @@ def compress(
 
     `fit(model, update)` trains a prepared model in place and calls `update(step, steps)` before
     each step; None: no training. Raises `NotApplicable` where a method has nothing to act on, and
-    `RuntimeError` where the result is not what the record says or one method changed nothing.
+    `RuntimeError` where a method broke the contract: the result is not what the record says.
 
     >>> from compress.prune import Prune
     >>> inputs = keras.Input((8,))
@@ -89,7 +104,7 @@ def compress(
     >>> int((small.get_weights()[0] == 0).sum())
     16
     """
-    graph.flat(model)
+    graph.check_flat(model)
     record = Record(original=model)
     methods = sorted(methods, key=lambda method: method.stage)
     prepared = model
@@ -103,7 +118,7 @@ def compress(
     if fit is not None:
         fit(prepared, update)
     update(1, 1)
-    finished = folded(prepared, record)
+    finished = fold(prepared, record)
     for method in reversed(methods):
         finished = method.finalize(finished, data, record)
     problems = list(record.check(finished))

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 
 from compress.examples.data import Data
-from compress.method import Method, NotApplicable
+from compress.method import Method, NotApplicable, check_fields
 from compress.quantization.k_means import nearest, tables
 from compress.quantization.quantizers import LearnedClip, OnLevels
 from compress.rewriting.parametrized import Parametrization, functions, parametrize
 from compress.rewriting.record import Record, Weight
-from compress.rewriting.weights import Kernel, kernels, plain, tell_untouched, values
+from compress.rewriting.weights import Kernel, kernel_values, kernels, plain_copy, record_untouched
 
 WIDTHS = (1, 2, 3, 4, 6, 8)  # bits of a code in Core ML
 PAIRS = ((1, 2), (2, 4), (4, 8))  # that are mixed to a fractional target
@@ -82,7 +82,12 @@ class Palette(OnLevels):
         )
 
     def describe(self, value: np.ndarray, before: Weight | None) -> Weight:
-        return self.weight(value, self.bits, before and before.mask)
+        return self.weight(value, self._bits(), None if before is None else before.mask)
+
+    def _bits(self) -> int:
+        if self.bits is None:
+            raise ValueError("a palette has no tables yet; call `settle` first")
+        return self.bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,17 +115,19 @@ class Palettize(Method):
     which: str | None = None
 
     def __post_init__(self):
-        if self.bits not in WIDTHS and not (PAIRS[0][0] < self.bits < PAIRS[-1][1]):
-            raise ValueError(f"bits={self.bits!r}; expected {WIDTHS} or a number between 1 and 8")
-        if self.group < 0:
-            raise ValueError(f"group={self.group!r}; expected 0 or a number of outputs")
+        sound = self.bits in WIDTHS or PAIRS[0][0] < self.bits < PAIRS[-1][1]
+        check_fields(
+            self,
+            bits=(sound, f"{WIDTHS} or a number between 1 and 8"),
+            group=(self.group >= 0, "0 or a number of outputs"),
+        )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = {**functions(model, LearnedClip), **functions(model, Palette)}
         chosen = [k for k in kernels(model, self.which) if k.path not in taken]
         if not chosen:
-            why = "are on few levels already" if taken else f"match which={self.which!r}: none"
-            raise NotApplicable(f"the kernels of {model.name} {why}; nothing to palettize")
+            reason = "all are on few levels already" if taken else f"which={self.which!r} fits none"
+            raise NotApplicable(f"no kernel of {model.name} to palettize: {reason}")
         made = {kernel.path: Palette(kernel, self.group) for kernel in chosen}
         if self.bits not in WIDTHS:
             low, _ = self._pair()
@@ -130,8 +137,8 @@ class Palettize(Method):
                     f"{model.name} takes {least:.3f} bits a weight with {low}-bit codes and their "
                     f"tables; bits={self.bits} is out of reach"
                 )
-        tell_untouched(model, made, record, f"left in float, as {self!r} says")
-        record.told[repr(self)] = {"palettes": made}  # `finalize` makes figures of them
+        record_untouched(model, made, record, f"left in float, as {self!r} says")
+        record.details[repr(self)] = {"palettes": made}  # `finalize` makes figures of them
         return parametrize(model, made)
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
@@ -140,7 +147,7 @@ class Palettize(Method):
         palettes = {path: chain[0] for path, chain in functions(model, Palette).items()}
         for palette in palettes.values():
             palette.bits = None
-        now, chains = values(model), functions(model, Parametrization)
+        now, chains = kernel_values(model), functions(model, Parametrization)
         masks = {
             path: now[path] != 0 if any(one.last for one in chains[path]) else None
             for path in palettes
@@ -155,14 +162,14 @@ class Palettize(Method):
         return True
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        made = record.told[repr(self)]["palettes"]
+        made = record.details[repr(self)]["palettes"]
         stored = sum(palette.stored(palette.bits) for palette in made.values())
-        told = {
+        details = {
             "bits_per_weight": stored / sum(palette.kernel.size for palette in made.values()),
             "bits": {path: palette.bits for path, palette in made.items()},
         }
         sensed = {p: one.sensitivity for p, one in made.items() if one.sensitivity is not None}
-        record.told[repr(self)] = told | ({"sensitivity": sensed} if sensed else {})
+        record.details[repr(self)] = details | ({"sensitivity": sensed} if sensed else {})
         return model
 
     def _pair(self) -> tuple[int, int]:
@@ -181,7 +188,7 @@ class Palettize(Method):
                 power = float(np.square(value).sum())  # what is masked is 0
                 palette.sensitivity = float(error.sum()) / (power or 1.0)
             return
-        tried = plain(model)  # all palettes have the many bits now
+        tried = plain_copy(model)  # all palettes have the many bits now
         weights = {weight.path: weight for weight in tried.weights}
         before = _loss(tried, data)
         for path, palette in palettes.items():
@@ -211,8 +218,9 @@ class Palettize(Method):
 
 
 def _loss(model: keras.Model, data: Data) -> float:
-    losses = []
+    losses: list[Any] = []
+    measure = data.measured_loss()
     for inputs, targets in data.batches():
         inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-        losses.append(keras.ops.convert_to_numpy(data.loss(model(inputs, training=False), targets)))
+        losses.append(keras.ops.convert_to_numpy(measure(model(inputs, training=False), targets)))
     return float(np.mean(np.concatenate(losses)))

@@ -13,10 +13,10 @@ import numpy as np
 from keras import ops
 
 from compress.examples.data import Data
-from compress.method import WEIGHTS, Method, NotApplicable
+from compress.method import WEIGHTS, Method, NotApplicable, check_fields
 from compress.rewriting.parametrized import Parametrization, functions, parametrize
 from compress.rewriting.record import Record, Weight
-from compress.rewriting.weights import Kernel, kernels, tell_untouched
+from compress.rewriting.weights import Kernel, kernels, record_untouched
 
 SCOPES = ("layer", "global", "lamp")
 SPARSITY = 0.8  # unless the pattern says it
@@ -67,42 +67,46 @@ class Prune(Method):
     def __post_init__(self):
         keep, group = _pattern(self.pattern)
         given = 1 - keep / group if keep else SPARSITY
-        if self.sparsity is None:
-            object.__setattr__(self, "sparsity", given)
-        checks = {
-            "sparsity": (
-                0 < self.sparsity < 1 and (not keep or abs(self.sparsity - given) < 1e-6),
+        sparsity = given if self.sparsity is None else self.sparsity
+        object.__setattr__(self, "sparsity", sparsity)
+        check_fields(
+            self,
+            sparsity=(
+                0 < sparsity < 1 and (not keep or abs(sparsity - given) < 1e-6),
                 f"{given} of pattern {self.pattern}" if keep else "between 0 and 1",
             ),
-            "scope": (self.scope in SCOPES, f"one of {SCOPES}"),
-            "initial": (0 <= self.initial <= self.sparsity, "from 0 to the sparsity"),
-            "begin": (_is_time(self.begin), "a share 0.0..1.0 or a number of steps"),
-            "end": (_is_time(self.end), "a share 0.0..1.0 or a number of steps"),
-            "every": (_is_time(self.every) and self.every > 0, "a share or a number of steps > 0"),
-            "power": (self.power > 0, "above 0"),
-        }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise ValueError(f"prune {name}={getattr(self, name)!r}; expected {expected}")
+            scope=(self.scope in SCOPES, f"one of {SCOPES}"),
+            initial=(0 <= self.initial <= sparsity, "from 0 to the sparsity"),
+            begin=(_is_time(self.begin), "a share 0.0..1.0 or a number of steps"),
+            end=(_is_time(self.end), "a share 0.0..1.0 or a number of steps"),
+            every=(_is_time(self.every) and self.every > 0, "a share or a number of steps > 0"),
+            power=(self.power > 0, "above 0"),
+        )
         if keep and self.scope != "layer":
             raise ValueError(
-                f"prune scope={self.scope!r}: every group of {self.pattern} is as sparse"
+                f"prune scope={self.scope!r}; expected 'layer': every group of {self.pattern} is "
+                "as sparse"
             )
 
+    @property
+    def _final(self) -> float:
+        """The sparsity in the end: `__post_init__` has put a number in place of None."""
+        return SPARSITY if self.sparsity is None else self.sparsity
+
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        left = {}
+        left: dict[str, str] = {}
         chosen = self._chosen(model, left)
         for name, reason in left.items():
             record.untouched.setdefault(name, reason)
         if not chosen:
-            reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             matched = "" if self.which is None else f" matches which={self.which!r}"
             raise NotApplicable(
                 f"prune: no kernel{matched} to prune in {model.name}"
                 + (f" ({reasons})" if reasons else "")
             )
         paths = [kernel.path for kernel in chosen]
-        tell_untouched(model, paths, record, f"not matched by which={self.which!r}")
+        record_untouched(model, paths, record, f"not matched by which={self.which!r}")
         return parametrize(model, {path: Mask(repr(self)) for path in paths})
 
     def _chosen(self, model: keras.Model, left: dict[str, str]) -> list[Kernel]:
@@ -139,10 +143,10 @@ class Prune(Method):
             for weight, mask in self._weights(model, masks):
                 weight.assign(weight.value * ops.cast(mask.mask, weight.dtype))
             return True
-        sparsity = self.sparsity
+        sparsity = self._final
         if not over:
             sparsity = polynomial(
-                step, begin, end, initial=self.initial, final=self.sparsity, power=self.power
+                step, begin, end, initial=self.initial, final=self._final, power=self.power
             )
         self._choose(model, masks, sparsity, _FROZEN if over else step)
         return True
@@ -155,7 +159,7 @@ class Prune(Method):
             _rows(ops.convert_to_numpy(weight.value), shapes[weight.path].input_axes)
             for weight, _ in pairs
         ]
-        kept = largest(rows, sparsity, self.pattern, self.scope, share=sparsity / self.sparsity)
+        kept = largest(rows, sparsity, self.pattern, self.scope, share=sparsity / self._final)
         for (weight, mask), chosen in zip(pairs, kept, strict=True):
             chosen = _from_rows(chosen, tuple(weight.shape), shapes[weight.path].input_axes)
             mask.mask.assign(chosen)
@@ -189,7 +193,7 @@ class Prune(Method):
         known = {path: record.weights[path].mask for path in chosen if path in record.weights}
         masks = {path: mask for path, mask in known.items() if mask is not None}
         zeros = {path: int(mask.size - mask.sum()) for path, mask in masks.items()}
-        record.told[repr(self)] = {
+        record.details[repr(self)] = {
             "sparsity": sum(zeros.values()) / sum(mask.size for mask in masks.values()),
             "zeros": sum(zeros.values()),
             "weights": {path: zeros[path] / mask.size for path, mask in masks.items()},

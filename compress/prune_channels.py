@@ -16,7 +16,7 @@ from keras import ops
 from compress.channels.channel_graph import Channels, Group, Slot
 from compress.channels.layer_rules import rule
 from compress.examples.data import Data
-from compress.method import STRUCTURE, Method, NotApplicable
+from compress.method import STRUCTURE, Method, NotApplicable, check_fields
 from compress.rewriting import graph
 from compress.rewriting.gradients import gradient
 from compress.rewriting.record import Record
@@ -50,16 +50,12 @@ class PruneChannels(Method):
     stage = STRUCTURE
 
     def __post_init__(self):
-        checks = {
-            "fraction": (0 < self.fraction < 1, "between 0 and 1"),
-            "importance": (self.importance in IMPORTANCES, f"one of {IMPORTANCES}"),
-            "round_to": (self.round_to >= 1, "at least 1"),
-        }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise ValueError(
-                    f"prune_channels {name}={getattr(self, name)!r}; expected {expected}"
-                )
+        check_fields(
+            self,
+            fraction=(0 < self.fraction < 1, "between 0 and 1"),
+            importance=(self.importance in IMPORTANCES, f"one of {IMPORTANCES}"),
+            round_to=(self.round_to >= 1, "at least 1"),
+        )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         channels = Channels(model, rule)
@@ -73,19 +69,19 @@ class PruneChannels(Method):
                 + ("" if self.which is None else f" with which={self.which!r}")
             )
         scores = self._scores(model, channels, data)
-        gone: list[int] = []
-        told: dict[tuple, dict] = {}
+        removed: list[int] = []
+        cut: dict[tuple, dict] = {}
         for group, count in leaving.items():
             order = np.argsort(scores[group.units], kind="stable")
-            gone += group.units[order[:count]].tolist()
+            removed += group.units[order[:count]].tolist()
             names = tuple(name.split("[")[0] for name in group.makers)  # experts of a layer: once
             units = len(group.units)
-            told[names] = {"layers": list(names), "units": units, "left": units - count}
-        small = without(model, channels, gone)
-        _tell_untouched(channels, gone, model, record, self)
-        record.told[repr(self)] = {
+            cut[names] = {"layers": list(names), "units": units, "left": units - count}
+        small = remove_units(model, channels, removed)
+        _record_untouched(channels, removed, model, record, self)
+        record.details[repr(self)] = {
             "params": [model.count_params(), small.count_params()],
-            "groups": [one for one in told.values() if one["left"] < one["units"]],
+            "groups": [one for one in cut.values() if one["left"] < one["units"]],
         }
         return small
 
@@ -110,21 +106,17 @@ class PruneChannels(Method):
 
     def _scores(self, model: keras.Model, channels: Channels, data: Data | None) -> np.ndarray:
         """Importance of every unit, by the number of its channel."""
-        needs = {"taylor": "inputs, targets and their loss", "activation": "inputs"}
-        if self.importance != "magnitude":
-            lacking = data is None or (
-                self.importance == "taylor" and (data.targets is None or data.loss is None)
-            )
-            if lacking:
-                raise NotApplicable(
-                    f"prune_channels: importance={self.importance!r} looks at "
-                    f"{needs[self.importance]}; none were given"
-                )
         if self.importance == "magnitude":
             return _magnitudes(channels)
-        if self.importance == "taylor":
+        if self.importance == "activation" and data is not None:
+            return _contributions(model, channels, data)
+        if data is not None and data.targets is not None and data.loss is not None:
             return _changes(model, channels, data)
-        return _contributions(model, channels, data)
+        needs = {"taylor": "inputs, targets and their loss", "activation": "inputs"}
+        raise NotApplicable(
+            f"prune_channels: importance={self.importance!r} looks at {needs[self.importance]}; "
+            "none were given"
+        )
 
 
 def _sums(slot: Slot, value: np.ndarray) -> np.ndarray:
@@ -159,7 +151,7 @@ def _changes(model: keras.Model, channels: Channels, data: Data) -> np.ndarray:
     """
     slots = [slot for slot in channels.slots if slot.role == "in"]
     variables = [slot.layer.weights[slot.weight] for slot in slots]
-    compute = gradient(model, data.loss, variables)
+    compute = gradient(model, data.measured_loss(), variables)
     total = np.zeros(channels.total)
     for inputs, targets in itertools.islice(data.batches(1), EXAMPLES):
         products = [
@@ -176,7 +168,7 @@ def _contributions(model: keras.Model, channels: Channels, data: Data) -> np.nda
     seen = [slot.source for slot in slots]
     tensors = {id(t): t for t in seen if t is not None}
     watched = keras.Model(model.input, list(tensors.values()))
-    means = [0.0] * len(slots)
+    means: list[Any] = [0.0] * len(slots)
     for inputs, _ in data.batches():
         found = watched(inputs, training=False)
         found = dict(zip(tensors, found if isinstance(found, list) else [found], strict=True))
@@ -198,11 +190,11 @@ def _contributions(model: keras.Model, channels: Channels, data: Data) -> np.nda
     return _added(channels, slots, values)
 
 
-def without(model: keras.Model, channels: Channels, gone: list[int]) -> keras.Model:
+def remove_units(model: keras.Model, channels: Channels, removed: list[int]) -> keras.Model:
     """The model without these units, its weights those of the model."""
 
     def stay(labels: np.ndarray) -> np.ndarray:
-        return ~np.isin(channels.find(labels), gone)
+        return ~np.isin(channels.find(labels), removed)
 
     def count(labels: np.ndarray) -> int:
         return int(np.count_nonzero(stay(labels)))
@@ -223,16 +215,16 @@ def without(model: keras.Model, channels: Channels, gone: list[int]) -> keras.Mo
         remade.append(layer)
         return type(layer).from_config(layer.get_config() | options)
 
-    small = graph.rewritten(model, change)
+    small = graph.rewrite(model, change)
     for layer in remade:
         values = layer.get_weights()
         for slot in cut.get(layer.name, ()):
-            values[slot.weight] = taken(values[slot.weight], slot.axes, stay(slot.labels))
+            values[slot.weight] = take(values[slot.weight], slot.axes, stay(slot.labels))
         small.get_layer(layer.name).set_weights(values)
     return small
 
 
-def taken(value: np.ndarray, axes: tuple[int, ...], mask: np.ndarray) -> np.ndarray:
+def take(value: np.ndarray, axes: tuple[int, ...], mask: np.ndarray) -> np.ndarray:
     """What stays along the last of `axes`; with two, for each index of the first on its own."""
     if len(axes) == 1:
         return value.compress(mask, axis=axes[0])
@@ -242,23 +234,22 @@ def taken(value: np.ndarray, axes: tuple[int, ...], mask: np.ndarray) -> np.ndar
     return np.take_along_axis(value, kept.reshape(shape), axis=axes[1])
 
 
-def _tell_untouched(
-    channels: Channels, gone: Any, model: keras.Model, record: Record, method: Any
+def _record_untouched(
+    channels: Channels, removed: list[int], model: keras.Model, record: Record, method: Any
 ) -> None:
     """The reason for every layer with weights from which nothing was taken."""
-    gone = np.array(gone)
     by_layer: dict[str, list[Slot]] = {}
     for slot in channels.slots:
         by_layer.setdefault(slot.layer.name, []).append(slot)
     for layer in model.layers:
         slots = by_layer.get(layer.name, [])
         if not layer.weights or any(
-            np.isin(channels.find(slot.labels), gone).any() for slot in slots
+            np.isin(channels.find(slot.labels), removed).any() for slot in slots
         ):
             continue
         made = [slot.labels for slot in slots if slot.role != "in"]
         reasons = [channels.stays[layer.name]] if layer.name in channels.stays else []
-        reasons += [reason for labels in made for reason in channels.why_kept(labels)]
+        reasons += [reason for labels in made for reason in channels.reasons(labels)]
         meant = "" if method.which is None else f"not matched by which={method.which!r}, or "
         few = f"{meant}too few units to leave out {method.fraction:g} of them"
         record.untouched.setdefault(layer.name, reasons[0] if reasons else few)

@@ -12,10 +12,10 @@ import numpy as np
 from compress.examples.data import Data
 from compress.method import Method, NotApplicable
 from compress.quantization import bit_widths
-from compress.quantization.quantizers import OnLevels, Quantizer, rounded, scales
+from compress.quantization.quantizers import OnLevels, Quantizer, round_to_levels, scales
 from compress.rewriting.parametrized import Parametrization, functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernels, tell_untouched, values
+from compress.rewriting.weights import kernel_values, kernels, record_untouched
 
 
 class Rounded(Quantizer):
@@ -31,14 +31,14 @@ class Rounded(Quantizer):
 
     def scale(self) -> Any:
         if self._scale is None:
-            raise RuntimeError("rounded before `update` was called with step == steps")
+            raise ValueError("no scale yet: `update` with step == steps comes before `finalize`")
         return self._scale
 
     def call(self, weight: Any) -> Any:
         if self._scale is None:
             return keras.ops.convert_to_tensor(weight)
         values = keras.ops.convert_to_numpy(weight)
-        return keras.ops.convert_to_tensor(rounded(values, self._scale, self.bits))
+        return keras.ops.convert_to_tensor(round_to_levels(values, self._scale, self.bits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,8 @@ class PTQ(Method):
         taken = functions(model, OnLevels)
         chosen = {p: bits for p, bits in bit_widths.chosen(self, model).items() if p not in taken}
         if not chosen and not (taken and self.activations):
-            raise NotApplicable(bit_widths.why_none(self, model, taken))
-        tell_untouched(model, {*chosen, *taken}, record, bit_widths.why_left(self))
+            raise NotApplicable(bit_widths.reason_for_none(self, model, taken))
+        record_untouched(model, {*chosen, *taken}, record, bit_widths.reason_left(self))
         return parametrize(model, {path: Rounded(bits) for path, bits in chosen.items()})
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
@@ -91,7 +91,10 @@ class PTQ(Method):
         found = {path: chain[0] for path, chain in functions(model, Rounded).items()}
         for one in found.values():
             one.settle(None)
-        now, axes = values(model), {kernel.path: kernel.input_axes for kernel in kernels(model)}
+        now, axes = (
+            kernel_values(model),
+            {kernel.path: kernel.input_axes for kernel in kernels(model)},
+        )
         masked = functions(model, Parametrization)
         for path, one in found.items():
             value = now[path]
@@ -100,6 +103,6 @@ class PTQ(Method):
         return bool(found)
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        bit_widths.tell(self, model, record)
+        bit_widths.record_bits(self, model, record)
         record.activations = self.activations
         return model

@@ -15,7 +15,7 @@ from compress.quantization import bit_widths
 from compress.quantization.quantizers import LearnedClip, scales
 from compress.rewriting.parametrized import functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernels, tell_untouched, values
+from compress.rewriting.weights import kernel_values, kernels, record_untouched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,9 @@ class QAT(Method):
             path: bits for path, bits in bit_widths.chosen(self, model).items() if path not in taken
         }
         if not chosen:
-            raise NotApplicable(bit_widths.why_none(self, model, taken))
-        tell_untouched(model, chosen, record, bit_widths.why_left(self))
-        now = values(model)
+            raise NotApplicable(bit_widths.reason_for_none(self, model, taken))
+        record_untouched(model, chosen, record, bit_widths.reason_left(self))
+        now = kernel_values(model)
         axes = {kernel.path: kernel.input_axes for kernel in kernels(model)}
         made = {}
         for path, bits in chosen.items():
@@ -69,12 +69,12 @@ class QAT(Method):
 
     def state(self, model: keras.Model) -> dict[str, float]:
         found = [one for chain in functions(model, LearnedClip).values() for one in chain]
-        told = {"bits": float(np.mean([one.bits for one in found]))}
+        figures = {"bits": float(np.mean([one.bits for one in found]))}
         factors = [np.exp(np.asarray(one.clip)) for one in found if one.clip is not None]
         if factors:
-            told["clip"] = float(np.concatenate(factors).mean())
-        return told
+            figures["clip"] = float(np.concatenate(factors).mean())
+        return figures
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        bit_widths.tell(self, model, record)
+        bit_widths.record_bits(self, model, record)
         return model

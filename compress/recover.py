@@ -12,13 +12,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from compress.channels.nested_levels import Levels
+from compress.channels.nested_levels import has_levels
 from compress.examples.data import Data
-from compress.method import LOSS, Method, NotApplicable
+from compress.method import LOSS, Method, NotApplicable, check_fields
 from compress.rewriting import graph
 from compress.rewriting.parametrized import Parametrization, Parametrized, functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import tell_untouched
+from compress.rewriting.weights import record_untouched
 
 DOWN, UP, ADD, ACTIVATION = (f"_adapter_{part}" for part in ("down", "up", "add", "activation"))
 LATE = 0.75  # of a training in which quantized weights move, too: the adapters have the rest
@@ -58,13 +58,15 @@ class Recover(Method):
     stage: ClassVar[int] = LOSS  # after all that decide how weights are stored
 
     def __post_init__(self):
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"recover: rank={self.rank!r}; expected a whole number above 0")
-        if self.start is not None and not 0 <= self.start <= 1:
-            raise ValueError(f"recover: start={self.start!r}; expected a share from 0 to 1")
+        whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
+        check_fields(
+            self,
+            rank=(whole and self.rank >= 1, "a whole number above 0"),
+            start=(self.start is None or 0 <= self.start <= 1, "a share from 0 to 1"),
+        )
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        if any(isinstance(layer, Levels) for layer in model.layers):
+        if has_levels(model):
             raise NotApplicable("recover: dynamic_sparsity keeps all weights: nothing is lost")
         ranks = self._ranks(model, record)
         start = _start(model) if self.start is None else self.start
@@ -75,7 +77,7 @@ class Recover(Method):
                 copy.trainable = False
             return _Adapted(copy, ranks[layer.name]) if layer.name in ranks else copy
 
-        adapted = graph.rewritten(model, change)
+        adapted = graph.rewrite(model, change)
         gates = {f"{name}{UP}/kernel": Gate(start, opens=True) for name in ranks}
         if start:
             held = functions(model, Parametrization)
@@ -116,8 +118,8 @@ class Recover(Method):
                 copy.set_weights([w.astype(np.float16) for w in copy.get_weights()])
             return copy
 
-        finished = graph.rewritten(model, change)
-        record.told[repr(self)] = {
+        finished = graph.rewrite(model, change)
+        record.details[repr(self)] = {
             "adapters": len(mine),
             "merged": len(merged),
             "parameters": sum(layers[name].count_params() for name in kept),
@@ -147,7 +149,7 @@ class Recover(Method):
                 + (f" and matches which={self.which!r}" if self.which else "")
             )
         touched = {*lossy, *(f"{name}/kernel" for name in ranks)}
-        tell_untouched(model, touched, record, "adapters are for dense and convolution layers")
+        record_untouched(model, touched, record, "adapters are for dense and convolution layers")
         return ranks
 
 
@@ -292,7 +294,9 @@ def _input_sizes(model: keras.Model, names: list[str], data: Data) -> dict[str, 
 
 def _merge(layer: keras.layers.Layer, down: Any, up: Any, activation: Any) -> None:
     """Make the adapter a part of the layer's kernel."""
-    product = np.tensordot(np.asarray(down.kernel), np.asarray(up.kernel), axes=[-1, -2])
+    product = np.tensordot(
+        ops.convert_to_numpy(down.kernel), ops.convert_to_numpy(up.kernel), axes=(-1, -2)
+    )
     layer.kernel.assign_add(product.reshape(layer.kernel.shape))
     if activation is not None:
         layer.activation = activation.activation

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import keras
 
 from compress.examples.data import Data
-from compress.method import STRUCTURE, Method, NotApplicable
+from compress.method import STRUCTURE, Method, NotApplicable, check_fields
 from compress.rewriting import graph
 from compress.rewriting.record import Record
-from compress.rewriting.weights import tell_untouched
+from compress.rewriting.weights import record_untouched
 from families.layers.attention import Attention
 from families.layers.cached import KeepLast
 from families.layers.rotary import Rotary
@@ -42,12 +42,11 @@ class ShareKV(Method):
     stage: ClassVar[int] = STRUCTURE
 
     def __post_init__(self):
-        if not 0 < self.share < 1:
-            raise ValueError(f"share_kv share={self.share!r}; expected a share between 0 and 1")
+        check_fields(self, share=(0 < self.share < 1, "a share between 0 and 1"))
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         """The model in which the last layers share; as it is to be trained."""
-        graph.flat(model)
+        graph.check_flat(model)
         nodes = _attentions(model)
         number = self._number(model, nodes)
         source, sharers = nodes[-number - 1], nodes[-number:]
@@ -60,7 +59,7 @@ class ShareKV(Method):
         finished = _without_caches(_shared(model, source, own), own, source)
         lost = {weight.path for weight in model.weights}
         lost -= {weight.path for weight in finished.weights}
-        record.told[repr(self)] = {
+        record.details[repr(self)] = {
             "layers": len(nodes),
             "source": source.operation.name,
             "sharing": [node.operation.name for node in sharers],
@@ -93,9 +92,9 @@ class ShareKV(Method):
         return {"key_values": _memories(_attentions(model))}
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
-        """The model as it is; `record` is told what never was a question of keys and values."""
-        why = "stays: only the keys and values of the last layers went"
-        tell_untouched(model, record.weights, record, why)
+        """The model as it is; `record` notes which layers have no keys and values."""
+        reason = "stays: only the keys and values of the last layers went"
+        record_untouched(model, record.weights, record, reason)
         return model
 
 
@@ -137,7 +136,9 @@ def _check(node: Any, source: Any) -> None:
 
 def _shared(model: keras.Model, source: Any, sharers: list) -> keras.Model:
     """The graph in which the attention of `sharers` gets keys, values and bias of `source`."""
-    memory, angles = [], []  # what the source, and the rotation of its queries, are called with
+    # What the source, and the rotation of its queries, are called with.
+    memory: list[Any] = []
+    angles: list[Any] = []
     turned = _rotary(source)
     own = {node.operation.name: _rotary(node) for node in sharers}
     unturned = {node.operation.name for node in own.values() if node} if turned is None else set()
@@ -159,7 +160,7 @@ def _shared(model: keras.Model, source: Any, sharers: list) -> keras.Model:
         turn = Rotary.from_config(turned.operation.get_config() | {"name": name})
         return lambda query, key, value, bias=None: attend(turn(query, *angles), *memory)
 
-    return graph.rewritten(model, change)
+    return graph.rewrite(model, change)
 
 
 def _noting(layer: keras.layers.Layer, others: list) -> Any:

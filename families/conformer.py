@@ -117,7 +117,8 @@ def _canonical(field: dataclasses.Field, value: Any) -> Any:
         _check(0 <= value < 1, name, value, "0 <= value < 1")
     elif name == "feature_deviation":
         _check(value > 0, name, value, "a positive number")
-    return field.type(value)
+    kind: Any = field.type
+    return kind(value)
 
 
 def _check_together(config: Config) -> None:

@@ -66,12 +66,12 @@ class Config:
         spell(self, _canonical(self))
 
 
-def _canonical(config: Config) -> dict:
+def _canonical(config: Config) -> dict[str, Any]:
     """Check every field and give choices that build the same network the same spelling."""
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        kind = {"int": int, "float": float, "bool": bool, "str": str}.get(field.type, field.type)
+        value, kind = getattr(config, field.name), field.type  # a class: annotations are evaluated
+        assert isinstance(kind, type)
         values[field.name] = kind(value)
         _check(values[field.name] == value, field.name, value, f"a value of type {field.type}")
     for name in ("vocabulary", "length", "dim", "layers", "heads", "key_value_heads", "hidden"):
@@ -240,7 +240,7 @@ def build(config: Config) -> keras.Model:
     260032
     """
     tokens = keras.Input((config.length,), dtype="int32", name="tokens")
-    inputs, caches = {"tokens": tokens}, {}
+    inputs, caches = {"tokens": tokens}, dict[str, Any]()
     if config.cache:
         inputs["position"] = keras.Input((1,), dtype="int32", name="position")
     embed = _embedding(config)
@@ -248,7 +248,7 @@ def build(config: Config) -> keras.Model:
         tokens, inputs.get("position")
     )
     x = _dropout(embed(tokens), config, "embed_dropout")
-    memory, bias, biases = None, None, {}
+    memory, bias, biases = None, None, dict[Any, Any]()
     for number in range(1, config.layers + 1):
         path = f"block{number}_attention"
         rotary = angles if config.global_rope or is_local(config, number) else None

@@ -115,7 +115,8 @@ def _canonical(config: Config) -> dict:
         config.activation,
         f"one of {[*ACTIVATIONS]}",
     )
-    blocks, place = [], Place(int(config.stem_filters), int(config.stem_filters), "none")
+    blocks: list[Block] = []
+    place = Place(int(config.stem_filters), int(config.stem_filters), "none")
     for number, block in enumerate(config.blocks, 1):
         before = blocks[-1].layout if blocks else "none"
         block = canonical(block, place, before, f"block{number}")

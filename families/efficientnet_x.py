@@ -6,6 +6,7 @@ ASPLOS 2023. Blocks and tables: tensorflow/tpu models/official/efficientnet/tpu.
 """
 
 import dataclasses
+from typing import Any
 
 import keras
 
@@ -57,7 +58,8 @@ _SE_RATIOS = (1.0, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25)
 
 def _network(expand: int) -> Config:
     """The base network; X expands 6 times in the early blocks, H 4 times."""
-    relu, swish = {"activation": "relu", "se_ratio": 1.0}, {"activation": "swish", "se_ratio": 1.0}
+    relu: dict[str, Any] = {"activation": "relu", "se_ratio": 1.0}
+    swish = relu | {"activation": "swish"}
     return Config(
         input_shape=(224, 224, 3),
         classes=1000,

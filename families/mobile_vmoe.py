@@ -77,7 +77,7 @@ def _canonical(config: Config) -> dict:
         (config.noise, config.load_weight),
         "0, where images are routed",
     )
-    fields = numbers | {
+    fields: dict[str, Any] = numbers | {
         "moe_blocks": blocks,
         "expert_hidden": hidden,
         "routing": str(config.routing),
@@ -113,8 +113,7 @@ def _vmoe(size: str, patch: int, layout: str = "", classes: int = JFT) -> Config
     }[size]
     every_second = tuple(range(2, layers + 1, 2))
     last = int(layout[4:]) if layout.startswith("last") else len(every_second)
-    sizes = {"patch": patch, "layers": layers, "dim": dim, "heads": heads, "hidden": hidden}
-    config = Config((224, 224, 3), classes, **sizes, pre_logits=True)
+    config = Config((224, 224, 3), classes, patch, layers, dim, heads, hidden, pre_logits=True)
     if not layout:
         return config
     return dataclasses.replace(

@@ -6,6 +6,7 @@ of arXiv 2109.07513.
 """
 
 import dataclasses
+from typing import Any
 
 import optuna
 
@@ -37,7 +38,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
     heads = trial.suggest_categorical("heads", HEADS)
     expand = trial.suggest_categorical("expand", EXPANDS)
     conv_only = trial.suggest_categorical("conv_only", CONV_ONLY)
-    chosen = {
+    chosen: dict[str, Any] = {
         "depth": depth,
         "width": max(8, round(config.width * width / 8) * 8),  # a multiple of all heads
         "kernel": kernel,

@@ -6,6 +6,7 @@ last layers that have them, experts used, routing by image or token); patch and 
 
 import dataclasses
 import math
+from typing import Any
 
 import optuna
 
@@ -38,7 +39,13 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
     hidden = dim * trial.suggest_categorical("hidden", HIDDEN)
     experts = trial.suggest_categorical("experts", EXPERTS)
     stem = config.stem[: round(math.log2(patch))]
-    sizes = {"patch": patch, "stem": stem, "dim": dim, "layers": layers, "hidden": hidden}
+    sizes: dict[str, Any] = {
+        "patch": patch,
+        "stem": stem,
+        "dim": dim,
+        "layers": layers,
+        "hidden": hidden,
+    }
     if experts == 1:
         return dataclasses.replace(config, **sizes, moe_blocks=(), experts=1, top_k=1)
     where = trial.suggest_categorical("moe_layers", LAYERS)

@@ -191,7 +191,7 @@ def row(network, model, method, task, test, epochs: int, seed: int) -> dict:
         "after": accuracy(done.model, test),
         "params_before": before[1],
         "params": done.model.count_params(),
-        "told": done.record.told,
+        "told": done.record.details,
         "seconds": time.perf_counter() - started,
     }
 

@@ -31,7 +31,7 @@ from compress.method import compress  # noqa: E402
 from compress.palettize import Palettize  # noqa: E402
 from compress.ptq import PTQ  # noqa: E402
 from compress.qat import QAT  # noqa: E402
-from compress.rewriting.graph import rewritten  # noqa: E402
+from compress.rewriting.graph import rewrite  # noqa: E402
 from nas import registry  # noqa: E402
 from nas.tasks.task import classification, pixels  # noqa: E402
 from nas.training.loop import evaluate, fit  # noqa: E402
@@ -129,7 +129,7 @@ def one_row(row, model, task, data, epochs, seed) -> float:
     if row == "float":
         return evaluate(model, task)
     if row == "float_longer":
-        longer = rewritten(model, lambda _, copy: copy)
+        longer = rewrite(model, lambda _, copy: copy)
         fit(longer, task, epochs, seed + 100)
         return evaluate(longer, task)
     if row in TRAINED:
@@ -141,7 +141,7 @@ def one_row(row, model, task, data, epochs, seed) -> float:
         return evaluate(compress(model, methods, fit=train, data=data).model, task)
     if row in AT_ONCE:
         return evaluate(compress(model, [AT_ONCE[row]], data=data).model, task)
-    predict = PEERS[row](rewritten(model, lambda _, copy: copy), data)
+    predict = PEERS[row](rewrite(model, lambda _, copy: copy), data)
     inputs, labels = task.valid
     return float(np.mean(np.argmax(predict(pixels(inputs)), -1) == labels))
 

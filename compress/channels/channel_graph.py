@@ -66,7 +66,7 @@ class Channels:
     """
 
     def __init__(self, model: keras.Model, rule: Callable):
-        graph.flat(model)
+        graph.check_flat(model)
         self._rule = rule
         self.slots: list[Slot] = []
         self.sizes: dict[str, dict[str, Callable]] = {}
@@ -94,7 +94,7 @@ class Channels:
         roots = np.array([self._root(int(label)) for label in flat], int)
         return roots[where].reshape(np.shape(labels))
 
-    def why_kept(self, labels: np.ndarray) -> list[str]:
+    def reasons(self, labels: np.ndarray) -> list[str]:
         """The reasons for which some of these channels stay."""
         roots = np.unique(self.find(labels))
         found = (self._reasons.get(int(root)) for root in roots)
@@ -130,7 +130,7 @@ class Channels:
 
     # What rules are made of.
 
-    def fresh(self, shape: tuple[int, ...], maker: str) -> np.ndarray:
+    def fresh(self, shape: int | tuple[int, ...], maker: str) -> np.ndarray:
         """New channels, made by this layer."""
         size = math.prod(shape) if isinstance(shape, tuple) else shape
         labels = np.arange(len(self._parents), len(self._parents) + size)

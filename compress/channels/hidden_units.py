@@ -67,9 +67,10 @@ def bundles(model: keras.Model) -> list[Bundle]:
     >>> bundles(keras.Model(inputs, keras.layers.Dense(8, name="project")(x)))
     [Bundle(size=32, producers=('expand',), carriers=(), consumers=('project',))]
     """
-    graph.flat(model)
+    graph.check_flat(model)
     walk = _Walk(model)
-    found, seen = [], set()
+    found: list[Bundle] = []
+    seen: set[int] = set()
     for node in walk.nodes:
         if is_matrix(node.operation) and id(node.output_tensors[0]) not in seen:
             bundle = walk.bundle(node)
@@ -146,11 +147,17 @@ class _Walk:
         if not consumers or not alone or set(producers) & set(consumers):
             return None
         order = {id(node): place for place, node in enumerate(self.nodes)}
-        names = [
-            tuple(found[key].operation.name for key in sorted(found, key=order.get))
-            for found in (producers, carriers, consumers)
-        ]
-        return Bundle(size, *names, tensors=frozenset(tensors))
+
+        def names(found: dict[int, Any]) -> tuple[str, ...]:
+            return tuple(found[key].operation.name for key in sorted(found, key=order.__getitem__))
+
+        return Bundle(
+            size,
+            producers=names(producers),
+            carriers=names(carriers),
+            consumers=names(consumers),
+            tensors=frozenset(tensors),
+        )
 
     def _carries(self, node: Any, tensor: Any) -> bool:
         layer = inner(node.operation)

@@ -78,12 +78,12 @@ class Levels(keras.layers.Layer):
 
     def call(self, output: Any, inputs: Any, others: Any = (), training: bool | None = None) -> Any:
         if training:
-            taught = [ops.stop_gradient(tensor) for tensor in (output, *others)]
+            teachers = [ops.stop_gradient(tensor) for tensor in (output, *others)]
             for level in self._levels():
-                told = self.at(level, list(inputs))
+                students = self.at(level, list(inputs))
                 kinds = self._now.probabilities
-                for one, other, kind in zip(taught, told, kinds, strict=True):
-                    self.add_loss(self.weight * divergence(one, other, kind))
+                for teacher, student, kind in zip(teachers, students, kinds, strict=True):
+                    self.add_loss(self.weight * divergence(teacher, student, kind))
         return output
 
     def at(self, level: Any, inputs: Any) -> Any:
@@ -109,19 +109,19 @@ class Levels(keras.layers.Layer):
         return keras.KerasTensor(output.shape, output.dtype)
 
 
-def divergence(taught: Any, told: Any, probabilities: bool = False) -> Any:
-    """How far one network's outputs are from another's: Kullback-Leibler, over the last axis.
+def divergence(teacher: Any, student: Any, probabilities: bool = False) -> Any:
+    """How far a student's outputs are from a teacher's: Kullback-Leibler, over the last axis.
 
     The outputs are logits, unless they are `probabilities`; of single numbers, the squared
     difference.
     """
-    if taught.shape[-1] == 1:
-        return ops.mean(ops.square(told - taught))
-    taught, told = (ops.cast(tensor, "float32") for tensor in (taught, told))
+    if teacher.shape[-1] == 1:
+        return ops.mean(ops.square(student - teacher))
+    teacher, student = (ops.cast(tensor, "float32") for tensor in (teacher, student))
     if probabilities:
-        taught, told = (ops.log(ops.maximum(tensor, 1e-7)) for tensor in (taught, told))
-    taught, told = ops.log_softmax(taught), ops.log_softmax(told)
-    return ops.mean(ops.sum(ops.exp(taught) * (taught - told), -1))
+        teacher, student = (ops.log(ops.maximum(tensor, 1e-7)) for tensor in (teacher, student))
+    teacher, student = ops.log_softmax(teacher), ops.log_softmax(student)
+    return ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), -1))
 
 
 def _sums_to_one(tensor: Any) -> bool:
@@ -132,27 +132,34 @@ def _sums_to_one(tensor: Any) -> bool:
     )
 
 
-def taught(model: keras.Model, levels: Levels) -> keras.Model:
+def with_levels(model: keras.Model, levels: Levels) -> keras.Model:
     """The model with `levels` before its first output."""
-    model = graph.rewritten(model, lambda _, copy: copy)
+    model = graph.rewrite(model, lambda _, copy: copy)
     outputs = keras.tree.flatten(model.output)
     outputs[0] = levels(outputs[0], model.inputs, outputs[1:])
     outputs = keras.tree.pack_sequence_as(model.output, outputs)
     return keras.Model(model.input, outputs, name=model.name)
 
 
-def levels_of(model: keras.Model) -> Levels | None:
-    return next((layer for layer in model.layers if isinstance(layer, Levels)), None)
+def has_levels(model: keras.Model) -> bool:
+    return any(isinstance(layer, Levels) for layer in model.layers)
+
+
+def levels_of(model: keras.Model) -> Levels:
+    for layer in model.layers:
+        if isinstance(layer, Levels):
+            return layer
+    raise ValueError(f"{model.name} has no levels; expected a network prepared by dynamic_sparsity")
 
 
 def without_levels(model: keras.Model) -> keras.Model:
-    return graph.rewritten(model, lambda _, copy: None if isinstance(copy, Levels) else copy)
+    return graph.rewrite(model, lambda _, copy: None if isinstance(copy, Levels) else copy)
 
 
-def ranked(scores: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+def rank_levels(scores: np.ndarray, kept: Sequence[int]) -> np.ndarray:
     """The highest level that has each value: level n + 1 has the `kept[n]` best, ties by place.
 
-    >>> ranked(np.array([3.0, 1.0, 2.0, 0.0]), [2, 1]).tolist()
+    >>> rank_levels(np.array([3.0, 1.0, 2.0, 0.0]), [2, 1]).tolist()
     [2, 0, 1, 0]
     """
     order = np.argsort(-scores.ravel(), kind="stable")

@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.channels.hidden_units import Bundle, is_matrix
 from compress.rewriting import graph
-from compress.rewriting.record import Record
+from compress.rewriting.record import Record, Weight
 from compress.rewriting.weights import kernels
 
 ROUND, WIDE = 8, 64  # wide layers keep multiples of 8 units: whole vectors
@@ -68,13 +68,13 @@ def _rounded(size: int, share: float) -> int:
     return max(unit, int(size * share + 1e-6) // unit * unit)
 
 
-def variants(
+def build_variants(
     model: keras.Model, cuts: Sequence[Cut], count: int, record: Record
 ) -> list[keras.Model]:
     """The networks of levels 0 .. count - 1, of the same layers; `record` learns their weights."""
     pieces = Pieces(model, cuts, count, record)
     networks = [_network(model, cuts, pieces, level) for level in range(count)]
-    pieces.tell()
+    pieces.record_weights()
     return networks
 
 
@@ -94,15 +94,15 @@ def _network(model: keras.Model, cuts: Sequence[Cut], pieces: "Pieces", level: i
             ]
             return [result] if target else result
         if not target:
-            return graph.called(layer, node, now)
+            return graph.call(layer, node, now)
         read = {id(tensor): now[id(tensor)] for tensor in node.input_tensors}
         blocks = []
         for place in range(target.active(level)):
             part = {key: x[place] if isinstance(x, list) else x for key, x in read.items()}
-            blocks += graph.called(pieces.carrier(node, target, place), node, part)
+            blocks += graph.call(pieces.carrier(node, target, place), node, part)
         return [blocks]
 
-    return graph.walked(model, placed)
+    return graph.rebuild(model, placed)
 
 
 class Pieces:
@@ -111,7 +111,7 @@ class Pieces:
     def __init__(self, model: keras.Model, cuts: Sequence[Cut], count: int, record: Record):
         self._record = record
         self._made: dict[tuple, keras.layers.Layer] = {}
-        self._told: dict[str, object] = {}
+        self._weights: dict[str, Weight] = {}
         self._blocks = {id(cut): cut.blocks(count) for cut in cuts}
         self._outputs = {n: self._blocks[id(c)] for c in cuts for n in c.bundle.producers}
         self._inputs = {n: self._blocks[id(c)] for c in cuts for n in c.bundle.consumers}
@@ -199,18 +199,18 @@ class Pieces:
                     self._record.untouched.setdefault(source.path, f"stored as float: {error}")
         target.assign(value)
         if known is not None:
-            self._told[target.path] = known
+            self._weights[target.path] = known
 
     def _once(self, key: tuple, make: Any) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
-    def tell(self) -> None:
+    def record_weights(self) -> None:
         """In the record the weights of the blocks take the place of those that were cut."""
         for path in self._cut:
             self._record.weights.pop(path, None)
-        self._record.weights.update(self._told)
+        self._record.weights.update(self._weights)
 
 
 def _unit_axis(weight: Any, units: int) -> int:

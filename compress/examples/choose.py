@@ -37,7 +37,7 @@ def soft_log_downsample(texts: Sequence[Hashable], threshold: float, seed: int =
     places = collections.defaultdict(list)
     for index, text in enumerate(texts):
         places[text].append(index)
-    kept = []
+    kept: list[int] = []
     for found in places.values():
         wanted = soft_log(len(found), threshold)
         number = math.floor(wanted) + int(generator.random() < wanted % 1)
@@ -87,10 +87,10 @@ def keep_top(scores: Sequence[float], keep: float) -> list[int]:
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep={keep!r}; expected a share from 0 to 1")
-    scores = np.asarray(scores, np.float64)
-    if np.isnan(scores).any():
-        raise ValueError(f"the score of text {int(np.isnan(scores).argmax())} is not a number")
-    order = np.argsort(-scores, kind="stable")
+    values = np.asarray(scores, np.float64)
+    if np.isnan(values).any():
+        raise ValueError(f"the score of text {int(np.isnan(values).argmax())} is not a number")
+    order = np.argsort(-values, kind="stable")
     return sorted(int(index) for index in order[: round(keep * len(scores))])
 
 
@@ -126,8 +126,8 @@ def distill_quality(
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    asked = np.random.default_rng(seed).permutation(len(texts))[:count]
-    asked = [texts[index] for index in asked]
+    order = np.random.default_rng(seed).permutation(len(texts))[:count]
+    asked = [texts[index] for index in order]
     grades = np.array([grader(text) for text in asked], np.float64)
     if not np.all((grades >= 0) & (grades <= 1)):
         raise ValueError(f"the grader gave {grades.min()} to {grades.max()}; expected 0 to 1")
@@ -187,7 +187,7 @@ def _are_tokens(inputs: Any) -> bool:
 
 def _by_turns(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """One of each class, then again one of each: as long as there are some."""
-    turn, seen = np.empty(len(order), int), collections.Counter()
+    turn, seen = np.empty(len(order), int), collections.Counter[Any]()
     for place, label in enumerate(labels[order].tolist()):
         turn[place] = seen[label]
         seen[label] += 1

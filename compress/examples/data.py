@@ -26,6 +26,12 @@ class Data:
             next(iter(self.inputs.values())) if isinstance(self.inputs, dict) else self.inputs
         )
 
+    def measured_loss(self) -> Callable[[Any, Any], Any]:
+        """`loss`; `ValueError` where only inputs are known."""
+        if self.loss is None:
+            raise ValueError("these examples have no loss; expected Data(inputs, targets, loss)")
+        return self.loss
+
     def batches(self, size: int = 64) -> Iterator[tuple[Tree, Tree | None]]:
         """(inputs, targets) of all examples, in order."""
         for start in range(0, len(self), size):
@@ -33,8 +39,12 @@ class Data:
             yield taken(self.inputs, chosen), taken(self.targets, chosen)
 
 
-def taken(tree: Tree | None, chosen: slice | np.ndarray) -> Tree | None:
-    """Some of the examples of a tree."""
+def taken(tree: Any, chosen: slice | np.ndarray) -> Any:
+    """Some of the examples of a tree; None of None.
+
+    >>> taken({"x": np.arange(4)}, slice(1, 3))
+    {'x': array([1, 2])}
+    """
     if isinstance(tree, dict):
         return {name: array[chosen] for name, array in tree.items()}
     return None if tree is None else tree[chosen]

@@ -1,4 +1,4 @@
-"""What an expert is worth: the 16 criteria of MC-Suite, REAP's, and chance.
+"""The importance of an expert: the 16 criteria of MC-Suite, REAP's, and chance.
 
 Jaiswal et al., "Finding Fantastic Experts in MoEs", arXiv 2504.05586, section 2; REAP: Lasby et
 al., arXiv 2510.13999.
@@ -106,13 +106,13 @@ def weakest(
     what, experts = CRITERIA[criterion], found[0].experts
     if number >= len(experts):
         raise ValueError(f"{number} of {len(experts)} experts to drop; expected fewer")
-    scores = [np.asarray(what.score(one), np.float64) for one in found]
+    parts = [np.asarray(what.score(one), np.float64) for one in found]
     if what.pairs:
         outside = ~np.eye(len(experts), dtype=bool)
-        scores = _combined(scores, outside)
+        scores = _combined(parts, outside)
         used = sum(one.used for one in found)
         return [(int(experts[i]), s) for i, s in _of_pairs(scores, used, extreme, number)]
-    scores = _combined(scores, np.ones(len(experts), bool))
+    scores = _combined(parts, np.ones(len(experts), bool))
     if criterion == "random":
         scores = generator.random(len(experts))
     order = np.argsort(scores if extreme == "min" else -scores, kind="stable")[:number]
@@ -136,6 +136,6 @@ def _of_pairs(scores: Any, used: Any, extreme: str, number: int) -> Iterator[tup
         pairs = [(p, q) for p in left for q in left if p < q]
         pick = min if extreme == "min" else max
         p, q = pick(pairs, key=lambda pair: scores[pair])
-        gone = p if used[p] < used[q] else q
-        left.remove(gone)
-        yield gone, float(scores[p, q])
+        dropped = p if used[p] < used[q] else q
+        left.remove(dropped)
+        yield dropped, float(scores[p, q])

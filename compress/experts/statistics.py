@@ -1,4 +1,4 @@
-"""What examples tell of the experts of a network: who was chosen, and what they answered.
+"""Statistics of the experts of a network on examples: which were chosen, and their outputs.
 
 Examples go through the network in batches, and only sums are kept of them.
 """
@@ -45,8 +45,8 @@ class Mixture:
 
 def mixtures(model: keras.Model) -> list[Mixture]:
     """All `Experts` of a flat model in order; `NotApplicable` where one has several calls."""
-    graph.flat(model)
-    found = []
+    graph.check_flat(model)
+    found: list[Mixture] = []
     for node in graph.calls(model):
         layer = inner(node.operation)
         if not isinstance(layer, Experts):
@@ -79,18 +79,18 @@ class Statistics:
     """
 
     experts: np.ndarray
-    weights: np.ndarray | None = None
-    gradients: np.ndarray | None = None
-    router: np.ndarray | None = None
-    used: np.ndarray | None = None
-    together: np.ndarray | None = None
-    words: np.ndarray | None = None
-    rows: np.ndarray | None = None
-    total: np.ndarray | None = None
-    squares: np.ndarray | None = None
-    directions: np.ndarray | None = None
-    saliency: np.ndarray | None = None
-    outliers: np.ndarray | None = None
+    weights: Any = None  # arrays, of what was asked for
+    gradients: Any = None
+    router: Any = None
+    used: Any = None
+    together: Any = None
+    words: Any = None
+    rows: Any = None
+    total: Any = None
+    squares: Any = None
+    directions: Any = None
+    saliency: Any = None
+    outliers: Any = None
 
     def mean(self) -> np.ndarray:
         """Of the outputs of each expert, per dimension: (experts, dim)."""
@@ -137,19 +137,21 @@ def gather(
         for mixture in found:
             columns = _router(mixture)
             result[mixture.name].router = columns.T[result[mixture.name].experts]
-    elif needs == "gradients":
+    elif needs == "gradients" and data is not None:
         _gradients(model, data, found, result)
-    elif needs != "nothing":
+    elif data is not None and needs != "nothing":
         _look(model, data, found, result, needs)
     return result
 
 
 def check(needs: str, data: Data | None) -> None:
     """`NotApplicable` unless `data` has what is needed."""
-    if needs not in ("nothing", "weights", "router") and data is None:
-        raise NotApplicable("this criterion looks at examples, and there are none")
+    if needs in ("nothing", "weights", "router"):
+        return
+    if data is None:
+        raise NotApplicable("this criterion needs examples, and there are none; give some as data")
     if needs == "gradients" and (data.loss is None or data.targets is None):
-        raise NotApplicable("this criterion is of gradients, which need targets and a loss")
+        raise NotApplicable("this criterion needs gradients, so examples with targets and a loss")
 
 
 def _values(mixture: Mixture) -> dict[str, np.ndarray]:
@@ -184,7 +186,11 @@ def _router(mixture: Mixture) -> np.ndarray:
 
 
 def _look(
-    model: keras.Model, data: Data | None, found: Statistics, result: Any, needs: str
+    model: keras.Model,
+    data: Data,
+    found: list[Mixture],
+    result: dict[str, Statistics],
+    needs: str,
 ) -> None:
     """Send all examples through the network once, for outliers twice: they need the deviation."""
     inputs = {id(tensor): tensor for mixture in found for tensor in mixture.tensors}
@@ -194,9 +200,10 @@ def _look(
     probe = keras.Model(model.input, list(inputs.values()))
     weights = {mixture.name: _values(mixture) for mixture in found}
     for mixture in found:
-        _begin(result[mixture.name], mixture.layer, tokens and tokens[mixture.name][1])
+        vocabulary = None if tokens is None else tokens[mixture.name][1]
+        _begin(result[mixture.name], mixture.layer, vocabulary)
     for again in range(2 if needs == "outliers" else 1):
-        bounds = {name: one.bounds() for name, one in result.items()} if again else None
+        bounds = {name: one.bounds() for name, one in result.items()} if again else {}
         for batch, _ in data.batches():
             outputs = probe(keras.tree.map_structure(ops.convert_to_tensor, batch), training=False)
             seen = dict(zip(inputs, keras.tree.flatten(outputs), strict=True))
@@ -212,7 +219,7 @@ def _look(
                         one.outliers[place] += outside.sum()
                     continue
                 _count(one, routed[0])
-                if needs == "words":
+                if tokens is not None:
                     ids = ops.convert_to_numpy(seen[id(tokens[mixture.name][0])])
                     _read_words(one, routed[0], ids)
                 elif needs != "routes":
@@ -229,9 +236,9 @@ def _begin(found: Statistics, layer: Experts, vocabulary: int | None) -> None:
     found.words = None if vocabulary is None else np.zeros((count, vocabulary), bool)
 
 
-def _tokens(model: keras.Model, found: Statistics) -> dict[str, tuple]:
+def _tokens(model: keras.Model, found: list[Mixture]) -> dict[str, tuple]:
     """Layer -> (the input of token ids that its tokens stand for, how many ids there are)."""
-    tables = {}
+    tables: dict[int, int] = {}
     for node in graph.calls(model):
         layer = inner(node.operation)
         if isinstance(layer, keras.layers.Embedding):
@@ -320,12 +327,14 @@ def _add(found: Statistics, place: int, outputs: np.ndarray, weights: np.ndarray
     found.saliency[place] += (weights * norms).sum()
 
 
-def _gradients(model: keras.Model, data: Data, found: list[Mixture], result: Any) -> None:
+def _gradients(
+    model: keras.Model, data: Data, found: list[Mixture], result: dict[str, Statistics]
+) -> None:
     """Sums over all examples of the gradients of the loss, without noise and dropout."""
     names = [(mixture, name) for mixture in found for name in _kernel_names(mixture.layer)]
     variables = [getattr(mixture.layer, name) for mixture, name in names]
     sums = [np.zeros(variable.shape) for variable in variables]
-    compute = gradient(model, data.loss, variables)
+    compute = gradient(model, data.measured_loss(), variables)
     for inputs, targets in data.batches():
         for total, one in zip(sums, compute(inputs, targets), strict=True):
             total += ops.convert_to_numpy(one)

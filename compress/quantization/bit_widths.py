@@ -46,7 +46,7 @@ def _bits(method: Any, kernel: Kernel, edges: set[str]) -> int:
     return method.bits
 
 
-def why_none(method: Any, model: keras.Model, taken: Any) -> str:
+def reason_for_none(method: Any, model: keras.Model, taken: Any) -> str:
     if not kernels(model):
         return f"{model.name} has no kernels, only vectors"
     if not kernels(model, method.which):
@@ -56,16 +56,17 @@ def why_none(method: Any, model: keras.Model, taken: Any) -> str:
     return f"all kernels of {model.name} that were chosen are to stay in float"
 
 
-def why_left(method: Any) -> str:
+def reason_left(method: Any) -> str:
     return f"left in float, as {method!r} says"
 
 
-def tell(method: Any, model: keras.Model, record: Record) -> None:
-    """Say in `record` how many kernels got how many bits; scales counted, of 32 bits each."""
-    mine = (path for path in chosen(method, model) if path in record.weights)
-    told = {path: record.weights[path] for path in mine}  # not what came later, such as adapters
-    count = sum(weight.codes.size for weight in told.values())
-    stored = sum(
-        weight.codes.size * weight.bits + 32 * weight.scale.size for weight in told.values()
-    )
-    record.told[repr(method)] = {"kernels": len(told), "bits_per_weight": stored / max(count, 1)}
+def record_bits(method: Any, model: keras.Model, record: Record) -> None:
+    """Note in `record` how many kernels got how many bits; scales count, of 32 bits each."""
+    kernels = weights = stored = 0
+    for path in chosen(method, model):
+        weight = record.weights.get(path)  # None: it came later, such as adapters
+        if weight is not None and weight.codes is not None and weight.scale is not None:
+            kernels, weights = kernels + 1, weights + weight.codes.size
+            stored += weight.codes.size * weight.bits + 32 * weight.scale.size
+    bits = stored / max(weights, 1)
+    record.details[repr(method)] = {"kernels": kernels, "bits_per_weight": bits}

@@ -43,7 +43,7 @@ def codes(values: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
     return np.clip(np.rint(values / scale - low), 0, high - low).astype(np.uint8)
 
 
-def rounded(values: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+def round_to_levels(values: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
     """The nearest of scale * levels, float32."""
     return levels(bits)[codes(values, scale, bits)] * np.asarray(scale, np.float32)
 
@@ -141,7 +141,7 @@ def _octav(w, counts, bits):
 
 
 def fake_quantize(weight: Any, scale: Any, bits: int, share: float = 1.0) -> Any:
-    """Exactly rounded(weight, scale, bits), in `keras.ops`, with gradients to train it.
+    """Exactly round_to_levels(weight, scale, bits), in `keras.ops`, with gradients to train it.
 
     To the weight the gradient goes straight through inside the clip, half a step beyond the
     outermost levels at 2 bits (all its bins are equally wide) and at the outermost levels with
@@ -169,18 +169,17 @@ class Quantizer(OnLevels):
 
     bits: int
 
-    def scale(self) -> None:
+    def scale(self) -> Any:
         raise NotImplementedError
 
     def describe(self, value: np.ndarray, before: Weight | None) -> Weight:
         scale = np.asarray(ops.convert_to_numpy(self.scale()), np.float32)
-        told = Weight() if before is None else before
         return Weight(
             bits=self.bits,
             codes=codes(value, scale, self.bits),
             levels=levels(self.bits)[None],
             scale=scale,
-            mask=told.mask,
+            mask=None if before is None else before.mask,
         )
 
 

@@ -10,7 +10,7 @@ import keras
 Change = Callable[[keras.layers.Layer, keras.layers.Layer], keras.layers.Layer | None]
 
 
-def flat(model: keras.Model) -> None:
+def check_flat(model: keras.Model) -> None:
     """`ValueError` unless `model` is Functional, of leaf layers only."""
     if not isinstance(model, keras.Model) or getattr(model, "_nodes_by_depth", None) is None:
         raise ValueError(
@@ -22,14 +22,14 @@ def flat(model: keras.Model) -> None:
             raise ValueError(f"layer {layer.name} is a model itself; expected leaf layers only")
 
 
-def rewritten(model: keras.Model, change: Change) -> keras.Model:
+def rewrite(model: keras.Model, change: Change) -> keras.Model:
     """A new model: `change(layer, copy)` gives what stands in for each layer.
 
     `copy` is a new layer with the same configuration and weights; what `change` returns (the copy,
     perhaps changed; another, built or not; None: the layer is left out, its one input goes on) is
     called where the layer was. Weights keep their paths as long as layers keep their names.
     """
-    flat(model)
+    check_flat(model)
     made: dict[int, keras.layers.Layer | None] = {}
 
     def place(node: Any, now: dict[int, Any]) -> list:
@@ -37,12 +37,12 @@ def rewritten(model: keras.Model, change: Change) -> keras.Model:
         if id(layer) not in made:
             made[id(layer)] = change(layer, copy(layer))
         new = made[id(layer)]
-        return [now[id(node.input_tensors[0])]] if new is None else called(new, node, now)
+        return [now[id(node.input_tensors[0])]] if new is None else call(new, node, now)
 
-    return walked(model, place)
+    return rebuild(model, place)
 
 
-def walked(model: keras.Model, place: Callable[[Any, dict[int, Any]], list]) -> keras.Model:
+def rebuild(model: keras.Model, place: Callable[[Any, dict[int, Any]], list]) -> keras.Model:
     """A new model of the same inputs: `place(node, now)` gives what stands for a call's outputs.
 
     `now`: id of a tensor of `model` -> what stands for it.
@@ -70,7 +70,7 @@ def inputs(model: keras.Model) -> dict[int, keras.KerasTensor]:
     return found
 
 
-def called(layer: Callable, node: Any, now: dict[int, Any]) -> list:
+def call(layer: Callable, node: Any, now: dict[int, Any]) -> list:
     """The outputs of a layer on what stands for the inputs of a call."""
     args, kwargs = keras.tree.map_structure(
         lambda value: now.get(id(value), value), (node.arguments.args, node.arguments.kwargs)

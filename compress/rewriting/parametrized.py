@@ -1,7 +1,7 @@
 """While a network is being compressed: layers whose weights pass through functions before use.
 
 As torch.nn.utils.parametrize, for Keras layers of any kind: the layer runs its own `call`, on other
-values of its weights. Ends with `folded`, which leaves the layers as they were.
+values of its weights. Ends with `fold`, which leaves the layers as they were.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ class Parametrized(keras.layers.Layer):
     """A built `layer` whose weights are read through functions: path of the weight -> functions.
 
     Takes what the layer takes and has its name; its variables are those of the layer, under their
-    own paths, and those of the functions. Never saved: `folded` comes before.
+    own paths, and those of the functions. Never saved: `fold` comes before.
     """
 
     def __init__(self, layer: keras.layers.Layer):
@@ -86,15 +86,15 @@ class Parametrized(keras.layers.Layer):
         return [weight for weight in self.layer.weights if weight.path in self.parametrizations]
 
     def fold(self, record: Record) -> None:
-        """The weights of the layer become what its `call` saw; `record` learns how."""
+        """The weights of the layer become what its `call` saw; how is noted in `record`."""
         for weight in self._parametrized():
-            value, told = weight.value, record.weights.get(weight.path)
+            value, known = weight.value, record.weights.get(weight.path)
             for function in self.parametrizations[weight.path]:
                 value = function(value)
-                told = function.describe(keras.ops.convert_to_numpy(value), told)
+                known = function.describe(keras.ops.convert_to_numpy(value), known)
             weight.assign(value)
-            if told is not None:
-                record.weights[weight.path] = told
+            if known is not None:
+                record.weights[weight.path] = known
 
 
 def inner(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -119,7 +119,7 @@ def parametrize(model: keras.Model, functions: dict[str, Parametrization]) -> ke
                 new.parametrize(path, function)
         return new
 
-    return graph.rewritten(model, change)
+    return graph.rewrite(model, change)
 
 
 def functions(model: keras.Model, kind: type) -> dict[str, list]:
@@ -133,13 +133,16 @@ def functions(model: keras.Model, kind: type) -> dict[str, list]:
     return found
 
 
-def folded(model: keras.Model, record: Record) -> keras.Model:
-    """The model with its own layers again, their weights as they were read; `record` learns how."""
+def fold(model: keras.Model, record: Record) -> keras.Model:
+    """The model with its own layers again, with the weights as they were read.
+
+    How each can be stored is noted in `record`.
+    """
     if not any(isinstance(layer, Parametrized) for layer in model.layers):
         return model
     for layer in model.layers:
         if isinstance(layer, Parametrized):
             layer.fold(record)
-    return graph.rewritten(
+    return graph.rewrite(
         model, lambda _, copy: copy.layer if isinstance(copy, Parametrized) else copy
     )

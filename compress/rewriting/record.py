@@ -29,7 +29,9 @@ class Weight:
     axis: int = -1
 
     def dense(self) -> np.ndarray:
-        """The float32 values that this stands for; needs codes."""
+        """The float32 values that this stands for; `ValueError` where there are no codes."""
+        if self.codes is None or self.levels is None or self.scale is None:
+            raise ValueError("a weight that is only sparse has no codes to take values from")
         groups = len(self.levels)
         codes = np.moveaxis(self.codes, self.axis, 0)
         size = len(codes) // groups
@@ -37,13 +39,13 @@ class Weight:
         values = np.moveaxis(np.concatenate(parts), 0, self.axis) * self.scale
         return values if self.mask is None else np.where(self.mask, values, np.float32(0))
 
+    def on_groups(self, axis: int) -> bool:
+        """Whether this is the axis that is cut into groups, each with a table of its own."""
+        return self.codes is not None and (axis - self.axis) % self.codes.ndim == 0
+
     def take(self, indices: np.ndarray, axis: int) -> "Weight":
         """What is left of it when only these `indices` of an axis stay; for one group only."""
-        if (
-            self.levels is not None
-            and len(self.levels) > 1
-            and axis % self.codes.ndim == (self.axis % self.codes.ndim)
-        ):
+        if self.levels is not None and len(self.levels) > 1 and self.on_groups(axis):
             raise ValueError(f"cannot cut an axis with {len(self.levels)} tables of levels")
         parts = {name: getattr(self, name) for name in ("codes", "scale", "mask")}
         cut = {
@@ -60,7 +62,7 @@ class Record:
     original: the `keras.Model` before any method, for those that compare with it.
     weights: by path of the weight in the finished network.
     untouched: name of a layer that holds weights -> why no method changed it.
-    told: what a method has to say of itself, by its repr: JSON values, for the report.
+    details: what a method did, by its repr: JSON values, for the report.
     activations: bits of the activations when they run as integers, None: float (files may still
         quantize them on the fly, as LiteRT's hybrid kernels do).
     variants: name -> `keras.Model` of other forms of the network that share its weights and go
@@ -70,13 +72,13 @@ class Record:
     original: Any = None
     weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     untouched: dict[str, str] = dataclasses.field(default_factory=dict)
-    told: dict[str, dict] = dataclasses.field(default_factory=dict)
+    details: dict[str, dict] = dataclasses.field(default_factory=dict)
     activations: int | None = None
     variants: dict = dataclasses.field(default_factory=dict)
 
     def check(self, model: Any) -> Iterator[str]:
-        """What in `model` is not what this says, in words."""
-        found = {weight.path: np.asarray(weight) for weight in model.weights}
+        """What in `model`, a `keras.Model`, is not what this says, in words."""
+        found = {weight.path: np.asarray(weight.value) for weight in model.weights}
         for path, weight in self.weights.items():
             if path not in found:
                 yield f"{path}: no such weight"

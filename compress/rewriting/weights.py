@@ -60,7 +60,7 @@ def kernels(model: keras.Model, which: str | None = None) -> list[Kernel]:
     >>> [(kernel.path, kernel.kind, kernel.input_axes) for kernel in kernels(model)]
     [('head/kernel', 'dense', (0,))]
     """
-    graph.flat(model)
+    graph.check_flat(model)
     found: dict[str, Kernel] = {}
     for layer in model.layers:
         holder = layer.layer if isinstance(layer, Parametrized) else layer
@@ -82,7 +82,7 @@ def kernels(model: keras.Model, which: str | None = None) -> list[Kernel]:
     return [k for k in found.values() if which is None or re.search(which, k.path)]
 
 
-def values(model: keras.Model) -> dict[str, np.ndarray]:
+def kernel_values(model: keras.Model) -> dict[str, np.ndarray]:
     """Path -> value of every kernel, as its layer sees it now: masked, quantized."""
     paths = {kernel.path for kernel in kernels(model)}
     found = {}
@@ -94,7 +94,7 @@ def values(model: keras.Model) -> dict[str, np.ndarray]:
     return found
 
 
-def plain(model: keras.Model) -> keras.Model:
+def plain_copy(model: keras.Model) -> keras.Model:
     """A copy of stock layers only, to try things on: its weights are those that are seen now."""
 
     def change(layer, copy):
@@ -105,10 +105,10 @@ def plain(model: keras.Model) -> keras.Model:
             weight.assign(layer.read(source))
         return new
 
-    return graph.rewritten(model, change)
+    return graph.rewrite(model, change)
 
 
-def tell_untouched(model: keras.Model, touched: Any, record: Record, reason: str) -> None:
+def record_untouched(model: keras.Model, touched: Any, record: Record, reason: str) -> None:
     """Say in `record` why layers that hold weights, but none of the paths `touched`, are left.
 
     `reason` is that of layers that have kernels; the others have none, which is said of them.

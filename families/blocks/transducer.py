@@ -36,7 +36,8 @@ def predict(labels: Any, config: Any, stream: Stream | None = None) -> Any:
         x = keras.layers.Dense(config.units, "silu", name="prediction_project")(x)
         return keras.layers.LayerNormalization(epsilon=1e-5, name="prediction_norm")(x)
     for number in range(1, config.decoder_depth + 1):
-        path, state = f"prediction_lstm_{number}", ()
+        path = f"prediction_lstm_{number}"
+        state: tuple[Any, ...] = ()
         if stream is not None:
             state = (
                 stream.take(f"{path}_output", (config.projection or config.units,)),

@@ -19,13 +19,13 @@ class Anchors(keras.layers.Layer):
     def __init__(
         self,
         input_shape_of_image: tuple[int, int, int],
-        levels: tuple[int, ...],
+        levels: tuple[int, int],
         scale: float,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.input_shape_of_image = tuple(input_shape_of_image)
-        self.levels = tuple(levels)
+        self.levels = (int(levels[0]), int(levels[1]))
         self.scale = scale
 
     def call(self, inputs: Any) -> Any:
@@ -61,7 +61,7 @@ class Detections(keras.layers.Layer):
     def __init__(
         self,
         input_shape_of_image: tuple[int, int, int],
-        levels: tuple[int, ...],
+        levels: tuple[int, int],
         scale: float,
         candidates: int = boxes.CANDIDATES,
         most: int = boxes.MOST,
@@ -71,7 +71,7 @@ class Detections(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.input_shape_of_image = tuple(input_shape_of_image)
-        self.levels = tuple(levels)
+        self.levels = (int(levels[0]), int(levels[1]))
         self.scale = scale
         self.candidates = candidates
         self.most = most

@@ -127,7 +127,7 @@ class Experts(keras.layers.Layer):
         weights, chosen = self._route(logits, training)
         if self.capacity is not None:
             rank = self._rank(weights, chosen)
-            weights = ops.where(rank < self._places(units), weights, 0.0)
+            weights = ops.where(rank < self._places(units, self.capacity), weights, 0.0)
         weights = ops.cast(weights, inputs.dtype)
         if images and tokens > 1:
             return self._gathered(inputs, weights, chosen)
@@ -161,11 +161,11 @@ class Experts(keras.layers.Layer):
             weights = weights / ops.sum(weights, -1, keepdims=True)
         return weights, chosen
 
-    def _places(self, units):
+    def _places(self, units: Any, capacity: float) -> Any:
         """How many of so many units one expert takes."""
         if isinstance(units, int):
-            return max(1, round(self.top_k * units * self.capacity / self.count))
-        places = ops.round(ops.cast(units, "float32") * (self.top_k * self.capacity / self.count))
+            return max(1, round(self.top_k * units * capacity / self.count))
+        places = ops.round(ops.cast(units, "float32") * (self.top_k * capacity / self.count))
         return ops.maximum(1, ops.cast(places, "int32"))
 
     def _rank(self, weights, chosen):

@@ -62,7 +62,7 @@ class LogMel(keras.layers.Layer):
         )
         return (ops.log(ops.maximum(energies, FLOOR)) - self.mean) / self.deviation
 
-    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         frames = 1 + (input_shape[1] - self.window) // self.hop
         return (input_shape[0], frames, self.mels)
 

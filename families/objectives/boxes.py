@@ -121,7 +121,7 @@ def found(
     places = _rows(places[..., None], ops.cast(which, "int32"))[..., 0]
     boxes = decode(_rows(codes, places), ops.take(ops.convert_to_tensor(around), places, axis=0))
     height, width = shape[:2]
-    edges = ops.convert_to_tensor(np.float32([width, height, width, height]))
+    edges = ops.convert_to_tensor(np.array([width, height, width, height], np.float32))
     boxes = ops.maximum(ops.minimum(boxes, edges), 0.0)
     least = math.log(least_score / (1 - least_score)) if least_score else -math.inf
     rows = suppressed(boxes, best, classes, most=most, overlap=overlap, least=least)

@@ -58,7 +58,7 @@ def greedy(
     batch, lengths = len(encoded), np.asarray(lengths)
     if memory is None:
         prediction, state = parts.predict(np.full(batch, BLANK, np.int32), parts.start(batch))
-        nothing = [[] for _ in range(batch)]
+        nothing: list[list[int]] = [[] for _ in range(batch)]
         memory = Greedy(nothing, nothing, np.asarray(prediction), state, np.zeros(batch, int))
     labels, frames = ([list(row) for row in rows] for rows in (memory.labels, memory.frames))
     prediction, state = memory.prediction, memory.state
@@ -158,10 +158,10 @@ def beam(
                 break
             totals = scores + np.array([[hypothesis.score] for hypothesis in beams])
             totals[:, BLANK] = -np.inf
-            chosen = np.argsort(-totals, axis=None, kind="stable")[:width]
+            best = np.argsort(-totals, axis=None, kind="stable")[:width]
             # A sequence only loses by going on: what is already below the beam stays there.
             floor = _floor(waiting, width)
-            chosen = [place for place in chosen if totals.flat[place] > floor]
+            chosen = [place for place in best if totals.flat[place] > floor]
             if not chosen:
                 break
             beams = _extended(beams, totals, np.array(chosen), parts)
@@ -222,13 +222,17 @@ def ctc_beam(
     """
     if width < 1:
         raise ValueError(f"beam width {width}; expected at least 1")
-    beams = {(): (0.0, -np.inf)} if memory is None else memory
+    beams: dict = {(): (0.0, -np.inf)} if memory is None else memory
     for row in _log_softmax(np.asarray(logits, np.float64)):
-        grown: dict[tuple[int, ...], list[float]] = {}
+        grown: dict[tuple[int, ...], tuple[float, float]] = {}
 
         def add(prefix, place, score, grown=grown):
-            entry = grown.setdefault(prefix, [-np.inf, -np.inf])
-            entry[place] = float(np.logaddexp(entry[place], score))
+            blank, label = grown.get(prefix, (-np.inf, -np.inf))
+            if place == 0:
+                blank = float(np.logaddexp(blank, score))
+            else:
+                label = float(np.logaddexp(label, score))
+            grown[prefix] = blank, label
 
         for prefix, (in_blank, in_label) in beams.items():
             total = np.logaddexp(in_blank, in_label)
@@ -241,7 +245,7 @@ def ctc_beam(
                 repeats = bool(prefix) and label == prefix[-1]  # only a blank tells two apart
                 add((*prefix, label), 1, (in_blank if repeats else total) + row[label])
         best = sorted(grown.items(), key=lambda item: -np.logaddexp(*item[1]))[:width]
-        beams = {prefix: tuple(entry) for prefix, entry in best}
+        beams = dict(best)
     return beams
 
 

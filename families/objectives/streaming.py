@@ -5,6 +5,7 @@ What a network keeps from one call to the next it takes and gives by equal names
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 

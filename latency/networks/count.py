@@ -116,8 +116,8 @@ def calls(model: keras.Model) -> list:
 def samples(nodes: list) -> dict[int, int]:
     """By the id of each tensor of `calls`: how many samples it holds for one of the model.
 
-    1, but where layers with a `batch_factor` move pixels into an open batch, of which shapes do not
-    tell (`families.layers.DepthToBatch`).
+    1, but where layers with a `batch_factor` move pixels into an open batch, whose size shapes do
+    not say.
     """
     found: dict[int, int] = {}
     for node in nodes:
@@ -131,15 +131,15 @@ def _macs(node: Any) -> int | None:
     """Multiply-adds of one call, None where they are not known."""
     operation = node.operation
     if isinstance(operation, keras.layers.Layer):
-        if hasattr(operation, "macs"):  # a leaf of our own counts itself
+        if callable(getattr(type(operation), "macs", None)):  # a layer that knows itself
             return operation.macs(*(_shape(tensor) for tensor in node.input_tensors))
         for kinds, macs in _LAYERS:
             if isinstance(operation, kinds):
                 return macs(operation, node.input_tensors, node.outputs[0])
     elif type(operation).__module__.startswith("keras.src.ops"):
-        macs = _OPERATIONS.get(type(operation).__name__)
-        if macs is not None:
-            return macs(operation, node.arguments.args, node.outputs[0])
+        known_macs = _OPERATIONS.get(type(operation).__name__)
+        if known_macs is not None:
+            return known_macs(operation, node.arguments.args, node.outputs[0])
     # Stock layers without weights do not multiply; a layer of another package may do anything.
     known = type(operation).__module__.startswith("keras.src.")
     opaque = type(operation).__name__ in _OPAQUE or ".linalg" in type(operation).__module__
@@ -196,7 +196,7 @@ def _matmul(operation: Any, operands: Any, output: Any) -> int:
 def _tensordot(operation: Any, operands: Any, output: Any) -> int:
     shape, axes = _shape(operands[0]), operation.axes
     if isinstance(axes, int):
-        contracted = shape[len(shape) - axes :]
+        contracted = list(shape[len(shape) - axes :])
     else:
         first = (axes[0],) if isinstance(axes[0], int) else axes[0]
         contracted = [shape[axis] for axis in first]

@@ -91,7 +91,7 @@ def naswot(model: keras.Model, images: np.ndarray) -> float:
     is off; the weights of the model, and its averages, stay as they are. -inf where two images
     are not told apart.
     """
-    graph.flat(model)
+    graph.check_flat(model)
     layers = _compiled(lambda batch: _agreements(model, batch))(ops.convert_to_tensor(images))
     if not layers:
         raise ValueError(f"naswot: {model.name} has no rectifier, such as ReLU")
@@ -109,7 +109,7 @@ def _agreements(model: keras.Model, images) -> list:
             call = node.operation
             if isinstance(call, keras.layers.BatchNormalization):
                 call = _training(call)
-            after = graph.called(call, node, now)
+            after = graph.call(call, node, now)
             now |= {id(old): new for old, new in zip(node.output_tensors, after, strict=True)}
             if rectifies(node.operation):
                 on = ops.cast(ops.reshape(after[0], (len(images), -1)) > 0, "float32")
@@ -134,7 +134,7 @@ def rectifies(operation) -> bool:
 
 def _flow(model: keras.Model) -> keras.Model:
     """The network that synflow looks at."""
-    graph.flat(model)
+    graph.check_flat(model)
     made: dict[int, keras.layers.Layer | None] = {}
 
     def place(node, now):
@@ -143,9 +143,9 @@ def _flow(model: keras.Model) -> keras.Model:
             made[id(layer)] = _positive(layer)
         if made[id(layer)] is None:
             return [now[id(node.input_tensors[0])]]
-        return graph.called(made[id(layer)], node, now)
+        return graph.call(made[id(layer)], node, now)
 
-    flow = graph.walked(model, place)
+    flow = graph.rebuild(model, place)
     for layer in model.layers:
         if (new := made.get(id(layer))) is not None and layer.weights:
             new.set_weights([np.abs(ops.convert_to_numpy(weight)) for weight in layer.weights])

@@ -10,7 +10,7 @@ import pytest
 from compress.examples.data import Data
 from compress.method import LOSS, STRUCTURE, Method, NotApplicable, compress
 from compress.rewriting import graph
-from compress.rewriting.parametrized import Parametrization, folded, functions, parametrize
+from compress.rewriting.parametrized import Parametrization, fold, functions, parametrize
 from compress.rewriting.record import Record, Weight
 from latency.networks.random_inputs import random_inputs
 from nas import registry
@@ -63,7 +63,7 @@ def test_networks_of_every_family_are_rewritten_and_folded(family):
     module, config = registry.network(f"{family}:tiny")
     model = module.build(config)
     inputs = random_inputs(model, 2)
-    again = graph.rewritten(model, lambda layer, copy: copy)
+    again = graph.rewrite(model, lambda layer, copy: copy)
     for one, two in zip(_outputs(model, inputs), _outputs(again, inputs), strict=True):
         np.testing.assert_array_equal(one, two)
     paths = [weight.path for weight in model.weights]
@@ -75,7 +75,7 @@ def test_networks_of_every_family_are_rewritten_and_folded(family):
     assert len(prepared.trainable_weights) == len(model.trainable_weights) + len(kernels)
     assert functions(prepared, Scaled).keys() == set(kernels)
     seen = _outputs(prepared, inputs)
-    finished = folded(prepared, Record())
+    finished = fold(prepared, Record())
     for one, two in zip(seen, _outputs(finished, inputs), strict=True):
         np.testing.assert_array_equal(one, two)
     assert [weight.path for weight in finished.weights] == paths
@@ -100,7 +100,7 @@ def test_a_training_sees_through_functions_and_masks_come_last():
     factor = functions(prepared, Scaled)["first/kernel"][0].factor
     assert float(factor) != 0.5
     record = Record()
-    finished = folded(prepared, record)
+    finished = fold(prepared, record)
     kernel = finished.get_layer("first").get_weights()[0]
     assert not kernel[:, 8:].any() and kernel[:, :8].all()
     np.testing.assert_array_equal(record.weights["first/kernel"].mask, kernel != 0)

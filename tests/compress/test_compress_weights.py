@@ -10,13 +10,13 @@ from compress.quantization.quantizers import (
     codes,
     fake_quantize,
     levels,
-    rounded,
+    round_to_levels,
     scales,
 )
-from compress.rewriting.graph import rewritten
+from compress.rewriting.graph import rewrite
 from compress.rewriting.parametrized import parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernels, plain, tell_untouched, values
+from compress.rewriting.weights import kernel_values, kernels, plain_copy, record_untouched
 from nas import registry
 
 
@@ -110,18 +110,18 @@ def test_parametrized_layers_are_seen_through():
     scale = scales(np.asarray(model.get_layer("head").kernel), 2, (0,))
     wrapped = parametrize(model, {"head/kernel": LearnedClip(scale, 2)})
     assert kernels(wrapped) == found
-    assert len(np.unique(np.abs(values(wrapped)["head/kernel"] / scale).round(3))) == 2
-    stock = plain(wrapped)
+    assert len(np.unique(np.abs(kernel_values(wrapped)["head/kernel"] / scale).round(3))) == 2
+    stock = plain_copy(wrapped)
     assert [type(layer) for layer in stock.layers] == [type(layer) for layer in model.layers]
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     np.testing.assert_allclose(stock(x), wrapped(x), atol=1e-6)
     stock.get_layer("conv").kernel.assign(stock.get_layer("conv").kernel * 0)
-    assert np.any(values(wrapped)["conv/kernel"])  # a copy: the original is as it was
+    assert np.any(kernel_values(wrapped)["conv/kernel"])  # a copy: the original is as it was
 
 
 def test_what_is_left_is_told_with_the_reason_that_came_first():
     record = Record(untouched={"conv": "a reason from before"})
-    tell_untouched(network(), ["head/kernel"], record, "too small")
+    record_untouched(network(), ["head/kernel"], record, "too small")
     assert record.untouched["conv"] == "a reason from before"
     assert record.untouched["heads"] == "too small"
     assert record.untouched["norm"].startswith("no kernel")
@@ -144,7 +144,7 @@ def test_levels():
 
 
 def squared_error(values, scale, bits):
-    return np.square(values - rounded(values, scale, bits)).sum(0)
+    return np.square(values - round_to_levels(values, scale, bits)).sum(0)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -168,7 +168,7 @@ def test_newton_is_no_worse_than_any_other_scale_for_any_output(bits, draw):
 def test_a_row_of_zeros_is_nearly_zero_and_masked_values_do_not_count():
     values = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     values[:, 1] = 0
-    assert np.abs(rounded(values, scales(values, 2, (0,)), 2)[:, 1]).max() < 0.01
+    assert np.abs(round_to_levels(values, scales(values, 2, (0,)), 2)[:, 1]).max() < 0.01
     mask = np.ones_like(values, bool)
     mask[:32] = False
     assert np.array_equal(scales(values, 2, (0,), mask=mask), scales(values[32:], 2, (0,)))
@@ -181,7 +181,7 @@ def test_forward_is_exactly_on_levels_and_codes_read_back(bits):
     values = (np.random.default_rng(0).standard_t(3, size=(64, 8)) * 3).astype(np.float32)
     scale = scales(values, bits, (0,))
     out = np.asarray(fake_quantize(keras.ops.convert_to_tensor(values), scale, bits))
-    assert np.array_equal(out, rounded(values, scale, bits))
+    assert np.array_equal(out, round_to_levels(values, scale, bits))
     assert np.array_equal(codes(out, scale, bits), codes(values, scale, bits))
     assert set(np.unique(codes(out, scale, bits))) <= set(range(len(levels(bits))))
 
@@ -212,11 +212,11 @@ def test_gradients_are_straight_through_inside_the_clip_and_lsqs_for_the_scale(b
     inside = np.abs(ratio) <= edge
     assert 10 < inside.sum() < 90
     assert np.array_equal(np.asarray(of_weight), inside.astype(np.float32))
-    level = rounded(ratio, np.ones((1, 1), np.float32), bits)
+    level = round_to_levels(ratio, np.ones((1, 1), np.float32), bits)
     expected = np.where(inside, level - ratio, level).sum(0, keepdims=True) * 0.25
     np.testing.assert_allclose(np.asarray(of_scale), expected, rtol=1e-4)
 
 
 def test_rewriting_leaves_kernels_where_they_were():
     model = network()  # holds a wrapper, whose layers are built under its name
-    assert kernels(rewritten(model, lambda _, copy: copy)) == kernels(model)
+    assert kernels(rewrite(model, lambda _, copy: copy)) == kernels(model)

@@ -32,7 +32,7 @@ def digits() -> Task:
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     parts = (images[:1300], labels[:1300]), (images[1300:], labels[1300:])
-    return Task("digits", *parts, {"input_shape": (64,), "classes": 10}, "digits")
+    return Task(*parts, "digits", {"input_shape": (64,), "classes": 10}, "digits")
 
 
 def trained(task: Task, epochs: int, methods=None, seed: int = 0, **recipe):
@@ -149,7 +149,7 @@ def test_a_student_learns_all_from_its_teacher(digits, kind):
     images = digits.valid[0]
     agree = [np.asarray(model(images)).argmax(-1) for model in (teacher, done.model, mlp())]
     assert np.mean(agree[0] == agree[1]) > 0.85 > 0.5 > np.mean(agree[0] == agree[2])
-    told = done.record.told[repr(method)]
+    told = done.record.details[repr(method)]
     assert told["steps"] == 8 * (1300 // 64) and 0 < told["last distance"] < 1
     assert done.model.to_json() == mlp().to_json()
 
@@ -203,7 +203,7 @@ def test_two_teachers_and_names(digits):
     named = dataclasses.replace(methods[0], named="big.keras")
     assert "teacher='big.keras'" in repr(named) and "named" not in repr(named)
     done = trained(digits, 1, methods)
-    assert set(done.record.told) == {repr(method) for method in methods}
+    assert set(done.record.details) == {repr(method) for method in methods}
     assert done.model.to_json() == mlp().to_json()
 
 
@@ -280,7 +280,7 @@ from test_distill import mlp, lattices, reduced, Lattice
 import jax
 images = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
 labels = np.arange(256) % 10
-task = Task("t", (images, labels), (images, labels), {"input_shape": (64,), "classes": 10}, "t")
+task = Task((images, labels), (images, labels), "t", {"input_shape": (64,), "classes": 10}, "t")
 for kind in ("logits", "features"):
     teacher = mlp(24)
     method = Distill(teacher, kind=kind, weight=10.0)
@@ -290,7 +290,7 @@ for kind in ("logits", "features"):
         def train(model, update):
             recipe = Recipe(batch_size=64, learning_rate=1e-2)
             fit(model, task, epochs, 0, recipe=recipe, update=update)
-        told.append(compress(mlp(), [method], train).record.told[repr(method)]["last distance"])
+        told.append(compress(mlp(), [method], train).record.details[repr(method)]["last distance"])
     assert told[1] < 0.8 * told[0], told
 mine, theirs, frames, labels = lattices()
 measure = Lattice(2.0, (False, False), ratio=4)

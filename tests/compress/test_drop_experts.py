@@ -73,7 +73,7 @@ def numbers(outputs):
 
 
 def told(done) -> dict:
-    (one,) = done.record.told.values()
+    (one,) = done.record.details.values()
     return one["layers"]
 
 
@@ -283,7 +283,7 @@ def test_all_state_is_in_variables():
     records = []
     for prepared in (one, other):
         method.finalize(prepared, data, record)
-        records.append(record.told[repr(method)])
+        records.append(record.details[repr(method)])
     assert records[0] == records[1]
     rounds = [e["round"] for e in records[1]["layers"]["block1_feed_experts"]["dropped"]]
     assert rounds == [1, 2, 3]

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from compress.channels.hidden_units import bundles
-from compress.channels.nested_levels import levels_of, ranked
+from compress.channels.nested_levels import levels_of, rank_levels
 from compress.dynamic_sparsity import DynamicSparsity
 from compress.method import NotApplicable, compress
 from compress.rewriting.record import Record
@@ -71,8 +71,8 @@ def example(model, batch=2):
 
 
 def test_ranks_are_nested_and_ties_go_to_the_first():
-    assert ranked(np.ones(6), [4, 2]).tolist() == [2, 2, 1, 1, 0, 0]
-    rank = ranked(RANDOM.normal(size=(20, 30)), [300, 150, 60])
+    assert rank_levels(np.ones(6), [4, 2]).tolist() == [2, 2, 1, 1, 0, 0]
+    rank = rank_levels(RANDOM.normal(size=(20, 30)), [300, 150, 60])
     kept = [rank >= level for level in range(4)]
     assert [int(mask.sum()) for mask in kept] == [600, 300, 150, 60]
     assert all((less <= more).all() for more, less in zip(kept, kept[1:], strict=False))

@@ -95,7 +95,9 @@ def test_whole_bits_everywhere_with_a_table_for_16_outputs():
     assert weights["depthwise/kernel"].levels.shape == (1, 16)  # too few weights for more
     for columns in np.split(done.model.get_layer("hidden").kernel.numpy(), 3, 1):
         assert len(np.unique(columns)) <= 16
-    assert done.record.told[repr(method)]["bits_per_weight"] == pytest.approx(counted(done.record))
+    assert done.record.details[repr(method)]["bits_per_weight"] == pytest.approx(
+        counted(done.record)
+    )
     assert counted(done.record) > 4
 
 
@@ -103,7 +105,7 @@ def test_whole_bits_everywhere_with_a_table_for_16_outputs():
 def test_bits_are_mixed_to_a_target_that_counts_the_tables(bits):
     method = Palettize(bits)
     done = compress(network(), [method])
-    told = done.record.told[repr(method)]
+    told = done.record.details[repr(method)]
     assert set(told["bits"].values()) == {2, 4}
     assert bits - 1.5 < counted(done.record) <= bits
     assert told["bits_per_weight"] == pytest.approx(counted(done.record))
@@ -128,7 +130,7 @@ def test_the_kernel_that_the_loss_needs_most_keeps_its_bits():
     x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     data = Data(x, model.predict(x, verbose=0), lambda y, t: keras.ops.mean((y - t) ** 2, -1))
     method = Palettize(3.2)
-    told = compress(model, [method], data=data).record.told[repr(method)]
+    told = compress(model, [method], data=data).record.details[repr(method)]
     assert told["bits"] == {"seen/kernel": 4, "hidden/kernel": 2}
     assert told["sensitivity"]["seen/kernel"] > 1000 * told["sensitivity"]["hidden/kernel"]
 

@@ -93,7 +93,7 @@ def test_a_run_is_tfmots_step_by_step():
     np.testing.assert_allclose(out.model.get_weights()[0], weight * mask, atol=1e-5)
     assert seen[begin - 1] == 0 and seen[begin] == pytest.approx(0.25)
     np.testing.assert_allclose(1 - np.array(chosen), seen[begin : end + 1 : every])
-    assert out.record.told[repr(method)]["sparsity"] == 0.75
+    assert out.record.details[repr(method)]["sparsity"] == 0.75
     np.testing.assert_array_equal(out.record.weights["d/kernel"].mask, mask)
 
 
@@ -157,7 +157,7 @@ def test_every_family_reaches_the_sparsity_in_each_kernel(family, tmp_path):
     before = _values(model)
     method = Prune(0.8)
     out = compress(model, [method])
-    after, told = _values(out.model), out.record.told[repr(method)]
+    after, told = _values(out.model), out.record.details[repr(method)]
     wanted = [k for k in kernels(model) if k.kind not in ("depthwise", "embedding")]
     assert list(told["weights"]) == [kernel.path for kernel in wanted]
     for kernel in wanted:
@@ -181,7 +181,7 @@ def test_global_takes_from_all_and_leaves_no_layer_empty():
     model.layers[1].kernel.assign(model.layers[1].kernel * 1e-4)
     method = Prune(0.9, scope="global")
     out = compress(model, [method])
-    told = out.record.told[repr(method)]
+    told = out.record.details[repr(method)]
     assert told["zeros"] == 1536 - round(1536 * 0.1)
     values = _values(out.model)
     assert np.count_nonzero(values["dense0/kernel"]) == round(512 * 0.01)  # the least that stays

@@ -87,7 +87,7 @@ def _equal(model, method, data=None):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max()))
         assert np.abs(a - c).max() > 1e-3 * np.abs(c).max()  # something was left out
     assert out.model.count_params() < model.count_params()
-    told = out.record.told[repr(method)]
+    told = out.record.details[repr(method)]
     assert told["params"] == [model.count_params(), out.model.count_params()]
     return out
 

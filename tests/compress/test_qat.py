@@ -68,7 +68,7 @@ def test_two_bits_end_on_four_levels_an_output_and_lose_little(trained, task):
     assert "norm" in done.record.untouched
     assert evaluate(done.model, task) > evaluate(trained, task) - 0.03
     assert [type(layer) for layer in done.model.layers] == [type(layer) for layer in trained.layers]
-    told = done.record.told[repr(QAT(2))]
+    told = done.record.details[repr(QAT(2))]
     assert told["kernels"] == 3 and 2 < told["bits_per_weight"] < 3.1
 
 

@@ -16,7 +16,7 @@ from compress.method import NotApplicable, compress
 from compress.ptq import PTQ
 from compress.qat import QAT
 from compress.recover import Recover
-from compress.rewriting.parametrized import folded
+from compress.rewriting.parametrized import fold
 from compress.rewriting.record import Record
 from nas.tasks.task import Task
 from nas.training.loop import evaluate, fit
@@ -50,7 +50,7 @@ def digits() -> Task:
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
     parts = (images[:1300], labels[:1300]), (images[1300:], labels[1300:])
-    return Task("digits", *parts, {"input_shape": (64,), "classes": 10}, "digits")
+    return Task(*parts, "digits", {"input_shape": (64,), "classes": 10}, "digits")
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,10 @@ def test_an_adapter_begins_as_nothing_and_merges_exactly(build):
         weight.assign(0.3 * generator.normal(size=weight.shape))
     unmerged = np.asarray(prepared(images))
     assert np.abs(unmerged - np.asarray(model(images))).max() > 0.1
-    finished = method.finalize(folded(prepared, record), None, record)
+    finished = method.finalize(fold(prepared, record), None, record)
     np.testing.assert_allclose(finished(images), unmerged, atol=2e-5)
     assert finished.to_json() == model.to_json()
-    assert record.told[repr(method)] == {
+    assert record.details[repr(method)] == {
         "adapters": len(names),
         "merged": len(names),
         "parameters": 0,
@@ -132,7 +132,7 @@ def test_without_training_it_makes_up_for_what_rounding_took():
     assert np.linalg.norm(left) == pytest.approx(np.linalg.norm(values[8:]), rel=1e-2)
     for kernel in adapter:
         np.testing.assert_array_equal(kernel, np.asarray(kernel).astype(np.float16))
-    told = done.record.told[repr(Recover(8))]
+    told = done.record.details[repr(Recover(8))]
     # 2 (64 + 48) are many for 64 x 48, and rank 8 for 48 x 10 would be no adapter.
     assert told == {"adapters": 2, "merged": 0, "parameters": 8 * (64 + 48) + 4 * (48 + 10)}
 
@@ -250,7 +250,7 @@ from compress.distill import Distill
 from test_recover import *
 images, labels = load_digits(return_X_y=True)
 images = (images / 16).astype(np.float32)
-task = Task("digits", (images[:640], labels[:640]), (images[640:896], labels[640:896]),
+task = Task((images[:640], labels[:640]), (images[640:896], labels[640:896]), "digits",
     {"input_shape": (64,), "classes": 10}, "digits")
 keras.utils.set_random_seed(0)
 model = mlp()

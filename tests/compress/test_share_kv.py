@@ -75,7 +75,7 @@ def test_it_is_the_network_that_the_family_builds(fields):
     for name, value in outputs(other).items():
         np.testing.assert_allclose(found.pop(name), value, atol=1e-6)
     assert not found
-    (told,) = done.record.told.values()
+    (told,) = done.record.details.values()
     assert told["source"] == f"block{config.layers - number}_attention_context"
     assert len(told["sharing"]) == number
     share = told["keys_and_values_after"] / told["keys_and_values_before"]
@@ -195,6 +195,6 @@ def test_heads_that_do_not_fit_are_refused():
 def test_a_table_of_what_was_left_alone():
     record = compress(build(SMALL), [ShareKV()]).record
     assert "only the keys and values of the last" in record.untouched["block8_feed_up"]
-    (told,) = record.told.values()
+    (told,) = record.details.values()
     removed = [f"block{n}_attention_{kind}/kernel" for n in (6, 7, 8) for kind in ("key", "value")]
     assert told["weights_removed"] == removed

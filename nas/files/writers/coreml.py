@@ -153,11 +153,12 @@ def _packing(known) -> Any:
 
         def apply(self, program):
             self.before = mil_constants.bits_of(program)
+            weights = mil_constants.KnownWeights(known)
             for operation in list(mil_constants.constants(program)):
                 value = operation.outputs[0].val
                 if operation.op_type != "const" or not isinstance(value, np.ndarray):
                     continue
-                one = mil_constants.found(value, known)
+                one = weights.codes_of(value)
                 if one is not None and one.stored_bits < 8 * value.nbytes:
                     self._replace(operation, one)
                     self.stored.append(one)
@@ -222,7 +223,7 @@ def _program(package: pathlib.Path) -> Any:
     return load(spec, spec.specificationVersion, model.weights_dir)
 
 
-def _check(program, stored: list[mil_constants.Stored], path) -> str:
+def _check(program, stored: list[mil_constants.CodedConstant], path) -> str:
     """Compares what was read back with the record; in words; CannotWrite where it differs."""
     there: dict[tuple, list] = {}
     for operation in mil_constants.constants(program):
@@ -232,7 +233,7 @@ def _check(program, stored: list[mil_constants.Stored], path) -> str:
                 f"{path}: constant {operation.name} is not finite; train again, or give "
                 "precision='float32'"
             )
-        codes = mil_constants.codes_of(operation)
+        codes = mil_constants.packed_codes(operation)
         if codes is not None:
             there.setdefault(_key(*codes), []).append(operation)
     count = 0
@@ -279,7 +280,7 @@ def _distance(operation, expected: np.ndarray) -> float:
     return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
-def _kinds(model, record: Record, stored: list[mil_constants.Stored], precision: str):
+def _kinds(model, record: Record, stored: list[mil_constants.CodedConstant], precision: str):
     """Path -> how the file stores a weight; path -> why in more bits than the record has."""
     done = {one.path: one for one in stored}
     kinds, left = {}, {}

@@ -85,7 +85,7 @@ def test_each_method_does_something_on_each_family_or_says_why_not(networks, fam
         inputs = random_inputs(done.model, 2)
         for output in keras.tree.flatten(done.model(inputs, training=False)):
             assert np.isfinite(np.asarray(output)).all()
-        assert repr(registry.method(method)) in done.record.told or done.record.weights
+        assert repr(registry.method(method)) in done.record.details or done.record.weights
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(np.asarray(weight), value)
 
