@@ -105,16 +105,20 @@ def test_errors_are_one_line_and_exit_2(folder, monkeypatch, capfd, arguments, t
 
 
 def test_a_teacher_is_known_by_its_weights(folder, monkeypatch):
-    from nas.compression import journey
+    from nas import registry
+    from nas.compression import teachers
+
+    def opened(text):
+        return teachers.opened(registry.method(text))
 
     monkeypatch.chdir(folder)
-    model = journey.method_of("distill:teacher=a.keras").teacher
+    model = opened("distill:teacher=a.keras").teacher
     names = set()
     for change in (0.0, 0.0, 1e-3):
         weight = model.weights[0]
         weight.assign(weight + change)
         model.save(folder / "teacher.keras")
-        names.add(repr(journey.method_of("distill:teacher=teacher.keras")))
+        names.add(repr(opened("distill:teacher=teacher.keras")))
     assert len(names) == 2
 
 
