@@ -17,7 +17,7 @@ from latency.target import Target, TargetUnavailable
 from nas.compression import before_and_after
 from nas.compression.examples import examples
 from nas.events import Listener, Message, ignore
-from nas.files.writers.written_file import CannotWrite
+from nas.files.writers.written_file import CannotWrite, sizes
 from nas.networks import build
 from nas.profiling import history
 from nas.tasks.task import Task
@@ -157,6 +157,7 @@ class _Network:
         self.name, self._config, self._folder, self._target = name, config, folder, target
         self._tasks, self._loaded = tasks, loaded
         self._ready: tuple[Any, Task, dict[str, float]] | None = None
+        self._stem = folder
 
     def cell(self, method: Method) -> Cell:
         """What `method` makes of the network."""
@@ -180,9 +181,9 @@ class _Network:
         task = suited_task(self._config, _each(self._tasks, self._loaded))
         self._config = build.for_task(self._config, task.fields, task.name)
         model = build.build(self._config)
-        stem = re.sub(r"\W+", "_", self.name)
-        kept = self._folder / f"{stem}_{build.digest(repr(self._config))}.weights.h5"
-        about = kept.with_suffix(".json")
+        name = re.sub(r"\W+", "_", self.name)
+        self._stem = self._folder / f"{name}_{build.digest(repr(self._config))}"
+        kept, about = (self._stem.with_suffix(end) for end in (".weights.h5", ".json"))
         if kept.exists() and about.exists():
             model.load_weights(kept)
             return model, task, json.loads(about.read_text())
@@ -210,33 +211,38 @@ class _Network:
             "params_ratio": done.model.count_params() / model.count_params(),
         }
         with tempfile.TemporaryDirectory(prefix="nas_matrix_") as folder:
-            files = {name: pathlib.Path(folder, f"{name}.tflite") for name in ("before", "after")}
+            after = pathlib.Path(folder, "after")
 
-            def sizes(suffix: str) -> dict[str, Any]:
-                before, after = (file.with_suffix(suffix) for file in files.values())
-                was = before_and_after.write_one(before, model, self._config, None, data)
-                now = before_and_after.write_one(after, done.model, self._config, done.record, data)
+            def file_sizes(suffix: str) -> dict[str, Any]:
+                before = self._stem.with_suffix(suffix)
+                if not before.exists():
+                    before_and_after.write_one(before, model, self._config, None, None)
+                written = before_and_after.write_one(
+                    after.with_suffix(suffix), done.model, self._config, done.record, data
+                )
                 return {
                     "container": suffix,
-                    "size_ratio": now["bytes"] / was["bytes"],
-                    "bits_per_weight": now["bits_per_weight"],
-                    "note": "; ".join(sorted(set(now["left"].values()))) or None,
+                    "size_ratio": written["bytes"] / sizes(before)[0],
+                    "bits_per_weight": written["bits_per_weight"],
+                    "note": "; ".join(sorted(set(written["left"].values()))) or None,
                 }
 
-            found |= sizes(".tflite")
+            found |= file_sizes(".tflite")
             if found["size_ratio"] > SAVES and done.record.weights:
-                found |= _elsewhere(sizes)
+                found |= _elsewhere(file_sizes)
             if self._target is not None:
+                files = {"before": self._stem, "after": after}
+                files = {name: file.with_suffix(".tflite") for name, file in files.items()}
                 one, two = history.profile(self._target, files)
                 found["latency_ratio"] = two.median_ms / one.median_ms
                 found["latency_kind"] = str(two.kind)
         return found
 
 
-def _elsewhere(sizes: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def _elsewhere(file_sizes: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """The figures of the .mlpackage, where its weights on few values save what .tflite cannot."""
     try:
-        found = sizes(".mlpackage")
+        found = file_sizes(".mlpackage")
     except (ValueError, ImportError) as error:
         return {"note": f"no bytes saved as .tflite, and no .mlpackage: {error}"}
     return found if found["size_ratio"] <= SAVES else {"note": "no bytes saved in any file"}

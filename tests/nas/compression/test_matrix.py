@@ -1,57 +1,62 @@
-"""Every method on every family, and any two methods in both orders: no cell empty, none silent."""
+"""Every method on every network, and any two methods in both orders: no cell empty, none silent."""
 
 import dataclasses
+import functools
 import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 
+from compress.drop_experts import DropExperts
 from compress.method import NotApplicable, compress
-from families import mobile_vmoe
+from compress.palettize import Palettize
+from compress.prune import Prune
+from compress.ptq import PTQ
+from families import mnasnet, mobile_vmoe
 from latency.networks.random_inputs import random_inputs
 from nas import registry
+from nas.cli import matrix as matrix_command
 from nas.compression import examples, matrix
 from nas.training import loop
 
 METHODS = list(registry.listing("method"))
-FAMILIES = list(registry.listing("family"))
-CONVOLUTIONAL = {"mnasnet", "mobilenet_v2", "efficientnet", "efficientnet_x", "efficientdet"}
-# What cannot be, with a word of the reason; all else must do something.
-NOT = {
-    "drop_experts": (CONVOLUTIONAL | {"vit", "conformer", "decoder"}, "expert"),
-    "share_kv": (CONVOLUTIONAL | {"vit", "mobile_vmoe", "conformer"}, "keys and values"),
-    "instruction_pruning": (CONVOLUTIONAL, "feed-forward"),
-}
+NETWORKS = [*registry.listing("family"), *matrix_command.VARIANTS]
+
+
+def _few(task, count=32):
+    def part(pair):
+        return tuple(keras.tree.map_structure(lambda array: array[:count], tree) for tree in pair)
+
+    return dataclasses.replace(task, train=part(task.train), valid=part(task.valid))
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory, shared_data):
-    """Family -> (model, task) of its tiny, the first time it is asked for."""
-    folder, found = tmp_path_factory.mktemp("matrix"), {}
+    """Name -> (model, task) of a network, the first time it is asked for."""
+    text, found = tmp_path_factory.mktemp("matrix") / "text.txt", {}
 
-    def network(family):
-        if family not in found:
-            module, config = registry.network(f"{family}:tiny")
+    def network(name):
+        if name not in found:
+            module, config = registry.network(name if ":" in name else f"{name}:tiny")
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("NAS_DATA", str(shared_data))
-                task = matrix.task_for(config, folder)
-            task = dataclasses.replace(
-                task, **{part: _few(getattr(task, part)) for part in ("train", "valid")}
-            )
+                tasks = (load() for load in matrix_command.tasks(text))
+                task = _few(matrix.suited_task(config, tasks))
             keras.utils.set_random_seed(0)
-            found[family] = module.build(dataclasses.replace(config, **task.fields)), task
-        return found[family]
+            found[name] = module.build(dataclasses.replace(config, **task.fields)), task
+        return found[name]
 
     return network
 
 
-def _few(part, count=32):
-    return tuple(keras.tree.map_structure(lambda array: array[:count], tree) for tree in part)
-
-
 def _compressed(model, task, methods):
-    """The result of two steps of training."""
+    """The result of two epochs of training."""
     data = examples.examples(task, model, 16, 0)
 
     def fit(prepared, update):
@@ -69,34 +74,38 @@ def _changed(before, done):
     return any(not np.array_equal(old[path], new[path]) for path in old)
 
 
+def _finite(model):
+    outputs = keras.tree.flatten(model(random_inputs(model, 2), training=False))
+    return all(np.isfinite(np.asarray(output)).all() for output in outputs)
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_method_does_something_on_each_family_or_says_why_not(networks, family, method):
-    model, task = networks(family)
-    families, reason = NOT.get(method, (set(), ""))
-    before = [np.asarray(weight) for weight in model.weights]
-    if family in families:
-        with pytest.raises(NotApplicable, match=reason):
-            _compressed(model, task, [registry.method(method)])
-    else:
-        done = _compressed(model, task, [registry.method(method)])
-        assert _changed(model, done)
-        inputs = random_inputs(done.model, 2)
-        for output in keras.tree.flatten(done.model(inputs, training=False)):
-            assert np.isfinite(np.asarray(output)).all()
-        assert repr(registry.method(method)) in done.record.details or done.record.weights
-    for weight, value in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(np.asarray(weight), value)
+def test_each_method_does_something_on_each_network_or_says_why_not(networks, method):
+    """What does not apply is what the method itself says; it has to apply to some network."""
+    made = []
+    for name in NETWORKS:
+        model, task = networks(name)
+        before = [np.asarray(weight) for weight in model.weights]
+        try:
+            done = _compressed(model, task, [registry.method(method)])
+        except NotApplicable as error:
+            reason = str(error)
+            # A sentence about this network, not of another method: there is none.
+            assert model.name in reason and "another method" not in reason, (name, reason)
+        else:
+            made.append(name)
+            assert _changed(model, done) and _finite(done.model), name
+            assert repr(registry.method(method)) in done.record.details or done.record.weights
+        for weight, value in zip(model.weights, before, strict=True):
+            np.testing.assert_array_equal(np.asarray(weight), value)
+    assert made
 
 
 @pytest.fixture(scope="module")
 def small():
     """A network on which every method has something to do but for shared keys, and its task."""
-    task = registry.task("digits:8")
-    task = dataclasses.replace(
-        task, **{part: _few(getattr(task, part)) for part in ("train", "valid")}
-    )
+    task = _few(registry.task("digits:8"))
     config = dataclasses.replace(
         mobile_vmoe.VARIANTS["tiny"],
         **task.fields,
@@ -114,11 +123,6 @@ def small():
     return mobile_vmoe.build(config), task
 
 
-# Pairs in which the first leaves the second nothing, or that exclude each other.
-QUANTIZERS = {"qat", "ptq", "palettize"}
-EXCLUDED = [{"dynamic_sparsity", "instruction_pruning"}, {"dynamic_sparsity", "recover"}]
-
-
 def _pairs():
     """Ordered pairs; of methods of two stages one order, as `compress` prepares by stage."""
     stages = {name: registry.method(name).stage for name in METHODS if name != "share_kv"}
@@ -130,13 +134,99 @@ def _pairs():
 @pytest.mark.matrix
 @pytest.mark.parametrize("pair", _pairs(), ids="+".join)
 def test_any_two_methods_compose_in_both_orders(small, pair):
+    """Each applies alone; where they exclude each other, the second says that the first is why."""
     model, task = small
     methods = [registry.method(name) for name in pair]
     try:
         done = _compressed(model, task, methods)
-    except NotApplicable:
-        assert set(pair) in EXCLUDED or set(pair) <= QUANTIZERS
+    except NotApplicable as error:
+        assert re.search("another method|already|other method", str(error)), error
+        for method in methods:
+            assert _changed(model, _compressed(model, task, [method]))
         return
     assert _changed(model, done) and list(done.record.check(done.model)) == []
-    outputs = keras.tree.flatten(done.model(random_inputs(done.model, 2), training=False))
-    assert all(np.isfinite(np.asarray(output)).all() for output in outputs)
+    assert _finite(done.model)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A network of 100 examples and one epoch: {name: config}, [the function that loads it]."""
+    monkeypatch.setattr(matrix, "TRAINING", 1)
+    task = _few(registry.task("digits:8"), 64)
+    config = dataclasses.replace(mnasnet.VARIANTS["tiny"], **task.fields)
+    return {"small": config}, [lambda: task]
+
+
+def test_what_is_finished_stays_when_it_ends_early(quick, tmp_path):
+    networks, tasks = quick
+    methods = {"half": Prune(0.5), "ptq": PTQ(8), "experts": DropExperts(0.5)}
+    events = []
+
+    def stop(event):
+        events.append(event.text)
+        raise KeyboardInterrupt
+
+    run = functools.partial(matrix.matrix, networks, methods, tasks=tasks, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(on_event=stop)
+    found = run(on_event=lambda event: events.append(event.text))
+    assert [event.split(":")[0] for event in events] == ["small half", "small ptq", "small experts"]
+    half, ptq, experts = found.cells
+    assert half.quality_longer is not None and half.quality_longer == ptq.quality_longer
+    assert ptq.container == ".tflite" and 0.2 < ptq.size_ratio < 0.6
+    assert "no mixture of experts" in experts.reason and experts.size_ratio is None
+    text = repr(found)
+    assert "trained as long" in text and "[1] " in text and experts.reason in text
+    events.clear()
+    again = run(on_event=lambda event: events.append(event.text))
+    assert again == found and not events
+    methods["ptq"] = PTQ(4)  # another method of the same name
+    run(on_event=lambda event: events.append(event.text))
+    assert [event.split(":")[0] for event in events] == ["small ptq"]
+
+
+def test_a_cell_that_failed_is_tried_again(quick, tmp_path, monkeypatch):
+    networks, tasks = quick
+    run = functools.partial(matrix.matrix, networks, {"ptq": PTQ(8)}, tasks=tasks, out=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(PTQ, "prepare", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+        (cell,) = run().cells
+        assert cell.failed == "RuntimeError: broken" and "FAILED" in repr(run())
+    (cell,) = run().cells
+    assert cell.failed is None and cell.size_ratio < 0.6
+
+
+def test_without_its_data_a_network_says_so(quick, tmp_path):
+    def absent():
+        raise ValueError("no data here")
+
+    networks, tasks = quick
+    run = functools.partial(matrix.matrix, networks, {"ptq": PTQ(8)}, out=tmp_path)
+    assert run(tasks=[absent]).cells[0].reason == "no data here"
+    assert run(tasks=[absent, *tasks]).cells[0].reason is None
+
+
+@pytest.mark.slow
+def test_what_only_an_mlpackage_saves_is_counted_there(quick, tmp_path, monkeypatch):
+    networks, tasks = quick
+    methods = {"tables": Palettize(2)}
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "coremltools", None)
+        (cell,) = matrix.matrix(networks, methods, tasks=tasks, out=tmp_path / "without").cells
+        assert cell.container == ".tflite" and "coremltools" in cell.note
+    pytest.importorskip("coremltools")
+    (cell,) = matrix.matrix(networks, methods, tasks=tasks, out=tmp_path / "with").cells
+    assert cell.container == ".mlpackage" and cell.size_ratio < 0.8
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_kill(tmp_path):
+    words = ["--family", "mnasnet", "--method", "ptq:8", "--method", "drop_experts"]
+    command = [sys.executable, "-m", "nas", "matrix", *words, "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    first = next(line for line in process.stderr if line.startswith("mnasnet ptq:8: x"))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert first not in done.stderr and "no mixture of experts" in done.stderr + done.stdout
