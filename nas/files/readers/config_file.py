@@ -15,8 +15,9 @@ EXPECTED = "expected what a search writes: from FAMILY import ..., then config =
 def read(path: pathlib.Path, *, methods: bool = True) -> Any:
     """The Config in a file, or in the config.py of a search's folder.
 
-    methods: whether it may be that of a compressed network, whose methods follow it. Raises `ValueError`, one line, where it holds anything else. Imports the family: choose the
-    Keras backend before.
+    methods: whether it may be that of a compressed network, whose methods follow it. Raises
+    `ValueError`, one line, where it holds anything else. Imports the family: choose the Keras
+    backend before.
     """
     file = path
     if path.is_dir():
@@ -48,6 +49,17 @@ def read(path: pathlib.Path, *, methods: bool = True) -> Any:
     if not isinstance(config, family.Config):
         raise ValueError(f"{file}: {EXPECTED}")
     return config
+
+
+def parse(text: str, family: ModuleType) -> Any:
+    """The Config of a family that its repr describes; `ValueError` of another text.
+
+    >>> from families import mnasnet
+    >>> tiny = mnasnet.VARIANTS["tiny"]
+    >>> parse(repr(tiny), mnasnet) == tiny
+    True
+    """
+    return _value(ast.parse(text.strip(), mode="eval").body, family)
 
 
 def family_module(name: str) -> ModuleType:

@@ -15,13 +15,13 @@ from latency.networks.random_inputs import random_inputs
 from latency.tflite import convert
 from latency.tflite.signature import names
 from nas.files.writers.tflite import integer_codes
-from nas.files.writers.tflite.editable_file import File, merged, text
-from nas.files.writers.tflite.find_weights import Place, places
-from nas.files.writers.tflite.integer_activations import EXAMPLES, OWN, calibrated
+from nas.files.writers.tflite.editable_file import File, merge, text
+from nas.files.writers.tflite.find_weights import Place, find_places
+from nas.files.writers.tflite.integer_activations import EXAMPLES, OWN, calibrate
 from nas.files.writers.tflite.integer_kernels import Kernels
 from nas.files.writers.tflite.readback import read_codes
-from nas.files.writers.tflite.sparse_constants import thin
-from nas.files.writers.tflite.verify import verified
+from nas.files.writers.tflite.sparse_constants import make_sparse
+from nas.files.writers.tflite.verify import verify
 from nas.files.writers.written_file import WrittenFile, sizes
 
 __all__ = ["WrittenFile", "read_codes", "write"]
@@ -36,7 +36,7 @@ def write(
     """Write `model` to a `.tflite` file, with its weights as `record` says they can be stored.
 
     data: `compress.Data` or arrays as the network takes them: outputs are compared on them, and
-    activations calibrated where the record says they are integers.
+    activations are calibrated on them where the record says that they are integers.
     prefer: "size", the narrowest type that a kernel takes; "speed", the fastest.
     The record's variants become further signatures of the file, under their names.
     Raises `CannotWrite` where the file read back is not the network.
@@ -47,10 +47,10 @@ def write(
     models = {**record.variants}
     if next(iter(models.values()), None) is not model:  # the main graph's comes first
         models = {MAIN: model, **models}
-    floats = merged({name: _float_file(one) for name, one in models.items()}).pack()
+    floats = merge({name: _float_file(one) for name, one in models.items()}).pack()
     file = File(floats)
     arrays = {weight.path: np.asarray(weight) for weight in model.weights}
-    found = places(file, {name: arrays[name] for name in record.weights})
+    found = find_places(file, {name: arrays[name] for name in record.weights})
     inputs = {name: _inputs(one, data) for name, one in models.items()}
     forms = {name: integer_codes.forms(weight) for name, weight in record.weights.items()}
     if record.activations is None:
@@ -58,8 +58,8 @@ def write(
         tflite = file.pack()
     else:
         tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
-    stored, left = _told(record, kinds, left)
-    checked = verified(tflite, floats, models, inputs, record, found, arrays, left)
+    stored, left = _reported(record, kinds, left)
+    checked = verify(tflite, floats, models, inputs, record, found, arrays, left)
     path.write_bytes(tflite)
     size, zipped = sizes(path)
     constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
@@ -99,7 +99,7 @@ def _store(
         kinds.setdefault(place.path, set()).add(kind)
         if reason is not None:
             left[place.path] = reason
-    for (graph, index), kind in thin(file, prefer).items():
+    for (graph, index), kind in make_sparse(file, prefer).items():
         path = text(file.graphs[graph].tensors[index].name)
         path = path.removesuffix("/normed")
         if path in kinds:
@@ -120,10 +120,10 @@ def _calibrate(floats, models, inputs, record, found, forms, data) -> tuple[byte
             {key: np.asarray(array[n : n + 1]) for key, array in arrays.items()}
             for n in range(count)
         ]
-    return calibrated(floats, examples, found, forms)
+    return calibrate(floats, examples, found, forms)
 
 
-def _told(
+def _reported(
     record: Record, kinds: dict[str, set[str]], left: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The widest of the constants that hold each weight, and why it is wider, or rounded again."""

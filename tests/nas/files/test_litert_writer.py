@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from coded import coded
 from keras import layers
 
 from compress.method import compress
@@ -19,8 +20,8 @@ from latency.tflite.graph import operations
 from nas.files.writers.litert import read_codes, write
 from nas.files.writers.tflite import integer_codes
 from nas.files.writers.tflite.editable_file import File, text
-from nas.files.writers.tflite.extra_operators import Around
-from nas.files.writers.tflite.integer_codes import packed, unpacked
+from nas.files.writers.tflite.extra_operators import ExtraOperators
+from nas.files.writers.tflite.integer_codes import pack, unpack
 from nas.files.writers.written_file import CannotWrite
 
 BALANCED = {2: (-1.5, -0.5, 0.5, 1.5)}
@@ -201,9 +202,9 @@ def test_a_wrong_gain_is_an_error(tmp_path, monkeypatch):
     model = with_gains(keras.Model(inputs, layers.Dense(64, name="dense")(x)))
     record = quantized(model, NARROW[4])
     assert written(tmp_path, model, record).weights["dense/kernel"] == "int4"
-    plain = Around.multiply
+    plain = ExtraOperators.multiply
     monkeypatch.setattr(
-        Around,
+        ExtraOperators,
         "multiply",
         lambda self, graph, gain, name, readers: plain(self, graph, gain * 1.001, name, readers),
     )
@@ -473,9 +474,9 @@ def test_a_failure_leaves_no_file(tmp_path, monkeypatch):
 def test_packed_integers_come_back(bits):
     half = 2 ** (bits - 1)
     values = np.random.default_rng(0).integers(-half, half, (5, 7)).astype(np.int8)
-    data = packed(values, bits)
+    data = pack(values, bits)
     assert data.size == -(-35 * bits // 8)
-    assert np.array_equal(unpacked(data, bits, (5, 7)), values)
+    assert np.array_equal(unpack(data, bits, (5, 7)), values)
 
 
 @pytest.mark.parametrize(
@@ -525,3 +526,14 @@ def test_a_layer_before_several_norms_is_there_several_times(tmp_path, method):
     write(path, done.model, done.record)
     names = [name for name in read_codes(path) if name.startswith("shared/kernel")]
     assert sorted(names) == ["shared/kernel", "shared/kernel/2"]
+
+
+def test_codes_of_8_bits_between_integers_are_those_of_a_product_at_each_pixel(tmp_path):
+    inputs = keras.Input((4, 4, 16))
+    model = keras.Model(inputs, layers.Conv2D(24, 1, name="pointwise")(inputs))
+    record = coded(model, 8)
+    write(tmp_path / "n.tflite", model, record)
+    stored = read_codes(tmp_path / "n.tflite")["pointwise/kernel"]
+    expected = record.weights["pointwise/kernel"].dense().reshape(16, 24).T
+    np.testing.assert_allclose(stored.dense(), expected, rtol=1e-5)
+    assert stored.kind == "int8"

@@ -15,10 +15,10 @@ import tensorflow as tf
 from keras import layers
 
 from families import mnasnet, vit
+from nas.api import open as open_by_name
 from nas.files.open_network import open_network
 from nas.files.readers import keras_h5, safetensors
 from nas.networks import build
-from nas.networks.by_name import open_by_name
 
 RNG = np.random.default_rng(0)
 

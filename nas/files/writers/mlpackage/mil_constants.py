@@ -4,7 +4,6 @@ Passes of coremltools transpose, reshape and scale weights, under names of their
 leave is recognized by its values, bit by bit in float16, up to a factor for each output channel.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,33 +11,34 @@ from typing import Any
 import numpy as np
 
 from compress.rewriting.record import Weight
+from nas.files.writers.find_by_value import FLOAT16, Match, WeightFinder
 
 INDEX_BITS = (1, 2, 3, 4, 6, 8)  # of Core ML's look-up tables
 INTEGER_BITS = (4, 8)  # of its affine integers
 LEAST = 10  # smaller constants are text in the program
-_TOLERANCE = {np.dtype(np.float16): 2e-3, np.dtype(np.float32): 1e-5}
 
 
-class Stored:
+class CodedConstant:
     """One constant of a program as codes: of which weight, and what it stands for.
 
     codes: of the constant's shape. levels (tables, n), table and scale say its values, mask where
     it is not 0. `bits` are those of the file.
     """
 
-    def __init__(self, path: str, known: Weight, permutation, factor, like: np.ndarray):
-        def placed(array):
-            return np.transpose(array, permutation).reshape(like.shape)
+    def __init__(self, match: Match, known: Weight, like: np.ndarray):
+        def placed(array: np.ndarray) -> np.ndarray:
+            return match.arrange(array, like.shape)
 
-        def spread(array):
+        def spread(array: np.ndarray) -> np.ndarray:
             return placed(np.broadcast_to(array, shape))
 
         shape = (known.codes if known.mask is None else known.mask).shape
-        self.path, self.like, self.known = path, like, known
+        self.path, self.like, self.known = match.path, like, known
         self.mask = None if known.mask is None or known.mask.all() else placed(known.mask)
         self.codes = None if known.codes is None else placed(known.codes)
         if self.codes is None:
             return
+        factor = match.factor.reshape([-1 if a == match.axis else 1 for a in range(like.ndim)])
         self.scale = spread(known.scale).astype(np.float32) * factor
         self.levels = np.asarray(known.levels, np.float32)
         count, axis = len(self.levels), known.axis % len(shape)
@@ -143,53 +143,21 @@ def _blocks(axis: int, *arrays: np.ndarray) -> int:
     return size
 
 
-def found(constant: np.ndarray, weights: dict[str, tuple[np.ndarray, Weight]]) -> Stored | None:
-    """Which of the weights (values and what is known) a constant holds; None: none of them."""
-    if constant.dtype not in _TOLERANCE or constant.size < LEAST or not constant.any():
-        return None
-    for path, (value, known) in weights.items():
-        if value.size != constant.size:
-            continue
-        for permutation in _permutations(value.shape, constant.shape):
-            placed = np.transpose(value, permutation).reshape(constant.shape)
-            factor = _factor(constant, placed)
-            if factor is not None:
-                return Stored(path, known, permutation, factor, constant)
-    return None
+class KnownWeights:
+    """Weights (path -> values and what is known of them) to be found among constants."""
 
+    def __init__(self, weights: dict[str, tuple[np.ndarray, Weight]]):
+        self._weights = {path: known for path, (_, known) in weights.items()}
+        self._finder = WeightFinder({path: value for path, (value, _) in weights.items()}, FLOAT16)
 
-def _permutations(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Orders of the axes in which an array can have a shape; those without a reshape first."""
-    orders = list(itertools.permutations(range(len(shape))))
-    bare = [size for size in wanted if size > 1]
-    fits = [[shape[a] for a in order if shape[a] > 1] == bare for order in orders]
-    seen = set()
-    for fitting in (True, False):
-        for order, fit in zip(orders, fits, strict=True):
-            real = tuple(axis for axis in order if shape[axis] > 1)
-            if fit is fitting and real not in seen:
-                seen.add(real)
-                yield order
-
-
-def _factor(constant: np.ndarray, value: np.ndarray) -> Any:
-    """1, or an array to multiply `value` with along one axis, that makes it the constant; None."""
-    constant = constant.astype(np.float32)
-    tolerance = _TOLERANCE[np.dtype(np.float16)]
-    if np.allclose(constant, value, rtol=tolerance, atol=1e-7):
-        return np.float32(1)
-    if np.any((constant != 0) & (value == 0)):
-        return None
-    for axis in range(constant.ndim):
-        if constant.shape[axis] == constant.size:  # any constant is one factor for each element
-            continue
-        others = tuple(a for a in range(constant.ndim) if a != axis)
-        length = (value * value).sum(others, keepdims=True)
-        factor = (constant * value).sum(others, keepdims=True) / np.where(length == 0, 1, length)
-        near = np.allclose(constant, value * factor, rtol=tolerance, atol=1e-6)
-        if near and np.count_nonzero(value) > 2 * constant.shape[axis]:
-            return factor.astype(np.float32)
-    return None
+    def codes_of(self, constant: np.ndarray) -> CodedConstant | None:
+        """The codes of the weight that a constant holds; None: it holds none."""
+        if constant.dtype not in (np.float16, np.float32) or constant.size < LEAST:
+            return None
+        match = self._finder.find(constant, range(constant.ndim))
+        if match is None:
+            return None
+        return CodedConstant(match, self._weights[match.path], constant)
 
 
 def constants(program: Any) -> Iterator[Any]:
@@ -219,7 +187,7 @@ def bits_of(program: Any) -> int:
     return sum(seen.values())
 
 
-def codes_of(operation: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
+def packed_codes(operation: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
     """(codes or values, mask) that a last unpacking operation gets to see; None of constants."""
 
     def value(variable):

@@ -8,7 +8,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from nas.files.writers.tflite.editable_file import TYPES, File
 from nas.files.writers.tflite.find_weights import Place
-from nas.files.writers.tflite.integer_codes import Integers, packed
+from nas.files.writers.tflite.integer_codes import Integers, pack
 
 _MOST_PARTS = 64  # products that one is cut into
 _TINY = np.float32(1e-30)  # XNNPACK refuses a scale of 0, of a channel that is all 0
@@ -16,7 +16,7 @@ _QUANTIZED_BYTES = 80  # what a file has to say of a quantized tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Laid:
+class IntegerConstant:
     """A constant as integers in the file's layout: scale * (values + offset)."""
 
     bits: int
@@ -35,7 +35,7 @@ class Laid:
             + _QUANTIZED_BYTES
         )
 
-    def cut(self, part: int, parts: int) -> "Laid":
+    def cut(self, part: int, parts: int) -> "IntegerConstant":
         """One of equal parts along the last axis."""
         size = self.values.shape[-1] // parts
         chosen = slice(part * size, (part + 1) * size)
@@ -43,16 +43,16 @@ class Laid:
         return dataclasses.replace(self, values=self.values[..., chosen], scale=_reduced(scale))
 
 
-def laid(form: Integers, place: Place, signed: bool = False) -> Laid | None:
+def integer_constant(form: Integers, place: Place, signed: bool = False) -> IntegerConstant | None:
     """A form of a weight as its constant has it; None where a negated value has no code.
 
     A channel that was multiplied by a negative number has its integers negated: scales are
     positive, unless they may be `signed`.
     """
-    scale = place.laid(np.broadcast_to(form.scale, form.values.shape)) * place.factors
-    scale, values = _reduced(scale), place.laid(form.values)
+    scale = place.arrange(np.broadcast_to(form.scale, form.values.shape)) * place.factors
+    scale, values = _reduced(scale), place.arrange(form.values)
     if signed:
-        return Laid(form.bits, values, np.where(scale == 0, _TINY, scale), form.offset)
+        return IntegerConstant(form.bits, values, np.where(scale == 0, _TINY, scale), form.offset)
     if (scale < 0).any():
         negated = -values.astype(np.int16) - round(2 * form.offset)
         if 2 * form.offset != round(2 * form.offset):
@@ -62,7 +62,7 @@ def laid(form: Integers, place: Place, signed: bool = False) -> Laid | None:
         if values.min() < -half or values.max() >= half:
             return None
         values = values.astype(np.int8)
-    return Laid(form.bits, values, np.maximum(np.abs(scale), _TINY), form.offset)
+    return IntegerConstant(form.bits, values, np.maximum(np.abs(scale), _TINY), form.offset)
 
 
 def _reduced(scale: np.ndarray) -> np.ndarray:
@@ -74,14 +74,16 @@ def _reduced(scale: np.ndarray) -> np.ndarray:
     return scale
 
 
-def quantize(file: File, graph: int, index: int, chosen: Laid, name: str, channel: int = 0) -> None:
+def quantize(
+    file: File, graph: int, index: int, chosen: IntegerConstant, name: str, channel: int = 0
+) -> None:
     """Makes a constant of integers of the tensor."""
     tensor = file.graphs[graph].tensors[index]
     scale = chosen.scale
     axis = next((axis for axis, size in enumerate(scale.shape) if size > 1), channel)
     tensor.type = TYPES[chosen.bits]
     tensor.shape = np.array(chosen.values.shape, np.int32)
-    tensor.buffer = file.buffer(packed(chosen.values, chosen.bits))
+    tensor.buffer = file.buffer(pack(chosen.values, chosen.bits))
     tensor.name = name
     if scale.size == 1:  # XNNPACK wants a scale per channel
         scale = np.repeat(scale.reshape(-1), chosen.values.shape[axis])

@@ -170,7 +170,7 @@ def text(name: bytes | str | None) -> str:
     return name.decode() if isinstance(name, bytes) else name or ""
 
 
-def merged(files: dict[str, bytes]) -> File:
+def merge(files: dict[str, bytes]) -> File:
     """One file of several: the first is the main one, the others are signatures of their names.
 
     Constants that are equal are stored once when it is packed.

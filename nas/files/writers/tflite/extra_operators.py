@@ -5,14 +5,14 @@ import math
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nas.files.writers.tflite.constant_layout import Laid, quantize
+from nas.files.writers.tflite.constant_layout import IntegerConstant, quantize
 from nas.files.writers.tflite.editable_file import File, shape, text
 from nas.files.writers.tflite.find_weights import Place
 
 _SAME = 2e-6  # of a gain's values: float32 after one multiplication and one division
 
 
-class Around:
+class ExtraOperators:
     """Writes the operators around an operator of a file."""
 
     def __init__(self, file: File):
@@ -60,7 +60,7 @@ class Around:
             fusedActivationFunction=activation, keepNumDims=True
         )
 
-    def correct(self, graph: int, chosen: Laid, operator) -> None:
+    def correct(self, graph: int, chosen: IntegerConstant, operator) -> None:
         """Adds what the offset is worth: offset * scale of the channel * the sum of the inputs."""
         tensors = self.file.graphs[graph].tensors
         source, output = int(operator.inputs[0]), int(operator.outputs[0])
@@ -102,7 +102,7 @@ class Around:
         operators.insert(at, self.file.operator("RESHAPE", [source, target], [made]))
         return made
 
-    def in_parts(self, place: Place, chosen: Laid, operator, parts: int) -> None:
+    def in_parts(self, place: Place, chosen: IntegerConstant, operator, parts: int) -> None:
         """A product as a sum of products over parts of the inputs, each with its scales."""
         graph = place.graph
         tensors, operators = (
@@ -148,7 +148,7 @@ class Around:
             for fully, part in products:
                 self.correct(graph, part, fully)
 
-    def lookup(self, place: Place, chosen: Laid, operator) -> None:
+    def lookup(self, place: Place, chosen: IntegerConstant, operator) -> None:
         """GATHER of rows as EMBEDDING_LOOKUP, whose indices have one axis."""
         graph = place.graph
         tensors, operators = (

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from nas.files.writers.tflite.constant_layout import laid
+from nas.files.writers.tflite.constant_layout import integer_constant
 from nas.files.writers.tflite.editable_file import BITS, INT32, TYPES, File, text
 from nas.files.writers.tflite.find_weights import Place
-from nas.files.writers.tflite.integer_codes import Integers, packed
+from nas.files.writers.tflite.integer_codes import Integers, pack
 from nas.files.writers.written_file import CannotWrite
 
 EXAMPLES = 512  # at most, that ranges are taken of
@@ -19,7 +19,7 @@ _KERNELS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 _NARROW = ("FULLY_CONNECTED", "CONV_2D")  # take INT4 beside integer activations
 
 
-def calibrated(
+def calibrate(
     tflite: bytes,
     examples: dict[str, list[dict[str, np.ndarray]]],
     found: list[Place],
@@ -140,14 +140,14 @@ def _store(
         return f"int{BITS[tensor.type]}", f"the gain of a norm is part of its kernel, which {OWN}"
     least = 4 if names <= set(_NARROW) and place.shape[-1] % 2 == 0 else 8
     whole = [form for form in forms if not form.offset and form.bits >= least]
-    options = [option for form in whole if (option := laid(form, place)) is not None]
+    options = [option for form in whole if (option := integer_constant(form, place)) is not None]
     axis = place.channel % len(place.shape)
     chosen = next((o for o in options if o.scale.size in (1, o.scale.shape[axis])), None)
     if chosen is None:
         return "float32", "its scales are not one per channel of the kernel"
     scale = np.broadcast_to(chosen.scale.reshape(-1), place.shape[axis : axis + 1])
     tensor.type = TYPES[chosen.bits]
-    tensor.buffer = file.buffer(packed(chosen.values, chosen.bits))
+    tensor.buffer = file.buffer(pack(chosen.values, chosen.bits))
     tensor.quantization.scale = np.ascontiguousarray(scale, np.float32)
     tensor.quantization.zeroPoint = np.zeros(len(scale), np.int64)
     tensor.quantization.quantizedDimension = axis

@@ -121,7 +121,7 @@ def _made(weight: Weight, bits: int, integers: list, steps: list[float], offset:
     return Integers(bits, values, scale, offset)
 
 
-def packed(values: np.ndarray, bits: int) -> np.ndarray:
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
     """Bytes of signed integers, the first in the lowest bits, as LiteRT's INT2, INT4 and INT8."""
     flat = np.ascontiguousarray(values, np.int8).reshape(-1).view(np.uint8)
     if bits == 8:
@@ -133,8 +133,8 @@ def packed(values: np.ndarray, bits: int) -> np.ndarray:
     return np.bitwise_or.reduce(flat << shifts, axis=1)
 
 
-def unpacked(data: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The int8 values that `packed` made `data` of."""
+def unpack(data: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The int8 values that `pack` made `data` of."""
     count = int(np.prod(shape))
     if bits == 8:
         return data.view(np.int8)[:count].reshape(shape)

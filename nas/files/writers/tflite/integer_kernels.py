@@ -9,9 +9,14 @@ import dataclasses
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nas.files.writers.tflite.constant_layout import Laid, laid, parts_of, quantize
+from nas.files.writers.tflite.constant_layout import (
+    IntegerConstant,
+    integer_constant,
+    parts_of,
+    quantize,
+)
 from nas.files.writers.tflite.editable_file import FLOAT32, INT32, File, shape
-from nas.files.writers.tflite.extra_operators import Around
+from nas.files.writers.tflite.extra_operators import ExtraOperators
 from nas.files.writers.tflite.find_weights import Place
 from nas.files.writers.tflite.integer_codes import Integers
 
@@ -27,7 +32,7 @@ class Kernels:
     def __init__(self, file: File, prefer: str):
         self.file = file
         self.prefer = prefer
-        self.around = Around(file)
+        self.extra = ExtraOperators(file)
 
     def store(self, place: Place, forms: list[Integers]) -> tuple[str, str | None]:
         """Puts integers where a float constant was; the type, and why it is not the narrowest.
@@ -42,11 +47,13 @@ class Kernels:
             and self._keeps(operator, place.gain.size)
             for operator, position in readers
         ):
-            known = self.around.known_gain(place, readers)
+            known = self.extra.known_gain(place, readers)
             gain, factor = known or (place.gain, 1.0)
             added = 0 if known else len(readers) * (_OPERATOR_BYTES + gain.nbytes)
             place = place.without_gain(factor)
-        options = [option for form in forms if (option := laid(form, place)) is not None]
+        options = [
+            option for form in forms if (option := integer_constant(form, place)) is not None
+        ]
         why = "a channel was multiplied by a negative number, and the least code has no negative"
         chosen, narrowest = None, forms[0].bits
         for option in options:
@@ -64,17 +71,19 @@ class Kernels:
             if faster is not None and faster is not chosen:
                 chosen, reason = faster, "prefer=speed: this kernel is faster with wider integers"
         before = 4 * chosen.values.size
-        if chosen.bytes() + self._around(place, chosen, readers) + added >= before:
+        if chosen.bytes() + self._extra_bytes(place, chosen, readers) + added >= before:
             return "float32", f"its {chosen.values.size} values take less as they are"
         if gain is not None:
-            self.around.multiply(place.graph, gain, place.name, readers)
+            self.extra.multiply(place.graph, gain, place.name, readers)
         for operator, position in readers:
             self._adapt(place, chosen, operator, position)
         return f"int{chosen.bits}", reason
 
     # What each kernel takes.
 
-    def _refused(self, place: Place, option: Laid, operator, position: int) -> str | None:
+    def _refused(
+        self, place: Place, option: IntegerConstant, operator, position: int
+    ) -> str | None:
         """Why an operator cannot read these integers; None: it can."""
         name = self.file.name(operator)
         rule = {
@@ -89,7 +98,7 @@ class Kernels:
             return f"{name} has no kernel for integer weights"
         return rule(place, option, operator)
 
-    def _refused_product(self, place: Place, option: Laid, operator) -> str | None:
+    def _refused_product(self, place: Place, option: IntegerConstant, operator) -> str | None:
         _, inputs = option.values.shape
         parts = parts_of(option.scale)
         if parts is None or parts > 1 and not self._keeps(operator, inputs):
@@ -107,7 +116,7 @@ class Kernels:
         dims = shape(graph.tensors[operator.inputs[0]])
         return bool(dims) and dims[-1] == inputs
 
-    def _refused_convolution(self, place: Place, option: Laid, operator) -> str | None:
+    def _refused_convolution(self, place: Place, option: IntegerConstant, operator) -> str | None:
         if option.scale.size > 1 and option.scale.size != option.scale.shape[0]:
             return "CONV_2D takes one scale per output channel"
         if self._pointwise(place, operator):
@@ -135,7 +144,7 @@ class Kernels:
             and inputs[-1] == dims[-1]
         )
 
-    def _refused_lookup(self, place: Place, option: Laid, operator) -> str | None:
+    def _refused_lookup(self, place: Place, option: IntegerConstant, operator) -> str | None:
         options = operator.builtinOptions
         graph = self.file.graphs[place.graph]
         if len(option.values.shape) != 2 or options.axis or options.batchDims:
@@ -148,7 +157,9 @@ class Kernels:
             return f"EMBEDDING_LOOKUP with INT{option.bits} needs whole bytes in a row"
         return None
 
-    def _faster(self, place: Place, options: list[Laid], readers: list) -> Laid | None:
+    def _faster(
+        self, place: Place, options: list[IntegerConstant], readers: list
+    ) -> IntegerConstant | None:
         """The option that runs fastest: INT4 products on x86, INT8 convolutions."""
         names = {self.file.name(operator) for operator, _ in readers}
         wanted = 8 if names & {"CONV_2D"} else 4 if names == {"FULLY_CONNECTED"} else 0
@@ -163,7 +174,7 @@ class Kernels:
             None,
         )
 
-    def _around(self, place: Place, option: Laid, readers: list) -> int:
+    def _extra_bytes(self, place: Place, option: IntegerConstant, readers: list) -> int:
         """Bytes of the operators that `_adapt` adds."""
         count = 0
         for operator, _ in readers:
@@ -177,23 +188,24 @@ class Kernels:
 
     # What is written around the kernel.
 
-    def _adapt(self, place: Place, chosen: Laid, operator, position: int) -> None:
+    def _adapt(self, place: Place, chosen: IntegerConstant, operator, position: int) -> None:
         name = self.file.name(operator)
         if name == "GATHER":
             quantize(self.file, place.graph, place.index, chosen, place.name)
-            self.around.lookup(place, chosen, operator)
+            self.extra.lookup(place, chosen, operator)
             return
-        if name == "CONV_2D" and chosen.bits < 8 and self._pointwise(place, operator):
+        narrow = chosen.bits < 8 or chosen.offset  # no kernel of CONV_2D takes these
+        if name == "CONV_2D" and narrow and self._pointwise(place, operator):
             chosen = dataclasses.replace(
                 chosen,
                 values=chosen.values.reshape(chosen.values.shape[0], -1),
                 scale=chosen.scale.reshape(-1, 1),
             )
-            self.around.as_product(operator)
+            self.extra.as_product(operator)
             name = "FULLY_CONNECTED"
         parts = parts_of(chosen.scale) if name == "FULLY_CONNECTED" else 1
         if parts > 1:
-            self.around.in_parts(place, chosen, operator, parts)
+            self.extra.in_parts(place, chosen, operator, parts)
             return
         channel = place.channel % chosen.values.ndim
         quantize(self.file, place.graph, place.index, chosen, place.name, channel)
@@ -201,7 +213,7 @@ class Kernels:
             # Of builtin kernels; XNNPACK always does.
             operator.builtinOptions.asymmetricQuantizeInputs = True
             if chosen.offset:
-                self.around.correct(place.graph, chosen, operator)
+                self.extra.correct(place.graph, chosen, operator)
 
     def _unpacked(
         self,
@@ -222,13 +234,13 @@ class Kernels:
         whole = [form for form in forms if not form.offset and (slow or form.bits == 8)]
         if not whole:
             return "float32", why
-        chosen = laid(whole[0], place) or laid(whole[0], place, signed=True)
+        chosen = integer_constant(whole[0], place) or integer_constant(whole[0], place, signed=True)
         several = sum(size > 1 for size in chosen.scale.shape) > 1
         added += 2 * _OPERATOR_BYTES
         if chosen.bytes() + added >= 4 * chosen.values.size:
             return "float32", f"its {chosen.values.size} values take less as they are; {why}"
         if gain is not None:
-            self.around.multiply(graph, gain, place.name, readers)
+            self.extra.multiply(graph, gain, place.name, readers)
         tensors, operators = (
             self.file.graphs[graph].tensors,
             self.file.graphs[graph].operators,

@@ -7,12 +7,12 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from nas.files.writers.tflite.editable_file import BITS, FLOAT32, File, shape, text
-from nas.files.writers.tflite.integer_codes import unpacked
-from nas.files.writers.tflite.sparse_constants import spread
+from nas.files.writers.tflite.integer_codes import unpack
+from nas.files.writers.tflite.sparse_constants import to_dense
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stored:
+class StoredWeight:
     """A weight as a file keeps it: scale * values + offset, in the file's layout.
 
     kind: "int2", "int4", "int8", "float32", "sparse" or "1x4" (float32 without zeros).
@@ -31,19 +31,19 @@ class Stored:
         return self.values.astype(np.float32) * self.scale + self.offset
 
 
-def read_codes(path: pathlib.Path | str | bytes, graph: int = 0) -> dict[str, Stored]:
+def read_codes(path: pathlib.Path | str | bytes, graph: int = 0) -> dict[str, StoredWeight]:
     """Name of a tensor -> the constant in it; the writer names it by the path of its weight.
 
     graph: of which of the file's graphs; signatures and bodies of loops have their own.
     """
     file = File(path if isinstance(path, bytes) else pathlib.Path(path).read_bytes())
-    return held(file, graph)
+    return stored_weights(file, graph)
 
 
-def held(file: File, graph: int) -> dict[str, Stored]:
+def stored_weights(file: File, graph: int) -> dict[str, StoredWeight]:
     """As `read_codes`, of an open file; parts that a weight was cut into are one again."""
     found = {
-        text(tensor.name): stored(file, tensor)
+        text(tensor.name): stored_constant(file, tensor)
         for number, _, tensor in file.constants()
         if number == graph and (tensor.type == FLOAT32 or _quantized(tensor))
     }
@@ -68,7 +68,7 @@ def held(file: File, graph: int) -> dict[str, Stored]:
             )
             for field in ("values", "scale", "offset", "gain")
         }
-        found[path] = Stored(parts[0].kind, **whole)
+        found[path] = StoredWeight(parts[0].kind, **whole)
     return found
 
 
@@ -94,23 +94,25 @@ def _gains(file: File, graph: int) -> dict[str, np.ndarray]:
     return found
 
 
-def stored(file: File, tensor: schema.TensorT) -> Stored:
+def stored_constant(file: File, tensor: schema.TensorT) -> StoredWeight:
     """A constant of a file."""
     dims, one, none = shape(tensor), np.float32(1), np.float32(0)
     if tensor.sparsity is not None:
-        values = spread(file.data(tensor).view(np.float32), tensor.sparsity, dims)
-        return Stored("sparse" if tensor.sparsity.blockMap is None else "1x4", values, one, none)
+        values = to_dense(file.data(tensor).view(np.float32), tensor.sparsity, dims)
+        return StoredWeight(
+            "sparse" if tensor.sparsity.blockMap is None else "1x4", values, one, none
+        )
     if tensor.type == FLOAT32:
-        return Stored("float32", file.value(tensor), one, none)
+        return StoredWeight("float32", file.value(tensor), one, none)
     bits = BITS[tensor.type]
-    values = unpacked(file.data(tensor), bits, dims)
+    values = unpack(file.data(tensor), bits, dims)
     scale = np.asarray(tensor.quantization.scale, np.float32)
     if scale.size > 1:
         around = [1] * len(dims)
         around[tensor.quantization.quantizedDimension] = -1
         scale = scale.reshape(around)
     zero = np.asarray(tensor.quantization.zeroPoint, np.float32).reshape(scale.shape)
-    return Stored(f"int{bits}", values, scale, -zero * scale if zero.any() else none)
+    return StoredWeight(f"int{bits}", values, scale, -zero * scale if zero.any() else none)
 
 
 def _quantized(tensor: schema.TensorT) -> bool:
@@ -123,7 +125,7 @@ def in_floats(tflite: bytes) -> bytes:
     file = File(tflite)
     for _, _, tensor in list(file.constants()):
         if _quantized(tensor) or tensor.sparsity is not None:
-            dense = np.ascontiguousarray(stored(file, tensor).dense(), np.float32)
+            dense = np.ascontiguousarray(stored_constant(file, tensor).dense(), np.float32)
             tensor.type, tensor.buffer = FLOAT32, file.buffer(dense)
             tensor.quantization = tensor.sparsity = None
     for graph in file.graphs:

@@ -20,12 +20,12 @@ _TABLE_BYTES = 400  # of a sparse tensor, and of DENSIFY and what it makes
 _KINDS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "GATHER")
 
 
-def thin(file: File, prefer: str) -> dict[tuple[int, int], str]:
+def make_sparse(file: File, prefer: str) -> dict[tuple[int, int], str]:
     """Makes sparse what gets smaller by it; (graph, index) of constants -> how.
 
     "1x4": read by the kernel as it is; "sparse": made dense when loaded.
     """
-    told = {}
+    found = {}
     for graph, index, tensor in list(file.constants()):
         dims = shape(tensor)
         if tensor.type != FLOAT32 or tensor.sparsity is not None or len(dims) < 2:
@@ -43,25 +43,25 @@ def thin(file: File, prefer: str) -> dict[tuple[int, int], str]:
             and dims[-1] % BLOCK == 0
             and _density(value, BLOCK) <= MOST_BLOCKS
         )
-        made = encoded(value, 1)
+        made = to_sparse(value, 1)
         if blocks:
-            together = encoded(value, BLOCK)
+            together = to_sparse(value, BLOCK)
             blocks = prefer == "speed" or _bytes(*together) < _LARGER * _bytes(*made)
             made = together if blocks else made
         if _bytes(*made) + _TABLE_BYTES >= value.nbytes:
             continue
         values, sparsity = made
         tensor.buffer, tensor.sparsity = file.buffer(values), sparsity
-        told[graph, index] = "1x4" if blocks else "sparse"
+        found[graph, index] = "1x4" if blocks else "sparse"
         if blocks:
             for operator, _ in readers:
                 operator.opcodeIndex = file.opcode("FULLY_CONNECTED", _SPARSE_VERSION)
         else:
             _densify(file, graph, index, readers)
-    return told
+    return found
 
 
-def encoded(value: np.ndarray, block: int) -> tuple[np.ndarray, schema.SparsityParametersT]:
+def to_sparse(value: np.ndarray, block: int) -> tuple[np.ndarray, schema.SparsityParametersT]:
     """The values that stay and where they are: rows of blocks along the last axis."""
     rows = value.reshape(-1, value.shape[-1] // block, block)
     there = (rows != 0).any(-1)
@@ -88,8 +88,8 @@ def encoded(value: np.ndarray, block: int) -> tuple[np.ndarray, schema.SparsityP
     return np.ascontiguousarray(rows[there]), sparsity
 
 
-def spread(value: np.ndarray, sparsity: schema.SparsityParametersT, dims: tuple) -> np.ndarray:
-    """The dense array that `encoded` made `value` of."""
+def to_dense(value: np.ndarray, sparsity: schema.SparsityParametersT, dims: tuple) -> np.ndarray:
+    """The dense array that `to_sparse` made `value` of."""
     level = next(level for level in sparsity.dimMetadata if level.format)
     segments = np.asarray(level.arraySegments.values, np.int64)
     indices = np.asarray(level.arrayIndices.values, np.int64)

@@ -12,7 +12,7 @@ from latency.tflite.signature import names
 from nas.files.writers.tflite.editable_file import File
 from nas.files.writers.tflite.find_weights import Place
 from nas.files.writers.tflite.integer_activations import OWN
-from nas.files.writers.tflite.readback import held, in_floats
+from nas.files.writers.tflite.readback import in_floats, stored_weights
 from nas.files.writers.written_file import REPORT, CannotWrite
 
 _EXAMPLES = 8  # that are run
@@ -22,7 +22,7 @@ _CLOSE = 1e-5  # of the largest value of a weight: codes are further apart
 _NOISE = 0.3
 
 
-def verified(
+def verify(
     tflite: bytes,
     plain: bytes,
     models: dict[str, Any],
@@ -58,6 +58,11 @@ def verified(
         exact = _litert(floats, name, model, few)
         real = _litert(tflite, name, model, few)
         for output, values in expected.items():
+            if not np.isfinite(values).all():
+                raise CannotWrite(
+                    f"{name}: output {output!r} of the network itself is not finite; train it again"
+                    " or give other data"
+                )
             distance = np.abs(exact[output] - values).max() / max(np.abs(values).max(), 1e-6)
             worst = max(worst, float(distance))
             if not distance <= _EXACT:
@@ -93,7 +98,7 @@ def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left
     for place in found:
         weight = record.weights[place.path]
         if place.graph not in read:
-            read[place.graph] = held(file, place.graph)
+            read[place.graph] = stored_weights(file, place.graph)
         stored = read[place.graph].get(place.name)
         if stored is None:
             raise CannotWrite(f"{place.path}: is not in the file{REPORT}")
@@ -102,13 +107,13 @@ def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left
         live = np.broadcast_to(place.factors != 0, place.shape)
         factors = np.where(place.factors == 0, 1, place.factors)
         values = (stored.dense() * stored.gain).reshape(place.shape) / factors
-        back = place.taken(values, weight.codes.shape)
-        live = place.taken(live, weight.codes.shape)
+        back = place.restore(values, weight.codes.shape)
+        live = place.restore(live, weight.codes.shape)
         value = arrays[place.path]
         close = _CLOSE * np.abs(value).max()
         if own := OWN in left.get(place.path, ""):
             step = np.max(stored.scale) / np.broadcast_to(np.abs(factors), place.shape)
-            close = close + 0.5 * place.taken(step, weight.codes.shape)
+            close = close + 0.5 * place.restore(step, weight.codes.shape)
         wrong = live & ~(np.abs(back - value) <= close)
         if wrong.any():
             raise CannotWrite(
