@@ -152,7 +152,7 @@ class Android(Target):
                     yield phone, before, conditions, run
 
     def _run(
-        self, phone: adb.Phone, place: str, cores: list[int] | None, **options
+        self, phone: adb.Phone, place: str, cores: list[int] | None, **options: Any
     ) -> benchmark_model.Report:
         """One invocation of the tool, ended by `limit_s`."""
         command = [f"{place}/benchmark_model"] + benchmark_model.arguments(
@@ -201,7 +201,9 @@ class Android(Target):
                 return benchmark_model.find(abi, self.benchmark)
         return benchmark_model.find(about.abis[0])  # raises, saying what to get
 
-    def _conditions(self, about, tool: Path, state: phone_state.State) -> dict[str, Any]:
+    def _conditions(
+        self, about: phone_state.About, tool: Path, state: phone_state.State
+    ) -> dict[str, Any]:
         usual, online = state.biggest(self.threads), tuple(state.cores)
         cores = invocations.pinned(self.cores, self.threads, usual, online, "phone")
         digest = hashlib.sha256(tool.read_bytes()).hexdigest()[:12]

@@ -144,7 +144,8 @@ class CPU(Target):
             conditions = self._conditions() | {"pinned_cores": list(cores) if cores else None}
             started = time.monotonic()
             while (at_s := time.monotonic() - started) < seconds:
-                samples, busy = [], time.process_time()
+                samples: list[float] = []
+                busy = time.process_time()
                 while sum(samples) < 1e3 * _SPELL_S:
                     before = time.perf_counter()
                     run()

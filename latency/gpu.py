@@ -98,7 +98,7 @@ class GPU(Target):
     def identity(self) -> dict[str, Any]:
         """The conditions under which an earlier figure still holds; its kind is one of them."""
         kind, how = self._plan()
-        about = {"kind": str(kind), "how": how, "dtype": self.dtype}
+        about: dict[str, Any] = {"kind": str(kind), "how": how, "dtype": self.dtype}
         if kind is Kind.MEASURED:
             card = self._card()
             return about | {"device": card.name, "driver": card.driver, "runtime": _runtime()}
@@ -178,7 +178,8 @@ class GPU(Target):
         return Kind.COMPILED, "compiled"
 
     def _attached(self) -> bool:
-        return any(gpu_chips.CHIPS[self.chip].matches(card.name) for card in attached.cards())
+        chip = self._chip()
+        return any(chip.matches(card.name) for card in attached.cards())
 
     def _chip(self) -> gpu_chips.Chip:
         """The chip to estimate: the one asked for, else that of the attached GPU."""
@@ -313,7 +314,12 @@ class GPU(Target):
         return _read(_calibrations(self._chip().name)).get(f"{how} {self.dtype}")
 
 
-def _error(points, chip: gpu_chips.Chip, dtype: str, rates: kernel_times.Rates) -> float:
+def _error(
+    points: Sequence[tuple[Sequence[kernel_times.Kernel], float]],
+    chip: gpu_chips.Chip,
+    dtype: str,
+    rates: kernel_times.Rates,
+) -> float:
     """The mean absolute error of the estimates, as a share of what was measured."""
     shares = [kernel_times.total_ms(costs, chip, dtype, rates) / ms - 1 for costs, ms in points]
     return float(np.mean(np.abs(shares)))

@@ -23,6 +23,9 @@ _RUNTIMES = ("auto", "python", "benchmark_model")
 _LOOK_S = 3  # for a board in `nas devices`
 
 
+_Job = tuple[openssh.Board, Path, Path, dict[str, Any]]  # board, records, file, setting
+
+
 @dataclasses.dataclass(frozen=True)
 class SSH(Target):
     """A board by `host`, `[user@]host[:port]` or a name of ~/.ssh/config, which ssh can log in to.
@@ -149,7 +152,9 @@ class SSH(Target):
                 yield board, about, before, conditions, program, job
         self._remember(about)
 
-    def _with_operations(self, told: python_runtime.Run, about, job: tuple, runs: int):
+    def _with_operations(
+        self, told: python_runtime.Run, about: board_state.About, job: _Job, runs: int
+    ) -> python_runtime.Run:
         """The timed runs with the operations of the tool, or with the reason why they lack."""
         try:
             tool = benchmark_tool.find(job[0], about.machine, self.benchmark)
@@ -198,7 +203,12 @@ class SSH(Target):
             "give it a fan or a rest",
         )
 
-    def _conditions(self, about, program, state: board_state.State) -> dict[str, Any]:
+    def _conditions(
+        self,
+        about: board_state.About,
+        program: python_runtime.Python | benchmark_tool.Tool,
+        state: board_state.State,
+    ) -> dict[str, Any]:
         usual, online = state.fastest(self.threads), tuple(state.cores)
         return {
             "device": about.name,
@@ -212,7 +222,7 @@ class SSH(Target):
 
     @property
     def _address(self) -> openssh.Address:
-        return openssh.address(self.host, self.port, self.config)
+        return openssh.address(str(self.host), self.port, self.config)
 
     def _board(self) -> openssh.Board:
         return openssh.connected(self._address)
@@ -225,13 +235,9 @@ class SSH(Target):
             options[name] = options[name] and str(Path(options[name]).absolute())
         default = {field.name: field.default for field in dataclasses.fields(self)}
         changed = [f"{n}={options[n]}" for n in names[1:] if options[n] != default[n]]
-        record = {
-            "spec": ",".join([f"ssh:{self.host}", *changed]),
-            "device": about.name,
-            "options": options,
-            "date": utc_now(),
-        }
-        name = hashlib.sha256(record["spec"].encode()).hexdigest()[:16]
+        spec = ",".join([f"ssh:{self.host}", *changed])
+        record = {"spec": spec, "device": about.name, "options": options, "date": utc_now()}
+        name = hashlib.sha256(spec.encode()).hexdigest()[:16]
         write_json(_known() / f"{name}.json", record)
 
 

@@ -212,18 +212,32 @@ class Target(abc.ABC):
         return None
 
     @final
-    def time(self, model: Any, batch_size=1, warmup=10, runs=50) -> list[float]:
+    def time(
+        self, model: Any, batch_size: int = 1, warmup: int = 10, runs: int = 50
+    ) -> list[float]:
         """The timed samples in milliseconds."""
         return list(self.profile(model, batch_size, warmup, runs).samples_ms)
 
     @final
-    def profile(self, model: Any, batch_size=1, warmup=10, runs=50, details=False) -> Latency:
+    def profile(
+        self,
+        model: Any,
+        batch_size: int = 1,
+        warmup: int = 10,
+        runs: int = 50,
+        details: bool = False,
+    ) -> Latency:
         """The latency of `model` with the conditions of the measurement."""
         return self.compare([model], batch_size, warmup, runs, details)[0]
 
     @final
     def compare(
-        self, models: Sequence[Any], batch_size=1, warmup=10, runs=50, details=False
+        self,
+        models: Sequence[Any],
+        batch_size: int = 1,
+        warmup: int = 10,
+        runs: int = 50,
+        details: bool = False,
     ) -> list[Latency]:
         """The latencies of several models, timed under conditions that are as equal as can be."""
         if batch_size < 1 or warmup < 0 or runs < 1:
@@ -238,7 +252,7 @@ class Target(abc.ABC):
         return [self._latency(timing, batch_size, device) for timing in timings]
 
     @final
-    def sustain(self, model: Any, batch_size=1, seconds=600.0) -> Iterator[Latency]:
+    def sustain(self, model: Any, batch_size: int = 1, seconds: float = 600.0) -> Iterator[Latency]:
         """The latency from cold to warm: `model` runs without pause, one `Latency` a spell."""
         device = self.device  # asked once: it may be a phone, which is to have no pause
         for timing in self.spells(model, batch_size, seconds):
@@ -247,5 +261,4 @@ class Target(abc.ABC):
     def _latency(self, timing: Timing, batch_size: int, device: str) -> Latency:
         if timing.kind not in self.kinds:
             raise TypeError(f"{self!r} gave a {timing.kind} figure, it declares {self.kinds}")
-        about = {"target": repr(self), "device": device, "batch_size": batch_size}
-        return Latency(**about, **vars(timing))
+        return Latency(target=repr(self), device=device, batch_size=batch_size, **vars(timing))

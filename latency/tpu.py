@@ -70,7 +70,7 @@ class TPU(Target):
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype={self.dtype!r}: expected one of {', '.join(_DTYPES)}")
         if self.chip is not None:
-            chips.device_count(chips.named(self.chip), self.topology)
+            chips.device_count(self._chip(), self.topology)
         elif self.topology is not None:
             raise ValueError(f"topology={self.topology!r} needs a chip, e.g. tpu:v5e,topology=2x4")
 
@@ -95,7 +95,7 @@ class TPU(Target):
         if self._measures():
             count = 1 if self.chip is None else self._count()
             return attached()[0][0] + (f", {count} devices" if count > 1 else "")
-        chip = chips.named(self.chip)
+        chip = self._chip()
         return f"TPU {chip.name}, {self.topology} slice" if self.topology else chip.device
 
     def identity(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class TPU(Target):
         request = {
             "operation": "tpu_compiler.compile.compile_model",
             "platform": "tpu",
-            "chip": chips.named(self.chip).name,
+            "chip": self._chip().name,
             "topology": self.topology,
             "dtype": self.dtype,
             "batch_size": batch_size,
@@ -167,6 +167,7 @@ class TPU(Target):
             if index:
                 write_json(index, {"program": answer["program"]})
             record = _record(folder, answer)
+            assert record is not None, "the worker keeps the record that it names"
         if short := record.get("out_of_memory"):
             raise DoesNotFit(
                 f"{self.device}, batch {batch_size}, {self.dtype}: {short['message']}",
@@ -182,17 +183,16 @@ class TPU(Target):
         """
         if not self._measures():
             raise TargetUnavailable(f"calibrating needs an attached TPU: {attached()[1] or 'none'}")
-        chip = self.chip or getattr(chips.of_kind(attached()[0][0]), "name", None)
-        target = dataclasses.replace(self, chip=chip)
+        target = self if self.chip else dataclasses.replace(self, chip=self._attached_chip().name)
         points = []
         for model in models:
             measured = self.profile(model, batch_size, runs=runs).median_ms
             points.append((target.estimate(target.compile(model, batch_size))[0], measured))
-        return tpu_calibration.add(self._calibration_path(), chip, points)
+        return tpu_calibration.add(self._calibration_path(), target._chip().name, points)
 
     def estimate(self, record: dict[str, Any]) -> tuple[float, list[dict[str, Any]]]:
         """Milliseconds of a compiled network before calibration, and of each of its layers."""
-        chip = chips.named(self.chip)
+        chip = self._chip()
         rows: dict[str, dict[str, Any]] = {}
         total, traffic = (record["dispatch_cycles"] or 0) / chip.clock_ghz / 1e6, 0.0
         for operation in record["operations"]:
@@ -215,12 +215,7 @@ class TPU(Target):
         """
         from latency.tpu_compiler import kernels as tpu_kernels
 
-        target = self
-        if self.chip is None:
-            chip = chips.of_kind(attached()[0][0])
-            if chip is None:
-                raise ValueError(f"{self.device}: what it can do at most is not known")
-            target = dataclasses.replace(self, chip=chip.name)
+        target = self if self.chip else dataclasses.replace(self, chip=self._attached_chip().name)
         record = target.compile(model, latency.batch_size)
         loaded = keras_file.load(Path(model)) if isinstance(model, (str, Path)) else model
         kernels, notes = tpu_kernels.kernels(record, loaded, latency.batch_size)
@@ -229,14 +224,20 @@ class TPU(Target):
             times = latency.median_ms / self.estimate(record)[0]
             ms = [one and one * times for one in ms]
         ms += [None] * (len(kernels) - len(ms))
-        limits = device_limits.of_tpu(chips.named(target.chip))
+        limits = device_limits.of_tpu(target._chip())
         return explanation.explain(
             kernels, ms, limits=limits, latency=latency, kind=Kind.COMPILED, notes=notes
         )
 
+    def _attached_chip(self) -> chips.Chip:
+        chip = chips.of_kind(attached()[0][0])
+        if chip is None:
+            raise ValueError(f"{self.device}: what it can do at most is not known")
+        return chip
+
     def _ms(self, operation: dict[str, Any]) -> float:
         """The longer of an operation's cycles and its traffic, as often as it runs."""
-        chip = chips.named(self.chip)
+        chip = self._chip()
         computing = self._cycles(operation)[0] / chip.clock_ghz / 1e6
         copying = operation["hbm_bytes"] / chip.bandwidth_gbs / 1e6
         return max(computing, copying) * operation["times"]
@@ -298,11 +299,17 @@ class TPU(Target):
                     f" {names}"
                 )
             return True
-        kind = chips.named(self.chip).device_kind
+        kind = self._chip().device_kind
         return len(seen) >= self._count() and all(one == kind for one in seen)
 
+    def _chip(self) -> chips.Chip:
+        """The chip to estimate, where one is named."""
+        if self.chip is None:
+            raise ValueError(f"{self!r}: expected a chip, e.g. tpu:v5e, to compile for")
+        return chips.named(self.chip)
+
     def _count(self) -> int:
-        return chips.device_count(chips.named(self.chip), self.topology)
+        return chips.device_count(self._chip(), self.topology)
 
     def _calibration_path(self) -> Path:
         return Path(self.calibration) if self.calibration else tpu_calibration.default_path()
@@ -311,7 +318,7 @@ class TPU(Target):
         path = self._calibration_path()
         if self.calibration and not path.is_file():
             raise ValueError(f"calibration={self.calibration}: no such file")
-        return tpu_calibration.fit(tpu_calibration.read(path).get(self.chip, []))
+        return tpu_calibration.fit(tpu_calibration.read(path).get(self._chip().name, []))
 
 
 _ATTACHED = {"JAX_PLATFORMS": "tpu,cpu"}

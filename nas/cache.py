@@ -15,7 +15,9 @@ from latency.target import cache_directory
 from nas.locks import locked
 
 
-def remember(kind: str, identity: Any, compute: Callable[[], dict | None]) -> tuple[dict, bool]:
+def remember(
+    kind: str, identity: Any, compute: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
     """The record of `identity` (anything JSON can tell apart), and whether it was known already.
 
     `compute` is called when it is not; a record with a true "transient" entry is not kept.

@@ -187,18 +187,18 @@ def parse(output: str) -> Report:
         last = next((line for line in reversed(lines) if line), "nothing")
         raise ValueError(f"benchmark_model printed no timings; its last line: {last[:200]}")
     # Equal runs are told as `count=2 curr=5(all same)`.
-    same_us = statistics.get("curr", statistics.get("avg"))
-    average, first, last, fastest, slowest = (
+    same_us = statistics["curr"] if "curr" in statistics else statistics["avg"]
+    average_ms, first_ms, last_ms, fastest_ms, slowest_ms = (
         statistics.get(key, same_us) / 1e3 for key in ("avg", "first", "curr", "min", "max")
     )
     median_us, init_us = statistics.get("median"), _number(rf"\bInit: {_NUMBER}", output)
     return Report(
         runs=int(statistics["count"]),
-        average_ms=average,
-        first_ms=first,
-        last_ms=last,
-        fastest_ms=fastest,
-        slowest_ms=slowest,
+        average_ms=average_ms,
+        first_ms=first_ms,
+        last_ms=last_ms,
+        fastest_ms=fastest_ms,
+        slowest_ms=slowest_ms,
         median_ms=None if median_us is None else median_us / 1e3,
         init_ms=None if init_us is None else init_us / 1e3,
         memory_mb=_memory_mb(output),
@@ -257,7 +257,9 @@ def _delegated(output: str) -> str | None:
 def _operations(lines: list[str]) -> list[dict[str, Any]]:
     """The rows of the tables "Run Order" of the timed runs (not those of the initialization)."""
     start = next((i for i, line in enumerate(lines) if line.startswith("Operator-wise Prof")), 0)
-    rows, columns, within = [], None, "graph"
+    rows: list[dict[str, Any]] = []
+    columns: list[str] | None = None
+    within = "graph"
     for line in lines[start:]:
         cells = [cell.strip() for cell in line.split("\t", len(columns or ()) - 1)]
         if line.startswith("Delegate internal"):

@@ -113,7 +113,7 @@ class Tool:
         threads: int,
         limit_s: float,
         cores: list[int] | None,
-        **options,
+        **options: Any,
     ) -> command.Report:
         """One invocation of the tool, ended by `limit_s`."""
         words = ["./benchmark_model" if self.file else "benchmark_model"]

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from latency.target import TargetUnavailable
 
@@ -114,12 +115,13 @@ def address(text: str, port: int | None = None, config: str | None = None) -> Ad
     user, at, rest = text.rpartition("@")
     bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d{1,5}))?", rest)
     plain = re.fullmatch(r"([^:]*):(\d{1,5})", rest)
-    host, told = (bracketed or plain).groups() if bracketed or plain else (rest, None)
+    found = bracketed or plain
+    host, named_port = found.groups() if found else (rest, None)
     if (at and not _USER.fullmatch(user)) or not _HOST.fullmatch(host):
         raise ValueError(f"host={text!r}: expected user@host, host, or either with :port")
-    if told and port and int(told) != port:
+    if named_port and port and int(named_port) != port:
         raise ValueError(f"host={text!r} and port={port}: expected one port")
-    port = port or (int(told) if told else None)
+    port = port or (int(named_port) if named_port else None)
     if port is not None and (not isinstance(port, int) or not 1 <= port <= 65535):
         raise ValueError(f"port={port!r}: expected 1 to 65535")
     config = config or os.environ.get("NAS_SSH_CONFIG")
@@ -139,7 +141,8 @@ class Board:
         _sweep()
         self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir=_short_folder())
         self._log = open(f"{self._folder}/log", "w+b")  # noqa: SIM115 (closed with the board)
-        self._greeting, self._answered = [], threading.Event()
+        self._greeting: list[str] = []
+        self._answered = threading.Event()
         # It ends when we do: where this process is killed, `cat` reads the end of its input.
         command = "exec sh -c 'echo nas-ready; exec cat'"
         try:
@@ -181,7 +184,9 @@ class Board:
         command = f"exec sh -c 'echo nas-begin\n({script}\n) 2>&1\necho nas-status $?'"
         with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as complaints:
             process = self._start(["-oControlMaster=no"], command, told, complaints)
-            feeding = threading.Thread(target=_feed, args=(process.stdin, data), daemon=True)
+            feeding = threading.Thread(
+                target=_feed, args=(_stream(process.stdin), data), daemon=True
+            )
             feeding.start()
             try:
                 process.wait(limit_s)
@@ -192,7 +197,7 @@ class Board:
                 process.wait()
                 feeding.join()
                 with contextlib.suppress(OSError):
-                    process.stdin.close()
+                    _stream(process.stdin).close()
             told.seek(0)
             found = _OUTPUT.fullmatch(told.read().decode(errors="replace"))
             if found:
@@ -237,17 +242,19 @@ class Board:
             self._master.wait()
         for stream in (self._master.stdin, self._master.stdout, self._log):
             with contextlib.suppress(OSError):
-                stream.close()
+                _stream(stream).close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, options: list[str], command: str, output, complaints) -> subprocess.Popen:
+    def _start(
+        self, options: list[str], command: str, output: Any, errors: Any
+    ) -> subprocess.Popen[bytes]:
         words = ["ssh", "-T", "-S", f"{self._folder}/socket", *options, *self._options]
         try:
             return subprocess.Popen(
                 [*words, *self.where.words(), command],
                 stdin=subprocess.PIPE,
                 stdout=output,
-                stderr=complaints,
+                stderr=errors,
                 start_new_session=True,  # Ctrl-C is for us: the board is to be tidied up first
             )
         except FileNotFoundError as error:
@@ -258,7 +265,7 @@ class Board:
     def _read_greeting(self) -> None:
         """Until the board is ready; a login shell may have said something before."""
         with contextlib.suppress(OSError, ValueError):
-            for line in self._master.stdout:
+            for line in _stream(self._master.stdout):
                 self._greeting.append(line.decode(errors="replace").strip())
                 if self._greeting[-1] == "nas-ready":
                     break
@@ -338,7 +345,13 @@ def _last(said: str) -> str:
     return lines[-1][:200] if lines else "it said nothing"
 
 
-def _feed(stream, data: Iterable[bytes]) -> None:
+def _stream(pipe: IO[bytes] | None) -> IO[bytes]:
+    """A pipe of a process that was started with one."""
+    assert pipe is not None
+    return pipe
+
+
+def _feed(stream: IO[bytes], data: Iterable[bytes]) -> None:
     """Writes to a process, which may end before it has read all."""
     with contextlib.suppress(OSError, ValueError):
         for piece in data:

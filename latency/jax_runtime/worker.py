@@ -248,7 +248,9 @@ def out_of_memory(message: str) -> dict[str, Any]:
 
 
 def _megabytes(text: str) -> float:
-    number, unit = re.fullmatch(r"([\d.]+?)\.?([KMGT]?)(?:i?B)?", text).groups()
+    found = re.fullmatch(r"([\d.]+?)\.?([KMGT]?)(?:i?B)?", text)
+    assert found is not None, text
+    number, unit = found.groups()
     return float(number) * 1024 ** "_KMGT".index(unit or "_") / 1e6
 
 

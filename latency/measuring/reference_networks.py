@@ -43,7 +43,16 @@ def network(name: str) -> bytes:
     return graph.serialize([image], graph.fuse([image], [x]))
 
 
-def _convolution(graph, random, tensor, filters, kernel, stride, name, relu=False) -> int:
+def _convolution(
+    graph: Graph,
+    random: np.random.Generator,
+    tensor: int,
+    filters: int,
+    kernel: int,
+    stride: int,
+    name: str,
+    relu: bool = False,
+) -> int:
     """A convolution, or a depthwise one where `filters` is 0."""
     _, height, width, channels = graph.shapes[tensor]
     out = filters or channels

@@ -156,18 +156,22 @@ def _kernels(computations: dict[str, list[_Instruction]], name: str) -> list[Ker
         if one.opcode in _NO_KERNEL or one.opcode.endswith("-done"):
             continue
         if one.opcode == "while":
-            body = one.attribute(r"body=%([\w.\-]+)")
+            body = one.attribute(r"body=%([\w.\-]+)") or ""
             trips = int(one.attribute(r'"known_trip_count":\{"n":"(\d+)"') or 1)
             rows += _kernels(computations, body) * trips
             continue
-        called = one.attribute(r"(?:calls|to_apply)=%([\w.\-]+)")
+        called = one.attribute(r"(?:calls|to_apply)=%([\w.\-]+)") or ""
         if one.opcode in ("call", "async-start") and called in computations:
             rows += _kernels(computations, called)
             continue
         if one.opcode == "conditional":  # the branch with the most kernels
             listed = one.attribute(r"branch_computations=\{([^}]*)\}") or ""
             branches = re.findall(r"%([\w.\-]+)", listed)
-            rows += max((_kernels(computations, each) for each in branches), key=len, default=[])
+            longest: list[Kernel] = []
+            for each in branches:
+                found = _kernels(computations, each)
+                longest = found if len(found) > len(longest) else longest
+            rows += longest
             continue
         inner = computations.get(called, []) if one.opcode == "fusion" else []
         inner_shapes = {each.name: each.shape for each in inner}

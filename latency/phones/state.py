@@ -108,7 +108,7 @@ def read(phone: adb.Phone) -> State:
 def parse(parts: dict[str, str]) -> State:
     """The state in what `dumpsys` and the kernel print, by part: battery, thermal, saver, cores."""
     battery = dict(re.findall(r"^\s*([\w ]+): (-?\w+)\s*$", parts["battery"], re.MULTILINE))
-    level, tenths = battery.get("level"), battery.get("temperature")
+    level, tenths = _number(battery.get("level")), _number(battery.get("temperature"))
     plugs = [value for key, value in battery.items() if key.endswith(" powered")]
     # Cached temperatures are those of the last change: stale.
     now = parts["thermal"].rpartition("Current temperatures from HAL:")[2]
@@ -124,19 +124,19 @@ def parse(parts: dict[str, str]) -> State:
             number, highest_khz, allowed_khz = map(int, words[:3])
             cores[number] = Core(highest_khz // 1000, allowed_khz // 1000, words[3])
     return State(
-        battery_c=int(tenths) / 10 if _is_number(tenths) else hottest.get(_BATTERY),
+        battery_c=hottest.get(_BATTERY) if tenths is None else tenths / 10,
         skin_c=hottest.get(_SKIN),
         cpu_c=hottest.get(_CPU),
         throttling=int(status[1]) if status else None,
-        battery_percent=int(level) if _is_number(level) else None,
+        battery_percent=level,
         charging="true" in plugs if plugs else None,
         battery_saver=saver == "1" if saver in ("0", "1") else None,
         cores=dict(sorted(cores.items())),
     )
 
 
-def _is_number(text: str | None) -> bool:
-    return text is not None and text.removeprefix("-").isdecimal()
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.removeprefix("-").isdecimal() else None
 
 
 def doubts(before: State, after: State) -> list[str]:

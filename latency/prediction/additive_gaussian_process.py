@@ -129,7 +129,8 @@ def fit(
     everything = np.outer(shares.sum(axis=1), shares.sum(axis=1))
     correlation = np.where(same, 1, _OTHER_KIND)
     near = {}
-    for length in LENGTHS if steps else [np.exp(start[3])]:
+    hyperparameters = start if start is not None else PRIOR
+    for length in LENGTHS if steps else [np.exp(hyperparameters[3])]:
         kernel = np.exp(squares / (-2 * length**2 * features.shape[1])) * correlation
         near[float(np.log(length))] = shares @ kernel @ shares.T
 
@@ -158,8 +159,8 @@ def fit(
             found[float(result.fun)] = np.insert(result.x, 3, length)
         return found[min(found)]
 
-    hyperparameters = start if start is not None else PRIOR
-    hyperparameters = optimum(hyperparameters, list(near)) if steps else hyperparameters
+    if steps:
+        hyperparameters = optimum(hyperparameters, list(near))
     for again in range(3):
         inverse = linalg.inv(covariance(hyperparameters))
         left_out = (inverse @ errors) / np.diag(inverse)
@@ -211,7 +212,13 @@ def _coefficients(columns: np.ndarray, counts: np.ndarray, ms: np.ndarray) -> np
     return found / scale
 
 
-def _similarity(kinds, features, other_kinds, other_features, hyperparameters) -> np.ndarray:
+def _similarity(
+    kinds: np.ndarray,
+    features: np.ndarray,
+    other_kinds: np.ndarray,
+    other_features: np.ndarray,
+    hyperparameters: np.ndarray,
+) -> np.ndarray:
     """The prior covariance of two lists of works, without what a work has alone."""
     same = kinds[:, None] == other_kinds[None]
     squares = _squares(features, other_features)
@@ -220,13 +227,15 @@ def _similarity(kinds, features, other_kinds, other_features, hyperparameters) -
     return kind * same + similar * near * np.where(same, 1, _OTHER_KIND)
 
 
-def _networks(shares, kinds, totals, described_kinds) -> np.ndarray:
+def _networks(
+    shares: np.ndarray, kinds: np.ndarray, totals: np.ndarray, described_kinds: np.ndarray
+) -> np.ndarray:
     """Networks as the share of each kind and the logarithm of the time."""
     parts = [shares[:, kinds == kind].sum(axis=1) for kind in described_kinds]
     return np.stack([*parts, np.log(np.maximum(totals, 1e-6))], axis=1)
 
 
-def _beside(described, other, hyperparameters) -> np.ndarray:
+def _beside(described: np.ndarray, other: np.ndarray, hyperparameters: np.ndarray) -> np.ndarray:
     """The prior covariance of what networks have beyond their works."""
     squares = _squares(described, other)
     amplitude, length = np.exp(2 * hyperparameters[5:7])

@@ -60,10 +60,10 @@ def read(model: Any, batch_size: int = 1) -> tuple[tuple[Work, ...], list[tuple[
     if isinstance(model, bytes):
         tflite = model
     elif isinstance(model, (str, Path)) and Path(model).suffix == ".tflite":
-        # Read and never run: `litert.file_of` would try it in a process of its own first.
+        # Read and never run: `convert.file_of` would try it in a process of its own first.
         name, tflite = str(model), Path(model).read_bytes()
     else:
-        tflite = convert.file_of(model)
+        tflite = convert.bytes_of(model)
     if tflite[4:8] != b"TFL3":
         raise ValueError(f"{name}: not a LiteRT file: identifier {tflite[4:8]!r}, not b'TFL3'")
     try:

@@ -85,7 +85,9 @@ def fit(
     return model, left_out, unsure
 
 
-def _fit(networks, ms, per_op) -> Profiled:
+def _fit(
+    networks: Sequence[Sequence[Work]], ms: np.ndarray, per_op: Sequence[np.ndarray]
+) -> Profiled:
     seen: dict[Work, list[float]] = {}
     for works, total, times in zip(networks, ms, per_op, strict=True):
         told = ~np.isnan(times)

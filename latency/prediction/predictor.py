@@ -50,7 +50,7 @@ class Predictor:
     high: dict[str, np.ndarray]
     totals: tuple[float, float]  # the range of whole-network times
     profiled: Profiled | None
-    sums: tuple[tuple[float, "Predictor | None", Sums], ...]  # weight, the device it begins from
+    sums: "Mixture"
     calibration: tuple[float, float]  # error = hypot(first, second x what the model says)
     held_out: dict[str, float]
     # What was asked before, for the same operations come again and again.
@@ -60,12 +60,12 @@ class Predictor:
     def predict(self, works: Sequence[Work]) -> Prediction:
         """The time of one network; `ValueError` naming an operation that is not known."""
         reason = self.outside(works)
-        ms, error = self.many([works])
-        ms = float(ms[0])
+        times_ms, errors = self.many([works])
+        ms = float(times_ms[0])
         least, most = self.totals
         if reason is None and not least / 2 < ms < most * 2:
             reason = f"{ms:.3g} ms, the probes took {least:.3g} to {most:.3g} ms"
-        return Prediction(ms, float(error[0]), reason)
+        return Prediction(ms, float(errors[0]), reason)
 
     def many(self, networks: Sequence[Sequence[Work]]) -> tuple[np.ndarray, np.ndarray]:
         """Milliseconds (n,) and relative errors (n,) of networks, wherever they lie."""
@@ -87,8 +87,11 @@ class Predictor:
             new = []
         for work in new:
             # One by one: the last bits of a matrix product depend on what is multiplied beside it.
-            ms = sum(w * one.works([work], _columns(known, [work])) for w, known, one in self.sums)
-            self.memory[work] = max(float(ms[0]), 0.0)
+            ms = sum(
+                w * float(one.works([work], _columns(known, [work]))[0])
+                for w, known, one in self.sums
+            )
+            self.memory[work] = max(ms, 0.0)
         return np.array([self.memory[work] for work in works])
 
     def outside(self, works: Sequence[Work]) -> str | None:
@@ -123,13 +126,50 @@ class Predictor:
     def bytes(self) -> bytes:
         """The archive: the same predictor gives the same bytes."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **_pack(self))
+        arrays: dict[str, Any] = _pack(self)
+        np.savez_compressed(buffer, **arrays)
         return buffer.getvalue()
 
     def save(self, directory: Path) -> None:
         """Writes the archive into `directory`; a reader sees the old one or the new one."""
         with atomic_write(directory / ARCHIVE) as partial:
             partial.write_bytes(self.bytes())
+
+
+Mixture = tuple[tuple[float, Predictor | None, Sums], ...]  # weight, the device it begins from
+
+
+@dataclasses.dataclass(frozen=True)
+class _LeftOut:
+    """What was predicted of networks by fits without them, and what they took."""
+
+    predicted_ms: np.ndarray
+    unsure: np.ndarray  # the predicted deviations, relative
+    ms: np.ndarray
+
+    @property
+    def errors(self) -> np.ndarray:
+        return np.abs(self.predicted_ms / self.ms - 1)
+
+    @property
+    def median_error(self) -> float:
+        return float(np.median(self.errors))
+
+    def calibration(self) -> tuple[float, float]:
+        """So that an error of hypot(base, times x unsure) holds for 90 % of them."""
+        # A finite sample's quantile that holds for the next one (split conformal prediction).
+        level = min(1.0, _HOLDS * (1 + 1 / len(self.ms)))
+        base = self.median_error
+        excess = np.sqrt(np.maximum(self.errors**2 - base**2, 0)) / np.maximum(self.unsure, 1e-4)
+        return base, float(np.quantile(excess, level))
+
+    def summary(self) -> dict[str, float]:
+        """The figures that are told of a predictor."""
+        return {
+            "median_error": round(self.median_error, 4),
+            "within_10_percent": round(float((self.errors < 0.1).mean()), 4),
+            "spearman": round(_spearman(self.predicted_ms, self.ms), 4),
+        }
 
 
 def fit(
@@ -145,8 +185,9 @@ def fit(
     where not), `known` predictors of other devices that this one may be like. Of operations' times
     and of whole networks' alone that is taken which predicts better what is left out.
     """
-    ms = np.asarray(ms, float)
-    if len(networks) != len(ms) or len(ms) < LEAST or not (np.isfinite(ms) & (ms > 0)).all():
+    times = np.asarray(ms, float)
+    positive = np.isfinite(times) & (times > 0)
+    if len(networks) != len(times) or len(times) < LEAST or not positive.all():
         raise ValueError(
             f"{len(networks)} networks with {len(ms)} times: expected at least {LEAST} of each, "
             "the times positive"
@@ -158,33 +199,29 @@ def fit(
         features = np.array(work.features)
         low[work.kind] = np.minimum(low.get(work.kind, features), features)
         high[work.kind] = np.maximum(high.get(work.kind, features), features)
-    told = [i for i, times in enumerate(per_op or ()) if times is not None]
-    operations, mixture, left_out = None, (), None
-    judged = ms
-    if len(told) >= max(LEAST, 0.8 * len(ms)):
-        judged = ms[told]
-        operations, left_out, unsure = per_operation_table.fit(
-            [networks[i] for i in told], judged, [per_op[i] for i in told]
+    operations: Profiled | None = None
+    mixture: Mixture = ()
+    left_out: _LeftOut | None = None
+    known_times = {i: rows for i, rows in enumerate(per_op or ()) if rows is not None}
+    if len(known_times) >= max(LEAST, 0.8 * len(times)):
+        some = times[list(known_times)]
+        operations, predicted_ms, unsure = per_operation_table.fit(
+            [networks[i] for i in known_times], some, list(known_times.values())
         )
-    if operations is None or _error(left_out, judged) > _DOUBTFUL:
-        mixture, without, doubts = _mixture(works, counts, ms, known or {})
-        if operations is None or _error(without, ms) < _error(left_out, judged):
-            operations, left_out, unsure, judged = None, without, doubts, ms
-        else:
-            mixture = ()
+        left_out = _LeftOut(predicted_ms, unsure, some)
+    if left_out is None or left_out.median_error > _DOUBTFUL:
+        of_totals, without = _mixture(works, counts, times, known or {})
+        if left_out is None or without.median_error < left_out.median_error:
+            operations, mixture, left_out = None, of_totals, without
     return Predictor(
         dict(about or {}),
         low,
         high,
-        (float(ms.min()), float(ms.max())),
+        (float(times.min()), float(times.max())),
         operations,
         mixture,
-        _calibrated(left_out, unsure, judged),
-        {
-            "median_error": round(_error(left_out, judged), 4),
-            "within_10_percent": round(float((np.abs(left_out / judged - 1) < 0.1).mean()), 4),
-            "spearman": round(_spearman(left_out, judged), 4),
-        },
+        left_out.calibration(),
+        left_out.summary(),
     )
 
 
@@ -210,8 +247,10 @@ def _columns(known: Predictor | None, works: Sequence[Work]) -> np.ndarray:
     return np.stack([known.works(works), np.full(len(works), known.totals[0] / 1e3)], axis=1)
 
 
-def _mixture(works, counts, ms, known: Mapping[str, Predictor]):
-    """Sums that begin from counts and from each known device, weighted by what they foretell."""
+def _mixture(
+    works: Sequence[Work], counts: np.ndarray, ms: np.ndarray, known: Mapping[str, Predictor]
+) -> tuple[Mixture, _LeftOut]:
+    """Sums that begin from counts and from each known device, weighted by what they predict."""
     fitted = []
     for start in (None, *known.values()):
         if start is not None:
@@ -228,12 +267,14 @@ def _mixture(works, counts, ms, known: Mapping[str, Predictor]):
         for weight, (_, start, one) in zip(weights, fitted, strict=True)
         if weight
     )
-    errors = sum(weight * one.errors for weight, _, one in mixture)
-    unsure = sum(weight * one.deviations for weight, _, one in mixture)
-    return mixture, ms * (1 - errors), unsure
+    errors = sum((weight * one.errors for weight, _, one in mixture), np.zeros(len(ms)))
+    unsure = sum((weight * one.deviations for weight, _, one in mixture), np.zeros(len(ms)))
+    return mixture, _LeftOut(ms * (1 - errors), unsure, ms)
 
 
-def _mixed(mixture, works, counts) -> tuple[np.ndarray, np.ndarray]:
+def _mixed(
+    mixture: Mixture, works: Sequence[Work], counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     told = [one.networks(works, _columns(known, works), counts) for _, known, one in mixture]
     weights = np.array([weight for weight, _, _ in mixture])[:, None]
     ms = np.stack([ms for ms, _ in told])
@@ -241,20 +282,6 @@ def _mixed(mixture, works, counts) -> tuple[np.ndarray, np.ndarray]:
     apart = ((ms - mean) / mean) ** 2
     variance = (weights * (np.stack([sd for _, sd in told]) ** 2 + apart)).sum(axis=0)
     return mean, np.sqrt(variance)
-
-
-def _calibrated(left_out, unsure, ms) -> tuple[float, float]:
-    """So that an error of hypot(base, times x unsure) holds for 90 % of what was left out."""
-    errors = np.abs(left_out / ms - 1)
-    # A finite sample's quantile that holds for the next one (split conformal prediction).
-    level = min(1.0, _HOLDS * (1 + 1 / len(ms)))
-    base = float(np.median(errors))
-    excess = np.sqrt(np.maximum(errors**2 - base**2, 0)) / np.maximum(unsure, 1e-4)
-    return base, float(np.quantile(excess, level))
-
-
-def _error(predicted: np.ndarray, ms: np.ndarray) -> float:
-    return float(np.median(np.abs(predicted / ms - 1)))
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -284,17 +311,16 @@ def _pack(predictor: Predictor) -> dict[str, np.ndarray]:
         arrays |= {f"sums{number}/{name}": np.asarray(v) for name, v in vars(one).items()}
         for name, value in (_pack(known) if known else {}).items():
             arrays[f"sums{number}/known/{name}"] = value
-    if predictor.profiled:
-        one = predictor.profiled
+    if (profiled := predictor.profiled) is not None:
         arrays |= {
-            "profiled/kinds": one.kinds,
-            "profiled/rooflines": one.rooflines,
-            "profiled/correction": one.correction,
-            "profiled/table_kinds": np.array([work.kind for work in one.table]),
-            "profiled/table_features": np.array([work.features for work in one.table]),
-            "profiled/table_ms": np.array(list(one.table.values())),
+            "profiled/kinds": profiled.kinds,
+            "profiled/rooflines": profiled.rooflines,
+            "profiled/correction": profiled.correction,
+            "profiled/table_kinds": np.array([work.kind for work in profiled.table]),
+            "profiled/table_features": np.array([work.features for work in profiled.table]),
+            "profiled/table_ms": np.array(list(profiled.table.values())),
         }
-        arrays |= {f"profiled/trees/{name}": value for name, value in vars(one.trees).items()}
+        arrays |= {f"profiled/trees/{name}": v for name, v in vars(profiled.trees).items()}
     return arrays
 
 
@@ -310,9 +336,10 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Predictor:
     for number, weight in enumerate(plain["weights"]):
         fields = part(f"sums{number}/")
         known = part(f"sums{number}/known/")
-        fields = {k: v for k, v in fields.items() if not k.startswith("known/")}
-        fields["evidence"] = float(fields["evidence"])
-        mixture.append((weight, _unpack(known) if known else None, Sums(**fields)))
+        evidence = float(fields.pop("evidence"))
+        own = {k: v for k, v in fields.items() if not k.startswith("known/")}
+        sums = Sums(evidence=evidence, **own)
+        mixture.append((weight, _unpack(known) if known else None, sums))
     operations = None
     if "profiled/kinds" in arrays:
         rows = part("profiled/table_")

@@ -6,6 +6,9 @@ search spaces that it has not seen. Weights are random: the time of dense float 
 on shapes alone.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -46,13 +49,21 @@ def network(seed: int) -> bytes:
     return writer.finish(writer.softmax(x) if random.random() < 0.3 else x)
 
 
-def _filters(random, about: float) -> int:
+def _filters(random: np.random.Generator, about: float) -> int:
     """A width near `about`: mostly a multiple of 8, as designers choose them, sometimes of 4."""
     divisor = int(random.choice((8, 8, 4)))
     return max(divisor, round(about / divisor) * divisor)
 
 
-def _layer(writer, random, x, kind: str, filters: int, stride: int, activation: str):
+def _layer(
+    writer: "Writer",
+    random: np.random.Generator,
+    x: int,
+    kind: str,
+    filters: int,
+    stride: int,
+    activation: str,
+) -> int:
     """One layer of a stage; what the kind leaves open is drawn anew for each layer."""
     if kind == "mixed":
         kind = str(random.choice(("mbconv", "depthwise", "conv", "pool")))
@@ -91,7 +102,9 @@ _POOLS = ("AVERAGE_POOL_2D", "MAX_POOL_2D")
 class Writer:
     """A network on an image that is being written; tensors are numbers of its `Graph`."""
 
-    def __init__(self, resolution: int, channels: int = 3, weights=None):
+    def __init__(
+        self, resolution: int, channels: int = 3, weights: np.random.Generator | None = None
+    ):
         self._graph = Graph()
         self._random = weights or np.random.default_rng(0)
         self._count = 0
@@ -100,12 +113,12 @@ class Writer:
     def shape(self, x: int) -> tuple[int, ...]:
         return self._graph.shapes[x]
 
-    def conv(self, x, filters: int, kernel: int, stride: int, activation: str = "none") -> int:
+    def conv(self, x: int, filters: int, kernel: int, stride: int, activation: str = "none") -> int:
         """A convolution with bias and activation, SAME."""
         options = schema.Conv2DOptionsT(padding=SAME, strideH=stride, strideW=stride)
         return self._convolution("CONV_2D", x, filters, kernel, stride, options, activation)
 
-    def depthwise(self, x, kernel: int, stride: int, activation: str = "none") -> int:
+    def depthwise(self, x: int, kernel: int, stride: int, activation: str = "none") -> int:
         """A depthwise convolution with bias and activation, SAME."""
         options = schema.DepthwiseConv2DOptionsT(
             padding=SAME, strideH=stride, strideW=stride, depthMultiplier=1
@@ -114,21 +127,21 @@ class Writer:
         kind = "DEPTHWISE_CONV_2D"
         return self._convolution(kind, x, channels, kernel, stride, options, activation)
 
-    def pool(self, x, size: int, stride: int, kind: str) -> int:
+    def pool(self, x: int, size: int, stride: int, kind: str) -> int:
         """AVERAGE_POOL_2D or MAX_POOL_2D, SAME."""
         options = schema.Pool2DOptionsT(
             padding=SAME, strideH=stride, strideW=stride, filterHeight=size, filterWidth=size
         )
         return self._add(kind, [x], self._strided(x, stride, self.shape(x)[-1]), options)
 
-    def mean(self, x, keep: bool = False) -> int:
+    def mean(self, x: int, keep: bool = False) -> int:
         """The mean over height and width."""
         channels = self.shape(x)[-1]
         axes = self._graph.constant([1, 2], self._name("axes"), np.int32)
         shape = (1, 1, 1, channels) if keep else (1, channels)
         return self._add("MEAN", [x, axes], shape, schema.ReducerOptionsT(keepDims=keep))
 
-    def dense(self, x, units: int, activation: str = "none") -> int:
+    def dense(self, x: int, units: int, activation: str = "none") -> int:
         """A matrix product with bias and activation."""
         inputs = self.shape(x)[-1]
         options = schema.FullyConnectedOptionsT(fusedActivationFunction=_FUSED.get(activation, 0))
@@ -136,27 +149,27 @@ class Writer:
         x = self._add("FULLY_CONNECTED", [x, *weights], (1, units), options)
         return x if activation in _FUSED else self.activate(x, activation)
 
-    def squeeze_excite(self, x, units: int, gate: str = "sigmoid") -> int:
+    def squeeze_excite(self, x: int, units: int, gate: str = "sigmoid") -> int:
         """Scales each channel by a gate computed from all of them (arXiv 1709.01507)."""
         y = self.conv(self.mean(x, keep=True), units, 1, 1, "relu")
         y = self.conv(y, self.shape(x)[-1], 1, 1, gate)
         return self._add("MUL", [x, y], self.shape(x), schema.MulOptionsT())
 
-    def add(self, x, y) -> int:
+    def add(self, x: int, y: int) -> int:
         """The sum of two tensors of one shape."""
         return self._add("ADD", [x, y], self.shape(x), schema.AddOptionsT())
 
-    def concatenate(self, x, y) -> int:
+    def concatenate(self, x: int, y: int) -> int:
         """Two tensors beside each other in their channels."""
         options = schema.ConcatenationOptionsT(axis=-1)
         shape = (*self.shape(x)[:-1], self.shape(x)[-1] + self.shape(y)[-1])
         return self._add("CONCATENATION", [x, y], shape, options)
 
-    def softmax(self, x) -> int:
+    def softmax(self, x: int) -> int:
         """Probabilities of the classes."""
         return self._add("SOFTMAX", [x], self.shape(x), schema.SoftmaxOptionsT(beta=1.0))
 
-    def activate(self, x, activation: str) -> int:
+    def activate(self, x: int, activation: str) -> int:
         """An activation as operations of its own, written as `latency.tflite.direct_writer` writes
         it."""
         shape = self.shape(x)
@@ -179,11 +192,20 @@ class Writer:
             return self._add("MUL", [x, sixth], shape, schema.MulOptionsT())
         raise ValueError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
 
-    def finish(self, x) -> bytes:
+    def finish(self, x: int) -> bytes:
         """The `.tflite` file with output `x`."""
         return self._graph.serialize([self.image], self._graph.fuse([self.image], [x]))
 
-    def _convolution(self, kind, x, filters, kernel, stride, options, activation) -> int:
+    def _convolution(
+        self,
+        kind: str,
+        x: int,
+        filters: int,
+        kernel: int,
+        stride: int,
+        options: Any,
+        activation: str,
+    ) -> int:
         channels = self.shape(x)[-1]
         full = kind == "CONV_2D"
         shape = (filters, kernel, kernel, channels) if full else (1, kernel, kernel, channels)
@@ -198,7 +220,7 @@ class Writer:
         constant = self._graph.constant
         return constant(kernel, self._name("kernel")), constant(bias / 10, self._name("bias"))
 
-    def _strided(self, x, stride: int, channels: int) -> tuple[int, ...]:
+    def _strided(self, x: int, stride: int, channels: int) -> tuple[int, ...]:
         _, height, width, _ = self.shape(x)
         return (1, -(-height // stride), -(-width // stride), channels)
 
@@ -206,5 +228,7 @@ class Writer:
         self._count += 1
         return f"{what}{self._count}"
 
-    def _add(self, kind: str, inputs, shape, options=None) -> int:
+    def _add(
+        self, kind: str, inputs: Sequence[int], shape: tuple[int, ...], options: Any = None
+    ) -> int:
         return self._graph.add(kind, inputs, shape, self._name("layer"), options)

@@ -54,7 +54,8 @@ class DeviceLimits:
         """The least milliseconds that each bound allows an operation; the largest one counts.
 
         >>> limits = DeviceLimits({"": 1.0}, ((1.0, 100.0),), launch_us=2.0, source="made up")
-        >>> limits.times_ms("conv", flops=5e9, moved=1e8)
+        >>> found = limits.times_ms("conv", flops=5e9, moved=1e8)
+        >>> {name: round(ms, 3) for name, ms in found.items()}
         {'compute': 5.0, 'memory': 1.0, 'launch': 0.002}
         """
         peak = self.peaks.get(op_class, self.peaks[""])

@@ -51,7 +51,9 @@ class Chip:
 _VARIANTS = {"ti", "super", "d", "laptop", "max", "mobile"}
 
 
-def _tensor(float16: float, bfloat16: float | None = None, tf32: float | None = None):
+def _tensor(
+    float16: float, bfloat16: float | None = None, tf32: float | None = None
+) -> dict[str, float]:
     peaks = {"float16": float16, "bfloat16": bfloat16, "tf32": tf32}
     return {name: peak for name, peak in peaks.items() if peak is not None}
 

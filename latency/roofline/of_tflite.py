@@ -1,8 +1,9 @@
 """Explains the latency of a `.tflite` file on a target that runs such files."""
 
 import math
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from latency.prediction import operation_features
 from latency.roofline import explanation, file_kernels, measure_limits
@@ -18,13 +19,13 @@ def explain(target: Target, model: Any, latency: Latency) -> Explanation:
     repeat on a busy machine; where none were measured, the attainable ones stand for them, as
     PREDICTED.
     """
-    file = convert.file_of(model)
-    kernels = file_kernels.read(file if isinstance(file, bytes) else Path(file).read_bytes())
+    kernels = file_kernels.read(convert.bytes_of(model))
     limits, _ = measure_limits.measured(target)
     notes = []
     if limits.conditions.get("reason"):
         notes.append(f"the device's limits were not measured well: {limits.conditions['reason']}")
-    times = None
+    times: np.ndarray | None = None
+    ms: list[float | None]
     if latency.per_op_kind is Kind.MEASURED:
         times = operation_features.times([(one.type, one.name) for one in kernels], latency.per_op)
     if times is None:

@@ -62,14 +62,19 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """The process's number, while it runs."""
-        return self._process and self._process.pid
+        return None if self._process is None else self._process.pid
 
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """The worker's answer to `request`; raises `WorkerDied` or `WorkerTimeout`."""
         process = self._process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         timed_out = threading.Event()
-        timer = threading.Timer(limit_s, lambda: (timed_out.set(), _kill(process)))
+
+        def end() -> None:
+            timed_out.set()
+            _kill(process)
+
+        timer = threading.Timer(limit_s, end)
         try:
             timer.start()
             with contextlib.suppress(BrokenPipeError):  # it died at once; its stderr says why

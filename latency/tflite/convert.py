@@ -19,7 +19,7 @@ from latency.tflite.branch_constants import with_own_constants
 from latency.tflite.direct_writer import assemble
 from latency.tflite.signature import names, signed
 
-__all__ = ["Session", "assemble", "convert", "file_of", "load", "run", "runner"]
+__all__ = ["Session", "assemble", "bytes_of", "convert", "file_of", "load", "run", "runner"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -98,6 +98,12 @@ def file_of(model: Any) -> bytes | Path:
             raise ValueError(f"{error}; and written directly: {unsupported}") from error
 
 
+def bytes_of(model: Any) -> bytes:
+    """What the LiteRT file of a model, or of a .keras or .tflite file, holds: see `file_of`."""
+    file = file_of(model)
+    return file if isinstance(file, bytes) else file.read_bytes()
+
+
 def load(tflite: bytes | str | Path, threads: int = 1) -> Interpreter:
     """A LiteRT interpreter (XNNPACK) of a `.tflite` file or its bytes; `ValueError` if bad."""
     path = None
@@ -164,6 +170,7 @@ class Session:
         self._writes = {name: detail["index"] for name, detail in outputs.items()}
         self._told = {name: self._writes[name] for name in outputs if name not in self.state}
         self._branch = _branch(self._interpreter, signature)
+        self._kept: Arrays = {}
         if self._branch is not None:
             self.reset()
             return
@@ -233,7 +240,7 @@ def run(tflite: bytes | str | Path, inputs: np.ndarray | Arrays) -> np.ndarray |
     return next(iter(outputs.values())) if single else outputs
 
 
-def _branch(interpreter: Interpreter, signature: str | None) -> Callable[..., Arrays] | None:
+def _branch(interpreter: Interpreter, signature: str | None) -> Any | None:
     """What runs a signature; None: it is that of the main graph, and that is simply invoked."""
     known = interpreter.get_signature_list()
     if signature is None:
@@ -259,10 +266,12 @@ def _details(
     runners = map(interpreter.get_signature_runner, interpreter.get_signature_list())
     main = next((runner for runner in runners if not runner._subgraph_index), None)
     if main is None:
-        return tuple({detail["name"]: detail for detail in details} for details in sides)
+        inputs, outputs = ({detail["name"]: detail for detail in details} for details in sides)
+        return inputs, outputs
     named = main.get_input_details(), main.get_output_details()
     orders = ([detail["index"] for detail in details] for details in sides)
-    return tuple(
+    inputs, outputs = (
         dict(sorted(details.items(), key=lambda item: order.index(item[1]["index"])))
         for details, order in zip(named, orders, strict=True)
     )
+    return inputs, outputs

@@ -5,6 +5,7 @@ BatchNormalization is folded and activations are fused as the official converter
 with every Keras backend: it reads `layer.get_weights()` and never runs the model.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from latency.tflite.graph import SAME, VALID, Graph
 from latency.tflite.signature import names
 
 _BUILTIN = {"sigmoid": "LOGISTIC", "tanh": "TANH", "relu": "RELU", "relu6": "RELU6"}
+Shape = tuple[int, ...]
+Writer = Callable[[Graph, Any, list[int], Shape], int]  # layer, its inputs, shape: the output
 _ACTIVATIONS = (*_BUILTIN, "silu", "hard_silu", "hard_sigmoid", "softmax", "linear")
 
 
@@ -55,20 +58,20 @@ def assemble(model: Any) -> bytes:
     return graph.serialize(inputs, outputs, named)
 
 
-def _batch_one(shape, name: str) -> tuple[int, ...]:
+def _batch_one(shape: Sequence[int | None], name: str) -> tuple[int, ...]:
     if any(size is None for size in shape[1:]) or shape[0] not in (None, 1):
         raise ValueError(f"layer {name!r}: expected a static shape at batch 1, got {tuple(shape)}")
-    return (1, *(int(size) for size in shape[1:]))
+    return (1, *(int(size) for size in shape[1:] if size is not None))
 
 
-def _unsupported(layer, came: str, supported: str) -> ValueError:
+def _unsupported(layer: Any, came: str, supported: str) -> ValueError:
     return ValueError(
         f"layer {layer.name!r}: {came} cannot be written directly (supported: {supported}); "
         "use latency.tflite.convert.convert"
     )
 
 
-def _writer(layer):
+def _writer(layer: Any) -> Writer:
     """A layer's own method `litert`, or the writer of a stock Keras layer.
 
     A subclass that overrides `call` may compute something else: it is not trusted.
@@ -86,13 +89,13 @@ def _writer(layer):
     return _WRITERS[kind.__name__]
 
 
-def _padding(layer) -> int:
+def _padding(layer: Any) -> int:
     if layer.padding not in ("same", "valid"):
         raise _unsupported(layer, f"padding {layer.padding!r}", "same, valid")
     return SAME if layer.padding == "same" else VALID
 
 
-def _activate(graph, layer, tensor, function=None) -> int:
+def _activate(graph: Graph, layer: Any, tensor: int, function: Any = None) -> int:
     """Keras' activation of `layer` (or `function`) applied to `tensor`."""
     function = function or layer.activation
     name = getattr(function, "__name__", str(function))
@@ -116,14 +119,23 @@ def _activate(graph, layer, tensor, function=None) -> int:
     raise _unsupported(layer, f"activation {name!r}", ", ".join(_ACTIVATIONS))
 
 
-def _with_constant(graph, layer, name: str, tensor: int, value) -> int:
+def _with_constant(graph: Graph, layer: Any, name: str, tensor: int, value: Any) -> int:
     """ADD or MUL of a tensor and a constant."""
     options = schema.AddOptionsT() if name == "ADD" else schema.MulOptionsT()
     inputs = [tensor, graph.constant(value, f"{layer.name}/{name.lower()}/constant")]
     return graph.add(name, inputs, graph.shapes[tensor], layer.name, options)
 
 
-def _affine(graph, layer, name, tensor, kernel, options, shape, version=1) -> int:
+def _affine(
+    graph: Graph,
+    layer: Any,
+    name: str,
+    tensor: int,
+    kernel: Callable[[np.ndarray], np.ndarray],
+    options: Any,
+    shape: Shape,
+    version: int = 1,
+) -> int:
     weights = layer.get_weights()
     bias = weights[1] if layer.use_bias else np.zeros(shape[-1], np.float32)
     inputs = [
@@ -134,7 +146,7 @@ def _affine(graph, layer, name, tensor, kernel, options, shape, version=1) -> in
     return _activate(graph, layer, graph.add(name, inputs, shape, layer.name, options, version))
 
 
-def _convolution(graph, layer, inputs, shape) -> int:
+def _convolution(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     if layer.groups != 1:
         raise _unsupported(layer, f"groups={layer.groups}", "groups=1")
     options = schema.Conv2DOptionsT(
@@ -145,13 +157,15 @@ def _convolution(graph, layer, inputs, shape) -> int:
         dilationWFactor=layer.dilation_rate[1],
     )
 
-    def kernel(weights):  # Keras: (height, width, in, out); LiteRT: (out, height, width, in)
+    def kernel(
+        weights: np.ndarray,
+    ) -> np.ndarray:  # Keras: (height, width, in, out); LiteRT: (out, height, width, in)
         return weights.transpose(3, 0, 1, 2)
 
     return _affine(graph, layer, "CONV_2D", inputs[0], kernel, options, shape)
 
 
-def _depthwise(graph, layer, inputs, shape) -> int:
+def _depthwise(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     options = schema.DepthwiseConv2DOptionsT(
         padding=_padding(layer),
         strideH=layer.strides[0],
@@ -162,13 +176,15 @@ def _depthwise(graph, layer, inputs, shape) -> int:
     )
     version = 2 if max(layer.dilation_rate) > 1 else 1
 
-    def kernel(weights):  # Keras: (height, width, in, multiplier); LiteRT: (1, height, width, out)
+    def kernel(
+        weights: np.ndarray,
+    ) -> np.ndarray:  # Keras: (height, width, in, multiplier); LiteRT: (1, height, width, out)
         return weights.reshape(1, *weights.shape[:2], -1)
 
     return _affine(graph, layer, "DEPTHWISE_CONV_2D", inputs[0], kernel, options, shape, version)
 
 
-def _dense(graph, layer, inputs, shape) -> int:
+def _dense(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     keep = len(shape) > 2
     options = schema.FullyConnectedOptionsT(keepNumDims=keep)
     version = 5 if keep else 1  # 5: the first that keeps dimensions
@@ -177,7 +193,7 @@ def _dense(graph, layer, inputs, shape) -> int:
     )
 
 
-def _batch_normalization(graph, layer, inputs, shape) -> int:
+def _batch_normalization(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     if layer.axis not in (-1, len(shape) - 1):
         raise _unsupported(layer, f"axis={layer.axis}", "the last axis")
     weights = layer.get_weights()
@@ -193,21 +209,21 @@ def _batch_normalization(graph, layer, inputs, shape) -> int:
     )
 
 
-def _relu(graph, layer, inputs, shape) -> int:
+def _relu(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     names = {None: "RELU", 6: "RELU6"}
     if layer.max_value not in names or layer.negative_slope or layer.threshold:
         raise _unsupported(layer, f"{layer.get_config()}", "ReLU(), ReLU(max_value=6)")
     return graph.add(names[layer.max_value], inputs, shape, layer.name)
 
 
-def _softmax(graph, layer, inputs, shape) -> int:
+def _softmax(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     if layer.axis not in (-1, len(shape) - 1):
         raise _unsupported(layer, f"axis={layer.axis}", "the last axis")
     return graph.add("SOFTMAX", inputs, shape, layer.name, schema.SoftmaxOptionsT(beta=1.0))
 
 
-def _merge(name: str, options_type):
-    def write(graph, layer, inputs, shape) -> int:
+def _merge(name: str, options_type: Callable[[], Any]) -> Writer:
+    def write(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
         result = inputs[0]
         for tensor in inputs[1:]:
             shapes = graph.shapes[result], graph.shapes[tensor]
@@ -220,7 +236,7 @@ def _merge(name: str, options_type):
     return write
 
 
-def _global_average(graph, layer, inputs, shape) -> int:
+def _global_average(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     if graph.shapes[inputs[0]] == shape:
         return inputs[0]  # already 1 x 1
     axes = graph.constant([1, 2], f"{layer.name}/axes", np.int32)
@@ -228,8 +244,8 @@ def _global_average(graph, layer, inputs, shape) -> int:
     return graph.add("MEAN", [inputs[0], axes], shape, layer.name, options)
 
 
-def _pool(name: str):
-    def write(graph, layer, inputs, shape) -> int:
+def _pool(name: str) -> Writer:
+    def write(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
         options = schema.Pool2DOptionsT(
             padding=_padding(layer),
             strideH=layer.strides[0],
@@ -242,22 +258,22 @@ def _pool(name: str):
     return write
 
 
-def _zero_padding(graph, layer, inputs, shape) -> int:
+def _zero_padding(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     around = graph.constant(((0, 0), *layer.padding, (0, 0)), f"{layer.name}/padding", np.int32)
     return graph.add("PAD", [inputs[0], around], shape, layer.name, schema.PadOptionsT())
 
 
-def _reshape(graph, layer, inputs, shape) -> int:
+def _reshape(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     target = graph.constant(shape, f"{layer.name}/shape", np.int32)
     return graph.add("RESHAPE", [inputs[0], target], shape, layer.name)
 
 
-def _concatenate(graph, layer, inputs, shape) -> int:
+def _concatenate(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     options = schema.ConcatenationOptionsT(axis=layer.axis)
     return graph.add("CONCATENATION", inputs, shape, layer.name, options)
 
 
-def _rescaling(graph, layer, inputs, shape) -> int:
+def _rescaling(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
     if np.ndim(layer.scale) or np.ndim(layer.offset):
         raise _unsupported(layer, "a scale or offset per channel", "scalars")
     tensor = _with_constant(graph, layer, "MUL", inputs[0], layer.scale)

@@ -7,6 +7,7 @@ https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schem
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
@@ -41,11 +42,11 @@ def operations(tflite: bytes) -> list[Operation]:
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
     graph = model.subgraphs[0]
 
-    def shapes(indices) -> tuple[tuple[int, ...], ...]:
+    def shapes(indices: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         found = [graph.tensors[i].shape if i != _ABSENT else None for i in indices]
         return tuple(() if shape is None else tuple(map(int, shape)) for shape in found)
 
-    def plain(options) -> dict[str, Any]:
+    def plain(options: Any) -> dict[str, Any]:
         found = vars(options).items() if options else ()
         return {key: v.tolist() if isinstance(v, np.ndarray) else v for key, v in found}
 
@@ -110,7 +111,15 @@ class Graph:
         self.constants[index] = value
         return index
 
-    def add(self, name, inputs, shape, label, options=None, version=1) -> int:
+    def add(
+        self,
+        name: str,
+        inputs: Sequence[int],
+        shape: tuple[int, ...],
+        label: str,
+        options: Any = None,
+        version: int = 1,
+    ) -> int:
         """A new operator that reads the tensors `inputs`; the number of its output tensor."""
         output = self.tensor(shape, f"{label}/{name.lower()}")
         if isinstance(options, dict):  # from a leaf, which knows no schema
@@ -135,9 +144,8 @@ class Graph:
         names: tuple[list[str], list[str]] | None = None,
     ) -> bytes:
         """The bytes of the file; with names for inputs and outputs, it has a signature."""
-        used = {t for o in self.operators for t in (*o.inputs, o.output)}
-        used |= {*inputs, *outputs}
-        used = sorted(used - {_ABSENT})
+        ends = {t for o in self.operators for t in (*o.inputs, o.output)}
+        used = sorted((ends | {*inputs, *outputs}) - {_ABSENT})
         index = {_ABSENT: _ABSENT} | {tensor: position for position, tensor in enumerate(used)}
         buffers, tensors = [schema.BufferT()], []  # buffer 0 is empty by convention
         for tensor in used:
@@ -289,7 +297,7 @@ class _Fusion:
         for name in ("ADD", "MUL"):
             source = self._source(operator.inputs[0], name)
             value = self.constants.get(source.inputs[1]) if source else None
-            if value is None or value.ndim or (name == "ADD" and padded):
+            if source is None or value is None or value.ndim or (name == "ADD" and padded):
                 continue
             weights = self.constants[kernel]
             if name == "ADD":
@@ -310,8 +318,9 @@ class _Fusion:
         self._conv_2d(operator)
         source = self._source(operator.inputs[0], "RESHAPE")
         shapes = self.graph.shapes
-        flattens = source and shapes[source.inputs[0]][-1] == shapes[source.output][-1]
-        if flattens and not operator.options.keepNumDims:
+        if source is None or operator.options.keepNumDims:
+            return False
+        if shapes[source.inputs[0]][-1] == shapes[source.output][-1]:
             self._drop(source, operator)  # FULLY_CONNECTED flattens by itself
         return False
 

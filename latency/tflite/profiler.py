@@ -119,7 +119,8 @@ def record(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
         session.run()
     _, first = session.profiled()
     kernels = [ctypes.string_at(int(tag))[:200].decode("utf-8", "replace") for tag in first["tag"]]
-    times, spans = [], []
+    times: list[np.ndarray] = []
+    spans: list[tuple[float, float]] = []
     fastest = np.full((2, len(kernels)), np.inf)  # of even and of odd runs
     started, on_core = time.perf_counter(), time.thread_time()
     while True:
@@ -147,6 +148,9 @@ def record(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
         "busy_us": min(busy for _, busy in spans) / threads,
         "runs": len(times),
     }
+
+
+Handle = ctypes.c_void_p  # of one of LiteRT's objects
 
 
 class _Session:
@@ -208,7 +212,7 @@ class _Session:
         told = (wall / 1e3, busy / 1e3)
         return told, events[np.isin(events["type"], (_INVOKED, _IN_DELEGATE, _DELEGATED))]
 
-    def _buffers(self, environment, signature, kind: str):
+    def _buffers(self, environment: Handle, signature: Handle, kind: str) -> Any:
         count = ctypes.c_size_t()
         self._call(f"LiteRtGetNumSignature{kind}s", signature, ctypes.byref(count))
         buffers = []
@@ -232,18 +236,18 @@ class _Session:
             buffers.append(buffer)
         return (ctypes.c_void_p * len(buffers))(*buffers)
 
-    def _fill(self, buffer, element: int) -> None:
+    def _fill(self, buffer: Handle, element: int) -> None:
         """Random values below 1 in float32, zeros in other types, as `litert.runner` fills."""
         size, place = ctypes.c_size_t(), ctypes.c_void_p()
         self._call("LiteRtGetTensorBufferPackedSize", buffer, ctypes.byref(size))
-        values = np.zeros(size.value, np.uint8)
+        values: np.ndarray = np.zeros(size.value, np.uint8)
         if element == 1:  # kLiteRtElementTypeFloat32
             values = np.random.default_rng(0).random(size.value // 4, np.float32)
         self._call("LiteRtLockTensorBuffer", buffer, ctypes.byref(place), _WRITE)
         ctypes.memmove(place, values.ctypes.data, values.nbytes)
         self._call("LiteRtUnlockTensorBuffer", buffer)
 
-    def _text_options(self, name: bytes, text: bytes):
+    def _text_options(self, name: bytes, text: bytes) -> Handle:
         system = ctypes.CDLL(None)  # the library frees what it is given
         system.malloc.restype = ctypes.c_void_p
         place = system.malloc(ctypes.c_size_t(len(text) + 1))
@@ -251,13 +255,13 @@ class _Session:
         free = ctypes.cast(system.free, ctypes.c_void_p)
         return self._make("LiteRtCreateOpaqueOptions", name, ctypes.c_void_p(place), free)
 
-    def _make(self, name: str, *arguments):
+    def _make(self, name: str, *arguments: Any) -> Handle:
         """What a function writes to its last argument, a pointer."""
         made = ctypes.c_void_p()
         self._call(name, *arguments, ctypes.byref(made))
         return made
 
-    def _call(self, name: str, *arguments) -> None:
+    def _call(self, name: str, *arguments: Any) -> None:
         try:
             function = getattr(self._library, name)
         except AttributeError:

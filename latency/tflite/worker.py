@@ -28,7 +28,7 @@ def check(file: str, threads: int) -> dict[str, Any]:
     return {"memory_mb": memory_mb, "first_ms": 1e3 * first_s}
 
 
-def profile(file: str, **options) -> dict[str, Any]:
+def profile(file: str, **options: Any) -> dict[str, Any]:
     """The microseconds of each operation, by LiteRT's profiler."""
     from latency.tflite import profiler
 
@@ -48,8 +48,7 @@ def convert(file: str, into: str, modules: list[str]) -> dict[str, Any]:
         importlib.import_module(module)
     # Explicit, for KERAS_SAFE_MODE and keras.config can turn it off.
     model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    tflite = litert.file_of(model)
-    Path(into).write_bytes(tflite)
+    Path(into).write_bytes(litert.bytes_of(model))
     return check(into, 1)
 
 

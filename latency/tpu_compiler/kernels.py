@@ -23,7 +23,8 @@ def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[K
     Multiply-adds that no operation tells of come last, as kernels that move nothing.
     """
     share = batch_size / record["devices"]
-    classes, macs = {}, {}
+    classes: dict[str, str] = {}
+    macs: dict[str, float] = {}
     for node, row in zip(cost.calls(model), cost.count(model).layers, strict=True):
         open_batch = tuple(node.outputs[0].shape)[:1] == (None,)
         macs[row.name] = macs.get(row.name, 0.0) + row.macs * (share if open_batch else 1)

@@ -9,6 +9,7 @@ bundle (one cycle), with its loops: an unofficial format, read as far as it is u
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 _FREE = {
@@ -61,6 +62,9 @@ class Instruction:
         return found.group(1) if found else None
 
 
+Computations = dict[str, list[Instruction]]  # by name
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedules:
     """The static cycles of the operations that a dump folder knows."""
@@ -75,7 +79,9 @@ def operations(hlo: str, schedules: Schedules) -> list[Operation]:
     return list(_walk(entry, computations, schedules.cycles, 1))
 
 
-def _walk(name: str, computations: dict, cycles: dict[str, int], times: int):
+def _walk(
+    name: str, computations: Computations, cycles: dict[str, int], times: int
+) -> Iterator[Operation]:
     instructions = computations[name]
     shapes = {one.name: one.shape for one in instructions}
     for one in instructions:
@@ -83,7 +89,7 @@ def _walk(name: str, computations: dict, cycles: dict[str, int], times: int):
             continue
         if one.opcode == "while":
             trips = int(one.attribute(r'"known_trip_count":\{"n":"(\d+)"') or 1)
-            body = one.attribute(r"body=%([\w.\-]+)")
+            body = one.attribute(r"body=%([\w.\-]+)") or ""
             yield from _walk(body, computations, cycles, times * trips)
             continue
         if one.opcode in ("call", "conditional"):
@@ -106,7 +112,7 @@ def _walk(name: str, computations: dict, cycles: dict[str, int], times: int):
         )
 
 
-def _products(one: Instruction, computations: dict):
+def _products(one: Instruction, computations: Computations) -> Iterator[str]:
     """JAX's names of the convolutions and matrix products of an operation, fused ones too."""
     if one.opcode in _PRODUCTS:
         yield one.attribute(r'op_name="([^"]*)"') or ""
@@ -114,12 +120,14 @@ def _products(one: Instruction, computations: dict):
         yield from _products(inner, computations)
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
+def _computations(hlo: str) -> tuple[Computations, str]:
     """The instructions of each computation, and the name of the one where the program begins."""
-    found, entry, current = {}, "", None
+    found: Computations = {}
+    entry, current = "", None
     for line in hlo.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.rstrip().endswith("{"):
-            name = re.match(r"(?:ENTRY )?%([\w.\-]+)", line).group(1)
+            name = line.removeprefix("ENTRY ").removeprefix("%")
+            name = re.split(r"[^\w.\-]", name, maxsplit=1)[0]
             current = found[name] = []
             entry = name if line.startswith("ENTRY") else entry
         elif current is not None and (one := _instruction(line)):
@@ -154,7 +162,7 @@ def _closing(text: str) -> int:
     return len(text) - 1
 
 
-def _traffic(one: Instruction, shapes: dict[str, str], computations: dict) -> int:
+def _traffic(one: Instruction, shapes: dict[str, str], computations: Computations) -> int:
     """The bytes that an operation reads from HBM and writes to it.
 
     Of an operand that is only sliced, the slices; of an output that is an operand with one part
@@ -251,7 +259,7 @@ def static_cycles(bundles: str) -> tuple[int, int]:
     stack = [_Loop()]
     unknown = 0
 
-    def close():
+    def close() -> None:
         nonlocal unknown
         loop = stack.pop()
         trips = loop.trips or loop.bounds.get(loop.branch)
