@@ -48,6 +48,7 @@ KINDS = {
     "method": Kind("compress", "nas.methods", "(Method)"),
 }
 LAYERS = "nas.layers"  # entry points of modules that register Keras layers
+OURS = {kind.package.partition(".")[0] for kind in KINDS.values()}  # packages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +218,7 @@ def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        if name.split(".")[0] in ("nas", "families", "search_spaces", "latency", "compress"):
+        if name.partition(".")[0] in OURS:
             raise
         frames = traceback.extract_tb(error.__traceback__)
         at = "" if len(frames) < 2 else f" ({frames[-1].filename}, line {frames[-1].lineno})"

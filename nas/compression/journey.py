@@ -20,7 +20,7 @@ from nas.compression.examples import EXAMPLES, examples
 from nas.events import Listener, Message, ignore
 from nas.files.open_network import Network, open_network
 from nas.files.writers import SUFFIXES
-from nas.networks.build import digest_of
+from nas.networks.build import digest_of, identity_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.checkpoint import Checkpoint
@@ -166,7 +166,7 @@ def compress(
     name, task_name = name or model.name, task_name or (task and task.name)
     identity = {
         "model": digest_of(model),
-        "methods": [repr(method) for method in methods],
+        "methods": [identity_of(method) for method in methods],
         "task": task and task.recipe,
         "epochs": epochs,
         "seed": seed,
@@ -177,7 +177,7 @@ def compress(
     on_event(
         Message(
             f"{name}: {model.count_params():,} parameters in {len(model.layers)} layers; "
-            f"{', '.join(identity['methods'])}"
+            f"{', '.join(map(repr, methods))}"
         )
     )
     if epochs:
@@ -214,7 +214,7 @@ def compress(
     record: dict[str, Any] = {
         "model": name,
         "source": network.source,
-        "methods": identity["methods"],
+        "methods": [repr(method) for method in methods],
         "task": task_name,
         "metric": task.metric if labelled else None,
         "epochs": epochs,

@@ -21,7 +21,7 @@ from latency.system.json_records import utc_now, write_json
 from nas import backend
 from nas.events import Listener, Message, ignore
 from nas.files.open_network import Network
-from nas.networks.build import build, digest_of, for_task, name_of
+from nas.networks.build import build, digest_of, for_task, identity_of, name_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import count
@@ -165,7 +165,7 @@ def train(
     if epochs is None and minutes is None:
         epochs = task.training.get("epochs", EPOCHS)
     identity = {
-        "network": repr(config) if model is None else digest_of(model),
+        "network": identity_of(config) if model is None else digest_of(model),
         "family": type(config).__module__ if model is None else None,
         "task": task.recipe,
         "epochs": epochs,
