@@ -98,6 +98,9 @@ def opaque(model: keras.Model) -> dict[str, str]:
 def _functional(layer: Any) -> Any:
     """The Functional model that a model is; None for leaf layers and subclassed models."""
     if isinstance(layer, keras.Sequential):
+        first = layer.layers[0] if layer.layers else None
+        if not layer.built and isinstance(first, keras.Model) and _functional(first) is not None:
+            layer.build(first.input_shape)  # as its first call would
         if not layer.built or layer._functional is None:
             raise ValueError(
                 f"{layer.name}: a Sequential model without an input shape; begin it with "

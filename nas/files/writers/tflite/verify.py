@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 from compress.rewriting.record import Record
-from families.layers import Detections
 from latency.tflite import convert
 from latency.tflite.signature import names
 from nas.files.writers.tflite.editable_file import File
@@ -54,7 +53,7 @@ def verify(
         expected = _keras(model, few)
         # Which objects are kept is decided by comparisons, which the noise of integers may turn;
         # how high they score, from the first to the last, is not.
-        chooses = any(isinstance(layer, Detections) for layer in model.layers)
+        chooses = any(getattr(layer, "chooses_outputs", False) for layer in model.layers)
         exact = _litert(floats, name, model, few)
         real = _litert(tflite, name, model, few)
         for output, values in expected.items():
