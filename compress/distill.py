@@ -17,7 +17,6 @@ from keras import ops
 from compress.channels.nested_levels import Levels
 from compress.examples.data import Data
 from compress.method import LOSS, Method, NotApplicable, check_fields
-from compress.recover import ADD
 from compress.rewriting import graph
 from compress.rewriting.parametrized import inner
 from compress.rewriting.record import Record
@@ -81,7 +80,10 @@ class Distill(Method):
                 f"distill: the teacher reads {theirs}, the network {mine}; expected the same inputs"
             )
         copy = graph.rewrite(model, lambda _, layer: layer)
-        make = {"logits": self._logits, "features": self._features, "lattice": self._lattice}
+        # What earlier methods put there, such as adapters, is not a layer whose features count.
+        added = {one.name for one in copy.layers} - {one.name for one in record.original.layers}
+        features = functools.partial(self._features, added=added)
+        make = {"logits": self._logits, "features": features, "lattice": self._lattice}
         compared, measure, teach = make[self.kind](copy, teacher)
         place, logits = _logits_of(copy)
         layer = Teach(measure, teach, self.weight, repr(self), name=_free_name(copy, "distill"))
@@ -131,8 +133,8 @@ class Distill(Method):
         measure = Lattice(heat, classes.soft, ratio=-(-frames // logits.shape[1]))
         return [logits, inputs["frames"], inputs["labels"]], measure, teach
 
-    def _features(self, model: keras.Model, teacher: keras.Model) -> Any:
-        pairs = list(_pairs(self.which, model, teacher))
+    def _features(self, model: keras.Model, teacher: keras.Model, added: set[str]) -> Any:
+        pairs = list(_pairs(self.which, model, teacher, added))
         for mine, theirs in pairs:
             if tuple(mine.shape[1:-1]) != tuple(theirs.shape[1:-1]):
                 raise ValueError(
@@ -351,10 +353,12 @@ def _is_softmax(tensor: Any) -> bool:
     return isinstance(layer, keras.layers.Softmax) or activation is keras.activations.softmax
 
 
-def _pairs(which: str | None, model: keras.Model, teacher: keras.Model) -> Iterator[Any]:
+def _pairs(
+    which: str | None, model: keras.Model, teacher: keras.Model, added: set[str]
+) -> Iterator[Any]:
     """(mine, the teacher's) tensors of the layers that `which` means."""
     if which is None:
-        yield tuple(_before_logits(_logits_of(one)[1]) for one in (model, teacher))
+        yield tuple(_before_logits(_logits_of(one)[1], added) for one in (model, teacher))
         return
     if "->" in which:
         names = [tuple(pair.split("->")) for pair in which.split("|")]
@@ -383,13 +387,13 @@ def _feature_frames(model: keras.Model) -> int:
     return next(shape[1] for shape in found if shape[-1] > 1)
 
 
-def _before_logits(tensor):
-    """What the layer of the logits reads: the last features."""
+def _before_logits(tensor: Any, added: set[str]) -> Any:
+    """What the layer of the logits reads: the last features. `added`: layers of other methods."""
     layer = _maker(tensor)
     passing = (Teach, keras.layers.Activation, keras.layers.Softmax, keras.layers.Reshape)
     before = _sources(tensor)[0]
-    passes = isinstance(layer, passing) or layer.name.endswith(ADD)
-    return _before_logits(before) if passes else before
+    sums = isinstance(layer, keras.layers.Add) and layer.name in added
+    return _before_logits(before, added) if sums or isinstance(layer, passing) else before
 
 
 def _output(model: keras.Model, name: str) -> Any:

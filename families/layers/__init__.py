@@ -19,6 +19,8 @@ knows is said by methods of it, each of which is optional. They are looked up on
     `LiteRTGraph`, and returns the output tensor. inputs: numbers of its input tensors, shape: of
     the output. Without it, only the official converter can write the layer.
 `batch_factor: float`: samples of the output for each of the input, where that is not 1.
+`chooses_outputs: bool`: whether comparisons decide what it gives, so that a little noise may change
+    it to something else; files with such layers are compared by their scores alone.
 `chooses_units: bool`: whether it chooses hidden units of other layers, as only one layer may.
 
 A subclass that overrides `call` computes something else: of it only methods that it overrides, too,

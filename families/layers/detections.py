@@ -58,6 +58,8 @@ class Detections(keras.layers.Layer):
     overlaps are no multiplications of weights.
     """
 
+    chooses_outputs = True
+
     def __init__(
         self,
         input_shape_of_image: tuple[int, int, int],

@@ -62,7 +62,12 @@ def drawn(sample: Callable[[Any], Any], *seed: int) -> Any:
     return sample(Drawn(np.random.default_rng(seed)))
 
 
-FAMILIES = ("efficientnet", "mnasnet")  # each has its module in nas/supernets
+# A family has a supernet where a module of this folder, of its name, gives the outline of a Config.
+FAMILIES = tuple(
+    path.stem
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    if "\ndef outline(config: Config)" in path.read_text()
+)
 
 
 def outline(config: Any):
@@ -76,7 +81,7 @@ def outline(config: Any):
 
 
 class Supernet:
-    """The shared weights of a space, and what networks of it are worth with them.
+    """The shared weights of a space, and the qualities of its networks with them.
 
     `sample` makes an Optuna trial, or a `Drawn`, a Config that `task` can train.
     """
@@ -88,7 +93,7 @@ class Supernet:
 
         self._network = network
         self.task, self.seed = task, seed
-        self.sample = lambda trial: build.suited(sample(trial), task.fields, task.name)
+        self.sample = lambda trial: build.for_task(sample(trial), task.fields, task.name)
         configs = [drawn(self.sample, seed, number) for number in range(DRAWN)]
         keras.utils.set_random_seed(seed)
         self.model = network.build(map(outline, configs))
@@ -109,11 +114,24 @@ class Supernet:
     def quality(self, config: Any, examples: int = EXAMPLES) -> float:
         """Quality 0..1 of a Config with its part of the shared weights, untouched."""
         self.choose(self.rows(config))
+        return self._judged(self.model, self._predict, examples)
+
+    def quality_of(self, model: Any, examples: int = EXAMPLES) -> float:
+        """Quality 0..1 of a network by itself, on what `quality` judges on."""
+        import keras
+
+        prepare = prepared(model)
+
+        def predict(inputs: Any) -> np.ndarray:
+            return keras.ops.convert_to_numpy(model(prepare(inputs), training=False))
+
+        return self._judged(model, predict, examples)
+
+    def _judged(self, model: Any, predict: Callable[[Any], np.ndarray], examples: int) -> float:
         inputs, targets = self.task.valid
         most = min(examples, count(self.task.valid))
         size = min(BATCH, most)
-        predict = self._predict
-        score = self.task.scorer(self.model, predict)
+        score = self.task.scorer(model, predict)
         scores = []
         for start in range(0, most - size + 1, size):
             chosen = slice(start, start + size)
