@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency.benchmark_tool import command as benchmark_model
-from latency.benchmark_tool import invocations
-from latency.phones import adb
-from latency.phones import state as phone_state
+from latency.benchmark_tool import benchmark_model, invocations
+from latency.phones import adb, phone_state
 from latency.roofline import of_tflite
 from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now
@@ -55,7 +53,7 @@ class Android(Target):
     def found(cls) -> list[Found]:
         """Every phone that adb lists; what hinders those that cannot be used."""
         try:
-            phones = adb.attached()
+            phones = adb.attached_phones()
         except TargetUnavailable as error:
             return [Found("android", "Android phones", Kind.MEASURED, str(error))]
         listed = []
@@ -94,16 +92,16 @@ class Android(Target):
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         with self._ready(model, batch_size) as (phone, before, conditions, run):
-            told = invocations.invoke(run, warmup, runs, details)
+            outcome = invocations.invoke(run, warmup, runs, details)
             after = phone_state.read(phone)
         conditions |= {
             "after": after.conditions(),
-            "delegated": told.whole.delegated,
-            **told.conditions(),
+            "delegated": outcome.whole.delegated,
+            **outcome.conditions(),
             "date": utc_now(),
         }
-        doubts = phone_state.doubts(before, after) + told.doubts()
-        return invocations.result(told, conditions, doubts)
+        reasons = phone_state.instabilities(before, after) + outcome.instabilities()
+        return invocations.timing_of(outcome, conditions, reasons)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """From a cool phone on; of each spell the tool tells one figure, its median."""

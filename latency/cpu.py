@@ -24,7 +24,7 @@ from latency.target import Found, Kind, Latency, Target, Timing, cache_directory
 from latency.tflite import convert, process, profiler
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
-_LOW = 0.03  # quantile of them that counts as undisturbed
+_LOW = 0.03  # quantile of them that counts as free of interference
 _FASTER = 0.95  # the nominal time is replaced when the reference is seen below this share of it
 _TRUSTED = 1.8  # drift beyond which a correction is not trusted
 _SPELL_S = 1.0  # of a long run
@@ -87,23 +87,23 @@ class CPU(Target):
             return []
         files = [convert.file_of(model) for model in models]
         nominal = self._nominal()
-        with stopwatch.undisturbed(self.threads, _cache()) as cores:
+        with stopwatch.exclusive_cores(self.threads, _cache()) as cores:
             candidates = [
                 stopwatch.Stopwatch(
                     convert.runner(file, self.threads), self.threads, max(warmup, 1)
                 )
                 for file in files
             ]
-            suited = [_suited(nominal, candidate.run_ns / 1e6) for candidate in candidates]
-            beside = {
+            chosen = [_references_for(nominal, candidate.run_ns / 1e6) for candidate in candidates]
+            references = {
                 name: stopwatch.Stopwatch(_reference(name, self.threads), self.threads, 3)
                 for name in reference_networks.NAMES
-                if any(name in names for names in suited)
+                if any(name in names for names in chosen)
             }
-            order = _take_turns(candidates, list(beside.values()), runs)
+            order = _take_turns(candidates, list(references.values()), runs)
             state = stopwatch.machine_state(cores[0] if cores else 0)
-            told = [self._details(file, runs) if details else {} for file in files]
-        seen_ms = {name: watch.blocks().fastest_ms for name, watch in beside.items()}
+            details_of = [self._details(file, runs) if details else {} for file in files]
+        seen_ms = {name: watch.blocks().fastest_ms for name, watch in references.items()}
         slowness = {name: seen / nominal[name] for name, seen in seen_ms.items()}
         self._lower(seen_ms, nominal)
         common = {
@@ -116,7 +116,7 @@ class CPU(Target):
         }
         timings = []
         for number, (candidate, names, more) in enumerate(
-            zip(candidates, suited, told, strict=True)
+            zip(candidates, chosen, details_of, strict=True)
         ):
             blocks = candidate.blocks()
             before = np.flatnonzero(order == number)
@@ -130,7 +130,7 @@ class CPU(Target):
                 "drift": round(drift, 4),
                 "raw_median_ms": float(np.median(blocks.wall_ms)),
                 **more.pop("conditions", {}),
-                **stopwatch.stability(_doubts(samples, drift)),
+                **stopwatch.stability(_instabilities(samples, drift)),
             }
             timings.append(Timing(samples, conditions, Kind.MEASURED, **more))
         return timings
@@ -140,7 +140,7 @@ class CPU(Target):
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         run = convert.runner(convert.file_of(model), self.threads)
-        with stopwatch.undisturbed(self.threads, _cache()) as cores:
+        with stopwatch.exclusive_cores(self.threads, _cache()) as cores:
             conditions = self._conditions() | {"pinned_cores": list(cores) if cores else None}
             started = time.monotonic()
             while (at_s := time.monotonic() - started) < seconds:
@@ -166,8 +166,8 @@ class CPU(Target):
 
     def _details(self, tflite: bytes | Path, runs: int) -> dict[str, Any]:
         """Memory and the time of each operation, on the cores of this thread; or why not."""
-        told: dict[str, Any] = {}
-        conditions = told["conditions"] = {}
+        details: dict[str, Any] = {}
+        conditions = details["conditions"] = {}
         with contextlib.ExitStack() as stack:
             if isinstance(tflite, bytes):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nas_cpu_"))
@@ -176,17 +176,17 @@ class CPU(Target):
             else:
                 path = tflite
             try:
-                told["memory_mb"] = process.memory_mb(path, self.threads)
+                details["memory_mb"] = process.memory_mb(path, self.threads)
                 conditions["memory"] = "peak resident memory of a new process, less that at start"
             except ValueError as error:
-                conditions["memory"] = f"not told: {error}"
+                conditions["memory"] = f"unknown: {error}"
             try:
-                told["per_op"], count = profiler.operations(path, self.threads, runs)
-                told["per_op_kind"] = Kind.MEASURED
+                details["per_op"], count = profiler.operations(path, self.threads, runs)
+                details["per_op_kind"] = Kind.MEASURED
                 conditions["per_op"] = f"LiteRT's profiler, whole microseconds, {count} runs"
-            except profiler.Unprofiled as error:
-                conditions["per_op"] = f"not told: {error}"
-        return told
+            except profiler.ProfilerFailed as error:
+                conditions["per_op"] = f"unknown: {error}"
+        return details
 
     def _conditions(self) -> dict[str, Any]:
         return {
@@ -202,7 +202,7 @@ class CPU(Target):
             stored = json.loads(path.read_text())["nominal_ms"]
             if all(stored[name] > 0 for name in reference_networks.NAMES):
                 return {name: stored[name] for name in reference_networks.NAMES}
-        with stopwatch.undisturbed(self.threads, _cache()):
+        with stopwatch.exclusive_cores(self.threads, _cache()):
             watches = {
                 name: stopwatch.Stopwatch(_reference(name, self.threads), self.threads, 3)
                 for name in reference_networks.NAMES
@@ -247,7 +247,7 @@ def _reference(name: str, threads: int) -> Callable[[], None]:
 
 
 def _take_turns(
-    candidates: Sequence[stopwatch.Stopwatch], beside: Sequence[stopwatch.Stopwatch], runs: int
+    candidates: Sequence[stopwatch.Stopwatch], references: Sequence[stopwatch.Stopwatch], runs: int
 ) -> np.ndarray:
     """`runs` blocks of each candidate, the references between any two; whose turn each was."""
     order = []
@@ -257,19 +257,19 @@ def _take_turns(
     for number in (None, *order):
         if number is not None:
             candidates[number].block()
-        for watch in beside:
+        for watch in references:
             watch.block()
     return np.array(order)
 
 
-def _suited(nominal: dict[str, float], run_ms: float) -> tuple[str, ...]:
+def _references_for(nominal: dict[str, float], run_ms: float) -> tuple[str, ...]:
     """The references to time beside a network: both, or only the small one beside a small one."""
     small = run_ms < (nominal["small"] * nominal["large"]) ** 0.5
     return ("small",) if small else ("small", "large")
 
 
-def _doubts(samples: tuple[float, ...], drift: float) -> list[str]:
+def _instabilities(samples: tuple[float, ...], drift: float) -> list[str]:
     """Why the median cannot be believed."""
     if drift > _TRUSTED or drift < 1 / _TRUSTED:
         return [f"the reference ran at {drift:.2f} times its nominal time"]
-    return stopwatch.doubts(samples)
+    return stopwatch.instabilities(samples)

@@ -14,7 +14,7 @@ import numpy as np
 
 from latency.jax_runtime import process
 from latency.networks import keras_file
-from latency.nvidia import attached
+from latency.nvidia import nvidia_smi
 from latency.roofline import device_limits, explanation, gpu_chips, kernel_times
 from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
@@ -65,7 +65,7 @@ class GPU(Target):
     def found(cls) -> list[Found]:
         """The attached GPUs, and that any known one can be estimated."""
         listed = []
-        for card in dict.fromkeys(one.name for one in attached.cards()):
+        for card in dict.fromkeys(one.name for one in nvidia_smi.cards()):
             chip = gpu_chips.named(card)
             name = "gpu" if chip is None else f"gpu:{chip.name}"
             listed.append(Found(name, card, Kind.MEASURED, _lacks_jax()))
@@ -179,7 +179,7 @@ class GPU(Target):
 
     def _attached(self) -> bool:
         chip = self._chip()
-        return any(chip.matches(card.name) for card in attached.cards())
+        return any(chip.matches(card.name) for card in nvidia_smi.cards())
 
     def _chip(self) -> gpu_chips.Chip:
         """The chip to estimate: the one asked for, else that of the attached GPU."""
@@ -192,12 +192,12 @@ class GPU(Target):
             raise ValueError(f"no specification of {card.name} is known (known: {known})")
         return chip
 
-    def _card(self) -> attached.Card:
+    def _card(self) -> nvidia_smi.Card:
         """The attached GPU that is meant."""
-        cards = attached.cards()
+        cards = nvidia_smi.cards()
         if not cards:
             example = f"gpu:{self.chip},how=layers" if self.chip else "gpu:h100"
-            reason = "its driver does not answer" if attached.present() else "none is attached"
+            reason = "its driver does not answer" if nvidia_smi.present() else "none is attached"
             raise TargetUnavailable(
                 f"no NVIDIA GPU can be used here: {reason}; for an estimate name a chip, "
                 f"--target {example} (known: {', '.join(gpu_chips.CHIPS)})"
@@ -231,7 +231,7 @@ class GPU(Target):
             raise TargetUnavailable(
                 f"JAX's first GPU is {used}, not {self.chip}: choose with CUDA_VISIBLE_DEVICES"
             )
-        after = next((card for card in attached.cards() if card.name == used), before)
+        after = next((card for card in nvidia_smi.cards() if card.name == used), before)
         busy = before.state.get("utilization_percent", 0)
         if isinstance(busy, (int, float)) and busy > _BUSY_PERCENT:
             reasons = [conditions.get("reason"), f"the GPU was already in use ({busy} %)"]
@@ -261,10 +261,10 @@ class GPU(Target):
         rates = kernel_times.Rates(**entry["rates"]) if entry else kernel_times.Rates()
         times = kernel_times.times_ms(kernels, chip, self.dtype, rates)
         total = kernel_times.total_ms(kernels, chip, self.dtype, rates)
-        told = f"calibrated from {entry['points']} points" if entry else "public specifications"
+        basis = f"calibrated from {entry['points']} points" if entry else "public specifications"
         conditions = {
             "how": how,
-            "estimate": f"roofline of {len(kernels)} kernels, {told}",
+            "estimate": f"roofline of {len(kernels)} kernels, {basis}",
             "calibration": entry and {k: entry[k] for k in ("points", "before", "after", "date")},
             "chip": chip.title,
             "specification": chip.source,
@@ -272,7 +272,7 @@ class GPU(Target):
             if self.dtype == "float32" and "tf32" in chip.tensor
             else self.dtype,
             "runtime": _runtime() if kind is Kind.COMPILED else "layer graph",
-            "attached": [card.name for card in attached.cards()] or None,
+            "attached": [card.name for card in nvidia_smi.cards()] or None,
             "stable": True,
             "date": utc_now(),
         }

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latency.apple import package as coreml
+from latency.apple import coreml
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing
 
 _LIST_S = 20.0

@@ -4,7 +4,7 @@ import dataclasses
 import platform
 from typing import Any, ClassVar
 
-from latency.apple import package as coreml
+from latency.apple import coreml
 from latency.target import Found, Kind, Target, TargetUnavailable, Timing
 
 
@@ -81,13 +81,13 @@ def _must_be_macos() -> None:
 
 
 def _chip() -> str:
-    name = coreml.told(["sysctl", "-n", "machdep.cpu.brand_string"], 10)
+    name = coreml.output_of(["sysctl", "-n", "machdep.cpu.brand_string"], 10)
     return name or f"Mac ({platform.machine()})"
 
 
 def _state() -> dict[str, Any]:
     """Power and heat, in the system's own words, where it tells them without root."""
-    power = coreml.told(["pmset", "-g", "batt"], 10).splitlines()
-    heat = coreml.told(["pmset", "-g", "therm"], 10)
+    power = coreml.output_of(["pmset", "-g", "batt"], 10).splitlines()
+    heat = coreml.output_of(["pmset", "-g", "therm"], 10)
     limits = [" ".join(line.split()) for line in heat.splitlines() if "_Limit" in line]
     return {"power": power[0] if power else None, "thermal_limits": limits or None}

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from latency.benchmark_tool import invocations
-from latency.boards import benchmark_tool, openssh, python_runtime
-from latency.boards import state as board_state
+from latency.boards import benchmark_tool, board_state, openssh, python_runtime
 from latency.roofline import of_tflite
 from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
@@ -106,14 +105,14 @@ class SSH(Target):
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         with self._ready(model, batch_size) as (board, about, before, conditions, program, job):
-            told = program.measure(*job, warmup, runs, details)
-            if details and told.per_op is None and self.runtime == "auto":
+            outcome = program.measure(*job, warmup, runs, details)
+            if details and outcome.per_op is None and self.runtime == "auto":
                 # Python tells nothing of operations; the tool does, where there is one.
-                told = self._with_operations(told, about, job, runs)
+                outcome = self._with_operations(outcome, about, job, runs)
             after = board_state.read(board)
-        conditions |= {"after": after.conditions(), **told.conditions(), "date": utc_now()}
-        doubts = board_state.doubts(before, after) + told.doubts()
-        return invocations.result(told, conditions, doubts)
+        conditions |= {"after": after.conditions(), **outcome.conditions(), "date": utc_now()}
+        reasons = board_state.instabilities(before, after) + outcome.instabilities()
+        return invocations.timing_of(outcome, conditions, reasons)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """From a cool board on; Python tells every run, the tool the median of a spell."""
@@ -153,19 +152,19 @@ class SSH(Target):
         self._remember(about)
 
     def _with_operations(
-        self, told: python_runtime.Run, about: board_state.About, job: _Job, runs: int
+        self, outcome: python_runtime.Run, about: board_state.About, job: _Job, runs: int
     ) -> python_runtime.Run:
         """The timed runs with the operations of the tool, or with the reason why they lack."""
         try:
             tool = benchmark_tool.find(job[0], about.machine, self.benchmark)
         except TargetUnavailable:
             missing = f"no benchmark_model for linux-{about.machine} (runtime=benchmark_model)"
-            return dataclasses.replace(told, operations_missing=missing)
+            return dataclasses.replace(outcome, operations_missing=missing)
         try:
             report = tool.operations(*job, runs)
         except (TargetUnavailable, ValueError) as error:  # the times are good all the same
-            return dataclasses.replace(told, operations_missing=str(error))
-        return dataclasses.replace(told, per_op=report.operations or None)
+            return dataclasses.replace(outcome, operations_missing=str(error))
+        return dataclasses.replace(outcome, per_op=report.operations or None)
 
     def _program(
         self, board: openssh.Board, about: board_state.About

@@ -76,15 +76,15 @@ class TPU(Target):
 
     @classmethod
     def found(cls) -> list[Found]:
-        seen, why = attached()
-        if seen:
-            return [Found("tpu", f"{seen[0]}, {len(seen)} devices", Kind.MEASURED)]
+        kinds, reason = attached_devices()
+        if kinds:
+            return [Found("tpu", f"{kinds[0]}, {len(kinds)} devices", Kind.MEASURED)]
         missing = None
         try:
             compiler = f"libtpu {tpu_compile.versions()['libtpu']}"
         except TargetUnavailable as error:
             compiler, missing = "libtpu", str(error)
-        here = [Found("tpu", "TPU", Kind.MEASURED, why)] if why else []
+        here = [Found("tpu", "TPU", Kind.MEASURED, reason)] if reason else []
         return here + [
             Found(f"tpu:{name}", f"{chip.device}, through {compiler}", Kind.COMPILED, missing)
             for name, chip in chips.CHIPS.items()
@@ -94,7 +94,7 @@ class TPU(Target):
     def device(self) -> str:
         if self._measures():
             count = 1 if self.chip is None else self._count()
-            return attached()[0][0] + (f", {count} devices" if count > 1 else "")
+            return attached_devices()[0][0] + (f", {count} devices" if count > 1 else "")
         chip = self._chip()
         return f"TPU {chip.name}, {self.topology} slice" if self.topology else chip.device
 
@@ -152,7 +152,9 @@ class TPU(Target):
         folder = cache_directory() / "tpu"
         index = None
         if text := _content(model):
-            about = [request, tpu_compile.FORMAT, tpu_compile.versions(), text]
+            # The operation under its first name: what was compiled before is still found.
+            named = request | {"operation": "tpu_compile.compile_model"}
+            about = [named, tpu_compile.FORMAT, tpu_compile.versions(), text]
             key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
             index = folder / f"{key}.program.json"
         record = _record(folder, _read(index) if index else None)
@@ -182,7 +184,9 @@ class TPU(Target):
         The calibration that estimates for this chip are multiplied with from now on.
         """
         if not self._measures():
-            raise TargetUnavailable(f"calibrating needs an attached TPU: {attached()[1] or 'none'}")
+            raise TargetUnavailable(
+                f"calibrating needs an attached TPU: {attached_devices()[1] or 'none'}"
+            )
         target = self if self.chip else dataclasses.replace(self, chip=self._attached_chip().name)
         points = []
         for model in models:
@@ -230,7 +234,7 @@ class TPU(Target):
         )
 
     def _attached_chip(self) -> chips.Chip:
-        chip = chips.of_kind(attached()[0][0])
+        chip = chips.of_kind(attached_devices()[0][0])
         if chip is None:
             raise ValueError(f"{self.device}: what it can do at most is not known")
         return chip
@@ -245,16 +249,16 @@ class TPU(Target):
     def _cycles(self, operation: dict[str, Any]) -> tuple[int, str]:
         """The cycles of an operation, and where they are from."""
         sources = (("schedule", "cycles"), ("estimated_cycles", "estimated_cycles"))
-        for told, field in sources if self.schedule else reversed(sources):
+        for source, field in sources if self.schedule else reversed(sources):
             if operation[field] is not None:
-                return operation[field], told
+                return operation[field], source
         return 0, "traffic"
 
     def _estimated(self, record: dict[str, Any], batch_size: int, details: bool) -> Timing:
         estimated, rows = self.estimate(record)
         calibration = self._calibration()
         ms = calibration.apply(estimated)
-        told = [self._cycles(one)[1] for one in record["operations"] if not one["overlapped"]]
+        sources = [self._cycles(one)[1] for one in record["operations"] if not one["overlapped"]]
         points = calibration.points
         conditions = {
             "runtime": _runtime(),
@@ -262,10 +266,10 @@ class TPU(Target):
             "topology": self.topology,
             "devices": record["devices"],
             "dtype": self.dtype,
-            "operations": len(told),
-            "by_schedule": told.count("schedule"),
-            "by_estimated_cycles": told.count("estimated_cycles"),
-            "by_traffic": told.count("traffic"),
+            "operations": len(sources),
+            "by_schedule": sources.count("schedule"),
+            "by_estimated_cycles": sources.count("estimated_cycles"),
+            "by_traffic": sources.count("traffic"),
             "uncounted_loops": record["unknown_loops"],
             "calibration": f"calibrated from {points} points" if points else "none",
             "uncalibrated_ms": estimated,
@@ -290,17 +294,17 @@ class TPU(Target):
 
     def _measures(self) -> bool:
         """Whether an attached TPU runs the network."""
-        seen, why = attached()
+        kinds, reason = attached_devices()
         if self.chip is None:
-            if not seen:
+            if not kinds:
                 names = ", ".join(f"tpu:{name}" for name in chips.CHIPS)
                 raise TargetUnavailable(
-                    f"no TPU is attached{f' ({why})' if why else ''}; compiled for one without it:"
+                    f"no TPU is attached{f' ({reason})' if reason else ''}; compiled for one without it:"
                     f" {names}"
                 )
             return True
         kind = self._chip().device_kind
-        return len(seen) >= self._count() and all(one == kind for one in seen)
+        return len(kinds) >= self._count() and all(one == kind for one in kinds)
 
     def _chip(self) -> chips.Chip:
         """The chip to estimate, where one is named."""
@@ -325,7 +329,7 @@ _ATTACHED = {"JAX_PLATFORMS": "tpu,cpu"}
 
 
 @functools.cache
-def attached() -> tuple[tuple[str, ...], str | None]:
+def attached_devices() -> tuple[tuple[str, ...], str | None]:
     """The kinds of the attached TPU devices, and why there are none though device files exist.
 
     Without such a file nothing is started or imported.

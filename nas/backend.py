@@ -8,13 +8,15 @@ import importlib.util
 import os
 import pathlib
 import sys
+from typing import Any
 
 from latency.networks import keras_file
 from latency.system.silent_stderr import silent_stderr
+from nas import registry
 
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0")  # below /dev: NVIDIA GPU, TPU v4, TPU v5 and later
 
-keras_file.layers_in("families.layers")  # latency may not know of families
+keras_file.register_layers("families.layers")  # latency may not know of families
 
 
 def choose() -> str:
@@ -33,9 +35,14 @@ def choose() -> str:
     return os.environ["KERAS_BACKEND"]
 
 
-def load():
-    """Choose the backend, import Keras without TensorFlow's greetings, and return the module."""
+def load() -> Any:
+    """Choose the backend, import Keras without TensorFlow's greetings, and return the module.
+
+    From then on files may name the layers of installed packages (entry points `nas.layers`).
+    """
     choose()
+    for module in registry.installed_layers():
+        keras_file.register_layers(module)
     with silent_stderr():
         import keras
     return keras

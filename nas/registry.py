@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -134,16 +135,21 @@ def listing(kind: str) -> dict[str, str]:
     return found
 
 
-@functools.cache
+_installed = functools.cache(importlib.metadata.entry_points)  # reads what all packages declare
+
+
 def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+    return {entry.name: entry for entry in _installed().select(group=group)}
 
 
 def _source(module: str) -> str:
-    """The text of a module that need not be imported; its packages are."""
+    """The text of a module; neither it nor the packages that it is in are imported."""
+    top, *parts = module.split(".")
     try:
-        origin = importlib.util.find_spec(module).origin
-        return pathlib.Path(origin).read_text()
+        found = importlib.util.find_spec(top)
+        for part in parts:
+            found = importlib.machinery.PathFinder.find_spec(part, found.submodule_search_locations)
+        return pathlib.Path(found.origin).read_text()
     except (AttributeError, ImportError, OSError, TypeError, ValueError):
         return ""
 
@@ -189,24 +195,30 @@ def module(kind: str, name: str) -> ModuleType:
 def load_file(path: str | pathlib.Path) -> ModuleType:
     """The module in a Python file, imported under the name of the file, from then on as any other.
 
-    Its folder joins `sys.path`, so that it finds what lies beside it, and other processes find it.
-    Raises `ValueError` where the file cannot be imported or another module has its name.
+    Its folder (of a file in a package: the one that the package is in) joins `sys.path`, so that it
+    finds what lies beside it, and other processes find it. Raises `ValueError` where the file
+    cannot be imported or another module has its name.
     """
     file = pathlib.Path(path).expanduser().resolve()
     if not file.is_file():
         raise ValueError(f"no file {path}")
-    name = file.stem
-    if not name.isidentifier():
+    folder, name = file.parent, file.stem
+    while (folder / "__init__.py").is_file():
+        folder, name = folder.parent, f"{folder.name}.{name}"
+    if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(
             f"{path}: {name!r} is no name of a module; rename the file, as my_board.py"
         )
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
         importlib.invalidate_caches()
     loaded = sys.modules.get(name)
     origin = getattr(loaded, "__file__", None)
     if loaded is None:
-        found = importlib.util.find_spec(name)
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # another package of the same name has no such module
+            found = None
         origin = None if found is None else found.origin
     if origin is None or pathlib.Path(origin).resolve() != file:
         raise ValueError(f"{path}: there is another module {name!r} ({origin}); rename the file")
@@ -234,13 +246,12 @@ def import_layers(text: str) -> None:
     from latency.networks import keras_file
 
     found = load_file(text) if text.endswith(".py") else _imported(text)
-    keras_file.layers_in(found.__name__)
+    keras_file.register_layers(found.__name__)
 
 
-def import_installed_layers() -> None:
-    """`import_layers` of every entry point of the group `nas.layers`."""
-    for entry in _entry_points(LAYERS).values():
-        import_layers(entry.module)
+def installed_layers() -> list[str]:
+    """The modules of the entry points of the group `nas.layers`, which are not imported."""
+    return [entry.module for entry in _entry_points(LAYERS).values()]
 
 
 def network(text: str) -> tuple[Any, Any]:
@@ -248,13 +259,18 @@ def network(text: str) -> tuple[Any, Any]:
 
     Choose the Keras backend before (nas/backend.py): this imports the family.
     """
-    named = parse(text)
-    family = module("family", named.name)
-    variant = next(iter(family.VARIANTS)) if named.value is None else str(named.value)
-    if variant not in family.VARIANTS:
-        there = ", ".join(family.VARIANTS)
-        raise ValueError(f"{named.name} has no variant {variant!r} (there is: {there})")
-    config, options = family.VARIANTS[variant], dict(named.options)
+    family, build, named = _thing("family", text)
+    variants = getattr(family, "VARIANTS", None)
+    if build is not getattr(family, "build", None) or not (isinstance(variants, dict) and variants):
+        raise ValueError(
+            f"{text}: expected a module with Config, VARIANTS and build, and one of its VARIANTS"
+        )
+    variant = next(iter(variants)) if named.value is None else str(named.value)
+    if variant not in variants:
+        raise ValueError(
+            f"{named.name} has no variant {variant!r} (there is: {', '.join(variants)})"
+        )
+    config, options = variants[variant], dict(named.options)
     fields = [field.name for field in dataclasses.fields(config)]
     for name in options:
         if name not in fields:

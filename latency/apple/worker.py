@@ -1,4 +1,4 @@
-"""What runs in a process of its own for `latency.apple.package`.
+"""What runs in a process of its own for `latency.apple.coreml`.
 
 Here TensorFlow and coremltools are imported. Times are those of Core ML's own prediction call
 (`MLModel predictionFromFeatures`), without Python's handling of arrays.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from latency.benchmark_tool import command
+from latency.benchmark_tool import benchmark_model
 from latency.measuring import stopwatch
 from latency.system.json_records import utc_now
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
@@ -164,11 +164,11 @@ def cooled(
 
 @dataclasses.dataclass(frozen=True)
 class Invocations:
-    """What the tool told: one invocation of all runs, the samples, and of the operations."""
+    """What the tool printed: one invocation of all runs, the samples, and of the operations."""
 
-    whole: command.Report
+    whole: benchmark_model.Report
     samples_ms: tuple[float, ...]
-    detail: command.Report | None
+    detail: benchmark_model.Report | None
 
     @property
     def memory_mb(self) -> float | None:
@@ -181,7 +181,7 @@ class Invocations:
     def conditions(self) -> dict[str, Any]:
         """What anybody gets who runs the tool once, beside how the samples came about."""
         return {
-            "samples": f"runs of invocations of {command.RUNS_AN_INVOCATION}",
+            "samples": f"runs of invocations of {benchmark_model.RUNS_AN_INVOCATION}",
             "one_invocation": {
                 "runs": self.whole.runs,
                 "average_ms": self.whole.average_ms,
@@ -192,17 +192,17 @@ class Invocations:
             "init_ms": self.whole.init_ms,
         }
 
-    def doubts(self) -> list[str]:
+    def instabilities(self) -> list[str]:
         """Why the samples' median cannot be believed."""
         usual = usual_ms(self.whole)
-        found = stopwatch.doubts(self.samples_ms, SPREAD)
+        found = stopwatch.instabilities(self.samples_ms, SPREAD)
         if abs(usual / float(np.median(self.samples_ms)) - 1) > _AGREE:
             found.append(f"one invocation of all runs gave {usual:.4g} ms")
         return found
 
 
 def invoke(
-    run: Callable[..., command.Report], warmup: int, runs: int, details: bool
+    run: Callable[..., benchmark_model.Report], warmup: int, runs: int, details: bool
 ) -> Invocations:
     """One invocation of all runs as anybody would do it, the samples, and the operations.
 
@@ -214,21 +214,21 @@ def invoke(
     whole = run(warmup=first, runs=runs)
     samples: list[float] = []
     while len(samples) < runs:
-        some = min(command.RUNS_AN_INVOCATION, runs - len(samples))
+        some = min(benchmark_model.RUNS_AN_INVOCATION, runs - len(samples))
         samples += run(warmup=min(first, 3), runs=some).runs_ms
     detail = run(warmup=1, runs=min(runs, 10), operations=True) if details else None
     return Invocations(whole, tuple(samples), detail)
 
 
-def result(told: Any, conditions: dict[str, Any], doubts: list[str]) -> Timing:
-    """What was `told` (`Invocations`, or of a board's Python) as a measurement."""
+def timing_of(outcome: Any, conditions: dict[str, Any], reasons: list[str]) -> Timing:
+    """`outcome` (`Invocations`, or of a board's Python) as a measurement."""
     return Timing(
-        told.samples_ms,
-        conditions | stopwatch.stability(doubts),
+        outcome.samples_ms,
+        conditions | stopwatch.stability(reasons),
         Kind.MEASURED,
-        memory_mb=told.memory_mb,
-        per_op=told.per_op,
-        per_op_kind=Kind.MEASURED if told.per_op else None,
+        memory_mb=outcome.memory_mb,
+        per_op=outcome.per_op,
+        per_op_kind=Kind.MEASURED if outcome.per_op else None,
     )
 
 
@@ -239,7 +239,7 @@ def spells(
     seconds: float,
 ) -> Iterator[Timing]:
     """Spells of some seconds back to back: `sample` times so many runs, `state` tells the heat."""
-    started, runs = time.monotonic(), command.RUNS_AN_INVOCATION
+    started, runs = time.monotonic(), benchmark_model.RUNS_AN_INVOCATION
     while (at_s := time.monotonic() - started) < seconds:
         samples = tuple(sample(runs))
         now = {"at_s": round(at_s, 1), "runs": runs, "date": utc_now()}
@@ -247,7 +247,7 @@ def spells(
         runs = round(min(max(1e3 * _SPELL_S / float(np.median(samples)), 3), 10_000))
 
 
-def usual_ms(report: command.Report) -> float:
+def usual_ms(report: benchmark_model.Report) -> float:
     """The one figure of an invocation: its median, or of older tools the average."""
     return report.average_ms if report.median_ms is None else report.median_ms
 
@@ -255,8 +255,8 @@ def usual_ms(report: command.Report) -> float:
 def failure(status: int, output: str, name: str) -> ValueError:
     """Why the tool ended with a status other than 0."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
-    told = next((line for line in reversed(lines) if "ERROR" in line.upper()), lines[-1])
+    line = next((one for one in reversed(lines) if "ERROR" in one.upper()), lines[-1])
     return ValueError(
-        f"benchmark_model ended with status {status} on {name}: {told[:300]}"
+        f"benchmark_model ended with status {status} on {name}: {line[:300]}"
         + (" (killed: is its memory full?)" if status == 137 else "")
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency.benchmark_tool import command, invocations
+from latency.benchmark_tool import benchmark_model, invocations
 from latency.boards.openssh import Board
 from latency.target import TargetUnavailable
 
@@ -84,7 +84,7 @@ class Tool:
 
     def operations(
         self, board: Board, records: Path, file: Path, setting: dict[str, Any], runs: int
-    ) -> command.Report:
+    ) -> benchmark_model.Report:
         """One invocation that tells the time of each operation."""
         with self._ready(board, records, file, setting) as run:
             return run(warmup=1, runs=min(runs, 10), operations=True)
@@ -92,7 +92,7 @@ class Tool:
     @contextlib.contextmanager
     def _ready(
         self, board: Board, records: Path, model: Path, setting: dict[str, Any]
-    ) -> Iterator[Callable[..., command.Report]]:
+    ) -> Iterator[Callable[..., benchmark_model.Report]]:
         """What runs the tool on a network; both are in a folder of the board until this ends."""
         files = [("model.tflite", model)] + ([("benchmark_model", self.file)] if self.file else [])
         size = sum(file.stat().st_size for _, file in files)
@@ -102,7 +102,7 @@ class Tool:
                 board.send(file, f"{place}/{name}")
             if self.file:
                 board.ask(f"chmod 700 {place}/benchmark_model")
-            inputs = command.integers(model)
+            inputs = benchmark_model.integers(model)
             yield functools.partial(self._run, board, place, inputs=inputs, **setting)
 
     def _run(
@@ -114,10 +114,10 @@ class Tool:
         limit_s: float,
         cores: list[int] | None,
         **options: Any,
-    ) -> command.Report:
+    ) -> benchmark_model.Report:
         """One invocation of the tool, ended by `limit_s`."""
         words = ["./benchmark_model" if self.file else "benchmark_model"]
-        words += command.arguments(
+        words += benchmark_model.arguments(
             "model.tflite",
             threads=threads,
             warmup_s=_WARMUP_S,
@@ -146,18 +146,18 @@ class Tool:
             )
         if status:
             raise invocations.failure(status, output, f"board {board.where}")
-        return command.parse(output)
+        return benchmark_model.parse(output)
 
 
 def find(board: Board, machine: str, path: str | None) -> Tool:
     """The tool: `path`, else the one on the board's PATH, else that of the cache."""
     if path is None:
-        told = board.ask(
+        listed = board.ask(
             'tool=$(command -v benchmark_model) && { sha256sum "$tool" || cksum "$tool"; }; true'
         ).split()
-        if told:
-            return Tool(None, f"LiteRT benchmark_model {told[0][:12]}")
-    file = command.find(f"linux-{machine}", path)
+        if listed:
+            return Tool(None, f"LiteRT benchmark_model {listed[0][:12]}")
+    file = benchmark_model.find(f"linux-{machine}", path)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     return Tool(file, f"LiteRT benchmark_model {digest}")
 
@@ -179,8 +179,8 @@ def _make(board: Board, size: int, name: str) -> str:
         if not status:
             return f"{place}/{name}"
         last = (output.strip().splitlines() or ["it said nothing"])[-1][:120]
-        told = {2: f"no room for {size / 1e6:.1f} MB, {last}", 3: "it executes no programs there"}
-        reasons.append(told.get(status, last))
+        causes = {2: f"no room for {size / 1e6:.1f} MB, {last}", 3: "it executes no programs there"}
+        reasons.append(causes.get(status, last))
     raise TargetUnavailable(
         f"board {board.where} has no place for benchmark_model: in its temporary folder "
         f"{reasons[0]}; in its home {reasons[1]}: free some, or runtime=python, which needs none"

@@ -45,7 +45,7 @@ _OPTIONS = {
     "ControlPersist": "no",
 }
 # What ssh prints, and the remedy; {ssh} is the command to try by hand.
-_EXPLAINED = (
+_DIAGNOSES = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed",
         "its host key is not the one that you accepted before: another machine, or the board was "
@@ -182,8 +182,8 @@ class Board:
         if not self.alive:  # else ssh would connect anew by itself
             raise self._lost("")
         command = f"exec sh -c 'echo nas-begin\n({script}\n) 2>&1\necho nas-status $?'"
-        with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as complaints:
-            process = self._start(["-oControlMaster=no"], command, told, complaints)
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            process = self._start(["-oControlMaster=no"], command, output, errors)
             feeding = threading.Thread(
                 target=_feed, args=(_stream(process.stdin), data), daemon=True
             )
@@ -198,12 +198,12 @@ class Board:
                 feeding.join()
                 with contextlib.suppress(OSError):
                     _stream(process.stdin).close()
-            told.seek(0)
-            found = _OUTPUT.fullmatch(told.read().decode(errors="replace"))
+            output.seek(0)
+            found = _OUTPUT.fullmatch(output.read().decode(errors="replace"))
             if found:
                 return int(found[2]), found[1].replace("\r\n", "\n")
-            complaints.seek(0)
-            raise self._lost(complaints.read().decode(errors="replace"))
+            errors.seek(0)
+            raise self._lost(errors.read().decode(errors="replace"))
 
     def ask(self, script: str, data: Iterable[bytes] = ()) -> str:
         """What a script prints that cannot fail; `TargetUnavailable` where it does."""
@@ -274,17 +274,17 @@ class Board:
     def _why(self) -> str:
         """Why the connection is not there."""
         self._log.seek(0)
-        said = "\n".join(self._greeting) + "\n" + self._log.read().decode(errors="replace")
-        return explained(self.where, said)
+        output = "\n".join(self._greeting) + "\n" + self._log.read().decode(errors="replace")
+        return diagnosis(self.where, output)
 
-    def _lost(self, said: str) -> TargetUnavailable:
+    def _lost(self, output: str) -> TargetUnavailable:
         """Why a command broke off."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._master.wait(1)
         if self.alive:
-            return TargetUnavailable(f"board {self.where} broke off a command: {_last(said)}")
+            return TargetUnavailable(f"board {self.where} broke off a command: {_last(output)}")
         self._log.seek(0)
-        reason = _last(self._log.read().decode(errors="replace") or said)
+        reason = _last(self._log.read().decode(errors="replace") or output)
         return TargetUnavailable(
             f"lost board {self.where}: {reason}; what is left on it is removed when it is back"
         )
@@ -322,26 +322,28 @@ def pieces(file: Path) -> Iterator[bytes]:
             yield piece
 
 
-def explained(where: Address, said: str) -> str:
+def diagnosis(where: Address, output: str) -> str:
     """What ssh said when it did not connect, in one line with the remedy."""
     known = f"[{where.host}]:{where.port}" if where.port not in (None, 22) else where.host
-    told = re.search(r"ssh-keygen (-f \S+ )?-R \S+", said)
+    forget = re.search(r"ssh-keygen (-f \S+ )?-R \S+", output)
     remedies = {
         "ssh": where.by_hand(),
         "copy_id": where.by_hand("ssh-copy-id"),
-        "forget": told[0] if told else shlex.join(["ssh-keygen", "-R", known]),
+        "forget": forget[0] if forget else shlex.join(["ssh-keygen", "-R", known]),
         "user": f"the user {where.user}" if where.user else "the user (ssh:USER@HOST)",
     }
-    for pattern, remedy in _EXPLAINED:
-        found = re.search(pattern, said)
+    for pattern, remedy in _DIAGNOSES:
+        found = re.search(pattern, output)
         if found:
-            line = said[said.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0].strip(" @\r")
+            line = (
+                output[output.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0].strip(" @\r")
+            )
             return f"{remedy.format(**remedies)} ({line[:200]})"
-    return f"the connection ended: {_last(said)}; try `{where.by_hand()}`"
+    return f"the connection ended: {_last(output)}; try `{where.by_hand()}`"
 
 
-def _last(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _last(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it said nothing"
 
 

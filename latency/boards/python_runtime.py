@@ -133,7 +133,7 @@ class Python:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the script told of one network."""
+    """What the script measured of one network."""
 
     threads: int
     result: dict[str, Any]
@@ -167,9 +167,9 @@ class Run:
             "cpu_median_ms": float(np.median(self.result["cpu_ms"])),
         }
 
-    def doubts(self) -> list[str]:
+    def instabilities(self) -> list[str]:
         """Why the samples' median cannot be believed."""
-        found = stopwatch.doubts(self.samples_ms, invocations.SPREAD)
+        found = stopwatch.instabilities(self.samples_ms, invocations.SPREAD)
         if self.result["warm"] is False:
             found.append("it did not become steady in some seconds of warm-up")
         if self.share is not None and self.share < _BUSY:

@@ -34,7 +34,7 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="nas_jax_") as folder:
         request = dict(request)
         if model is not None:
-            path, request["imports"] = keras_file.hand_on(model, Path(folder), "JAX")
+            path, request["imports"] = keras_file.for_worker(model, Path(folder), "JAX")
             request["model"] = str(path)
         try:
             answer = worker_process.ask(

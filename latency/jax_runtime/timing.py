@@ -21,11 +21,11 @@ def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
     """
     import jax
 
-    attached = worker.attached(request["platform"])
+    devices = worker.attached_devices(request["platform"])
     count = request.get("devices", 1)
-    if count > len(attached):
-        raise TargetUnavailable(f"{count} devices asked for, {len(attached)} are attached")
-    over_batch, everywhere = worker.placement(attached[:count], request["batch_size"])
+    if count > len(devices):
+        raise TargetUnavailable(f"{count} devices asked for, {len(devices)} are attached")
+    over_batch, everywhere = worker.placement(devices[:count], request["batch_size"])
     network = worker.forward(model, request["dtype"])
     weights = jax.device_put(weights_of(model, request["dtype"]), everywhere)
     _, inputs = worker.arguments(model, request["dtype"], request["batch_size"])
@@ -33,9 +33,9 @@ def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
     warmed = _warm(run, request["warmup"])
     samples = [run.blocking() for _ in range(request["runs"])]
     at_once = run.back_to_back(min(_BACK_TO_BACK, max(2, request["runs"])))
-    stats = attached[0].memory_stats() or {}
-    conditions = worker.versions(attached[0]) | {
-        "device_kind": attached[0].device_kind,
+    stats = devices[0].memory_stats() or {}
+    conditions = worker.versions(devices[0]) | {
+        "device_kind": devices[0].device_kind,
         "devices": count,
         "dtype": request["dtype"],
         "donated_inputs": len(run.pairs),
@@ -47,7 +47,7 @@ def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
     return {
         "samples_ms": samples,
         "memory_mb": worker.memory_mb(run.compiled),
-        "conditions": conditions | stopwatch.stability(stopwatch.doubts(samples)),
+        "conditions": conditions | stopwatch.stability(stopwatch.instabilities(samples)),
     }
 
 

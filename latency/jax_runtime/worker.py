@@ -32,7 +32,7 @@ def devices(request: dict[str, Any], model: Any) -> dict[str, Any]:
     return {
         "devices": [
             {"id": device.id, "kind": device.device_kind, "platform": device.platform}
-            for device in attached(request["platform"])
+            for device in attached_devices(request["platform"])
         ],
         "jax": jax.__version__,
     }
@@ -148,7 +148,7 @@ def tensor_type(kind: Any, dtype: str) -> Any:
     return jnp.dtype(dtype) if str(kind) == "float32" else jnp.dtype(str(kind))
 
 
-def attached(platform: str) -> list[Any]:
+def attached_devices(platform: str) -> list[Any]:
     import jax
 
     try:
@@ -242,9 +242,9 @@ def out_of_memory(message: str) -> dict[str, Any]:
             needed, *rest = [_megabytes(text) for text in found.groups()]
             available = rest[0] if rest else None
             break
-    told = f"needs {needed / 1e3:.1f} GB" if needed else message.splitlines()[0][:300]
-    told += f" of {available / 1e3:.1f} GB" if available else ""
-    return {"message": f"does not fit: {told}", "needed_mb": needed, "available_mb": available}
+    sizes = f"needs {needed / 1e3:.1f} GB" if needed else message.splitlines()[0][:300]
+    sizes += f" of {available / 1e3:.1f} GB" if available else ""
+    return {"message": f"does not fit: {sizes}", "needed_mb": needed, "available_mb": available}
 
 
 def _megabytes(text: str) -> float:

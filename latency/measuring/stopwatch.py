@@ -87,7 +87,7 @@ def allowed_cores() -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def undisturbed(threads: int, locks: Path) -> Iterator[tuple[int, ...] | None]:
+def exclusive_cores(threads: int, locks: Path) -> Iterator[tuple[int, ...] | None]:
     """Pins the calling thread to `threads` cores that no other measurement uses, garbage unswept.
 
     Threads started inside inherit the cores. Waits while other processes measure on all cores.
@@ -158,7 +158,7 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def doubts(samples_ms: Sequence[float], spread: float = SPREAD) -> list[str]:
+def instabilities(samples_ms: Sequence[float], spread: float = SPREAD) -> list[str]:
     """Why the median of these samples cannot be believed, if its uncertainty exceeds `spread`."""
     low, high = np.quantile(samples_ms, (0.25, 0.75))
     # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
@@ -167,9 +167,9 @@ def doubts(samples_ms: Sequence[float], spread: float = SPREAD) -> list[str]:
     return [f"the median is uncertain by {error:.0%}: use more runs"] if error > spread else []
 
 
-def stability(doubts: Sequence[str]) -> dict[str, object]:
+def stability(reasons: Sequence[str]) -> dict[str, object]:
     """The conditions that tell whether a figure is to be believed, and if not, why."""
-    return {"stable": not doubts} | ({"reason": "; ".join(doubts)} if doubts else {})
+    return {"stable": not reasons} | ({"reason": "; ".join(reasons)} if reasons else {})
 
 
 def machine_state(core: int) -> dict[str, object]:

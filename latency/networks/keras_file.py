@@ -1,4 +1,4 @@
-"""`.keras` files: what is looked at before Keras sees one, and how a process hands a model on."""
+"""`.keras` files: checks before Keras sees one, and how a model gets to another process."""
 
 import contextlib
 import importlib
@@ -22,20 +22,20 @@ _BROKEN_ZIP = (  # what Python's zipfile raises on damaged archives
     RuntimeError,
     UnicodeDecodeError,
 )
-_modules: set[str] = set()  # what `layers_in` named
+_modules: set[str] = set()  # what `register_layers` named
 _CONFIG_MB = 100  # an architecture of ten thousand layers takes 20
 
 
 def check(path: Path) -> None:
     """Refuses what is no .keras file, or unpacks to more than fits, before Keras sees it."""
-    start = start_of(path)
+    start = first_bytes(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _look_at_parts(path, archive)
     except _BROKEN_ZIP as error:
         what = "a damaged .keras file"
         if not start.startswith(b"PK"):
-            what = f"not a .keras file: {looks_like(start)}"
+            what = f"not a .keras file: {format_of(start)}"
         raise ValueError(f"{path}: {what} ({' '.join(str(error).split())})") from None
 
 
@@ -65,7 +65,7 @@ def _look_at_parts(path: Path, archive: zipfile.ZipFile) -> None:
         raise ValueError(f"{path}: its config.json cannot be read: {error}") from None
 
 
-def hand_on(model: Any, folder: Path, reader: str) -> tuple[Path, list[str]]:
+def for_worker(model: Any, folder: Path, reader: str) -> tuple[Path, list[str]]:
     """The .keras file of a model for another process, and the modules that define its own layers.
 
     A model in memory is saved into `folder`; a file is checked. `reader` is what reads it, for the
@@ -91,13 +91,13 @@ def hand_on(model: Any, folder: Path, reader: str) -> tuple[Path, list[str]]:
     return folder / "model.keras", own
 
 
-def layers_in(module: str) -> None:
+def register_layers(module: str) -> None:
     """Files may name the layers that this module registers; it is imported where one is loaded."""
     _modules.add(module)
 
 
 def registered() -> list[str]:
-    """The modules whose layers a file may name: those of `layers_in`, and of this process.
+    """The modules whose layers a file may name: those of `register_layers`, and of this process.
 
     Only those that another process with the same paths can import.
     """
@@ -147,7 +147,7 @@ def free_mb() -> float:
     return 2000.0
 
 
-def start_of(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(16)
@@ -155,7 +155,7 @@ def start_of(path: Path) -> bytes:
         raise ValueError(f"{path}: {error.strerror}") from None
 
 
-def looks_like(start: bytes) -> str:
+def format_of(start: bytes) -> str:
     known = {
         b"\x89PNG": "a PNG picture",
         b"\xff\xd8\xff": "a JPEG picture",

@@ -43,13 +43,13 @@ class Phone:
         `timeout_s`.
         """
         # Old phones tell no exit status, and adb takes a broken connection for status 0.
-        told = _adb(
+        done = _adb(
             ["-s", self.serial, "shell", f"({script}\n) 2>&1; echo nas-status $?"], timeout_s
         )
-        found = _STATUS.search(told.stdout)
+        found = _STATUS.search(done.stdout)
         if not found:
-            raise self._lost(told.stderr)
-        return int(found[1]), told.stdout[: found.start()].replace("\r\n", "\n")
+            raise self._lost(done.stderr)
+        return int(found[1]), done.stdout[: found.start()].replace("\r\n", "\n")
 
     def push(self, file: Path, destination: str) -> None:
         """Copies a file to a path of ours on the phone."""
@@ -57,20 +57,20 @@ class Phone:
         source = str(file.resolve())  # absolute: never read as an option
         try:
             limit_s = _ANSWER_S + size / _PUSH_BYTES_S
-            told = _adb(["-s", self.serial, "push", source, destination], limit_s)
+            done = _adb(["-s", self.serial, "push", source, destination], limit_s)
         except TimeoutError as error:
             raise TargetUnavailable(f"phone {self.serial}: {error}") from error
-        if not told.returncode:
+        if not done.returncode:
             return
-        if "No space left" in told.stderr + told.stdout:
+        if "No space left" in done.stderr + done.stdout:
             raise TargetUnavailable(
                 f"phone {self.serial} has no room for {size / 1e6:.1f} MB in its storage: free some"
             )
-        raise self._lost(told.stderr)
+        raise self._lost(done.stderr)
 
-    def _lost(self, told: str) -> TargetUnavailable:
+    def _lost(self, output: str) -> TargetUnavailable:
         """Why an adb command broke off."""
-        last = (told.strip().splitlines() or ["the connection broke"])[-1].removeprefix("adb: ")
+        last = (output.strip().splitlines() or ["the connection broke"])[-1].removeprefix("adb: ")
         try:
             ready(self.serial)
         except TargetUnavailable as error:
@@ -83,7 +83,7 @@ def ready(serial: str | None = None) -> Phone:
 
     A serial HOST:PORT that is not attached is connected to.
     """
-    phones = attached()
+    phones = attached_phones()
     if serial is None:
         usable = [phone for phone in phones if phone.state == "device"] or phones
         if not usable:
@@ -102,7 +102,7 @@ def ready(serial: str | None = None) -> Phone:
             _adb(["connect", serial])
         except TimeoutError as error:
             raise TargetUnavailable(f"{serial} does not answer: {error}") from error
-        phones = attached()
+        phones = attached_phones()
     for phone in phones:
         if phone.serial == serial:
             return _usable(phone)
@@ -112,17 +112,17 @@ def ready(serial: str | None = None) -> Phone:
     )
 
 
-def attached() -> list[Phone]:
+def attached_phones() -> list[Phone]:
     """All that adb sees, usable or not."""
     try:
-        told = _adb(["devices", "-l"])
+        done = _adb(["devices", "-l"])
     except TimeoutError as error:
         raise TargetUnavailable(f"{error}; run `adb kill-server`") from error
-    if told.returncode:
-        last = (told.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise TargetUnavailable(f"adb's server does not start: {last}")
     phones = []
-    for line in told.stdout.splitlines():
+    for line in done.stdout.splitlines():
         serial, _, rest = line.partition(" " if " " in line else "\t")
         state = "no permissions" if "no permissions" in rest else (rest.split() or [""])[0]
         if state and not line.startswith(("*", "List of devices")):

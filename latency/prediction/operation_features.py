@@ -78,9 +78,9 @@ def read(model: Any, batch_size: int = 1) -> tuple[tuple[Work, ...], list[tuple[
 def times(
     called: Sequence[tuple[str, str]], rows: Sequence[dict[str, Any]] | None
 ) -> np.ndarray | None:
-    """The milliseconds of each operation of `read` from rows of `Latency.per_op`; nan: not told.
+    """The milliseconds of each operation of `read` from rows of `Latency.per_op`; nan: unknown.
 
-    None where less than nine tenths of the time can be told whose it is. Fastest times are taken
+    None where less than nine tenths of the time can be assigned. Fastest times are taken
     where all have one: they repeat on a busy device.
     """
     rows = [row for row in rows or () if row.get("within", "graph") == "graph"]

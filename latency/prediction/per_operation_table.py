@@ -34,14 +34,14 @@ class Profiled:
         the logarithm, 0 for what is in the table."""
         new = [work for work in works if work not in self.table and work not in self.asked]
         if new:
-            said = self.trees.predict(_features(new, self.kinds))
-            ms = _roof(new, self.kinds, self.rooflines) * np.exp(said.mean(axis=1))
-            found = zip(ms.tolist(), said.std(axis=1).tolist(), strict=True)
-            self.asked.update(zip(new, found, strict=True))
-        told = [
+            logs = self.trees.predict(_features(new, self.kinds))
+            ms = _roofline_ms(new, self.kinds, self.rooflines) * np.exp(logs.mean(axis=1))
+            pairs = zip(ms.tolist(), logs.std(axis=1).tolist(), strict=True)
+            self.asked.update(zip(new, pairs, strict=True))
+        found = [
             (self.table[work], 0.0) if work in self.table else self.asked[work] for work in works
         ]
-        return np.array([ms for ms, _ in told]), np.array([unsure for _, unsure in told])
+        return np.array([ms for ms, _ in found]), np.array([deviation for _, deviation in found])
 
     def networks(self, works: Sequence[Work], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Milliseconds (k,) of networks with `counts` (k, w), and how unsure, relative."""
@@ -58,7 +58,7 @@ class Profiled:
 def fit(
     networks: Sequence[Sequence[Work]], ms: np.ndarray, per_op: Sequence[np.ndarray]
 ) -> tuple[Profiled, np.ndarray, np.ndarray]:
-    """Fits the times of `networks` (n,), and of each of their works (nan: not told).
+    """Fits the times of `networks` (n,), and of each of their works (nan: not timed).
 
     Also returns what was predicted of each network by a fit without it (n,), and how unsure.
     """
@@ -90,12 +90,12 @@ def _fit(
 ) -> Profiled:
     seen: dict[Work, list[float]] = {}
     for works, total, times in zip(networks, ms, per_op, strict=True):
-        told = ~np.isnan(times)
-        if not told.any():
+        timed = ~np.isnan(times)
+        if not timed.any():
             continue
-        # What was not told is taken to be small: it is what the profiler could not match.
+        # What was not timed is taken to be small: it is what the profiler could not match.
         scaled = np.maximum(times * (total / np.nansum(times)), _LEAST_MS)
-        for work, time, known in zip(works, scaled, told, strict=True):
+        for work, time, known in zip(works, scaled, timed, strict=True):
             if known:
                 seen.setdefault(work, []).append(float(time))
     if not seen:
@@ -107,7 +107,7 @@ def _fit(
         [_coefficients([w for w in works if w.kind == kind], times, works) for kind in kinds]
         + [_coefficients(works, times, works)]
     )
-    rest = np.log(times / _roof(works, kinds, rooflines))
+    rest = np.log(times / _roofline_ms(works, kinds, rooflines))
     weights = np.sqrt([len(seen[work]) for work in works])
     trees = forest.grow(_features(works, kinds), rest, weights)
     table = dict(zip(works, times.tolist(), strict=True))
@@ -130,7 +130,7 @@ def _coefficients(works: Sequence[Work], times: np.ndarray, every: Sequence[Work
     return optimize.nnls(matrix, np.append(np.ones(len(works)), np.full(3, 0.1)))[0] / scale
 
 
-def _roof(works: Sequence[Work], kinds: np.ndarray, rooflines: np.ndarray) -> np.ndarray:
+def _roofline_ms(works: Sequence[Work], kinds: np.ndarray, rooflines: np.ndarray) -> np.ndarray:
     index = {str(kind): i for i, kind in enumerate(kinds)}
     mine = rooflines[[index.get(work.kind, -1) for work in works]]
     return np.maximum((_counts(works) * mine).sum(axis=1), _LEAST_MS)

@@ -82,8 +82,8 @@ class Predictor:
         new = [work for work in dict.fromkeys(works) if work not in self.memory]
         if self.profiled:
             if new:
-                told = self.profiled.works(new)[0].tolist()
-                self.memory.update(zip(new, told, strict=True))
+                times = self.profiled.works(new)[0].tolist()
+                self.memory.update(zip(new, times, strict=True))
             new = []
         for work in new:
             # One by one: the last bits of a matrix product depend on what is multiplied beside it.
@@ -119,8 +119,8 @@ class Predictor:
         beyond = np.maximum(sizes - high, below)
         worst = int(np.argmax(beyond))
         factor, size = math.exp(beyond[worst]), FEATURES[_SIZES[worst]]
-        told = f"{work.kind} lies a factor of {factor:.1f} beyond the probes in {size}"
-        self.placed[work] = float(beyond[worst]), told
+        reason = f"{work.kind} lies a factor of {factor:.1f} beyond the probes in {size}"
+        self.placed[work] = float(beyond[worst]), reason
         return self.placed[work]
 
     def bytes(self) -> bytes:
@@ -164,7 +164,7 @@ class _LeftOut:
         return base, float(np.quantile(excess, level))
 
     def summary(self) -> dict[str, float]:
-        """The figures that are told of a predictor."""
+        """The figures that `nas device add` prints of a predictor."""
         return {
             "median_error": round(self.median_error, 4),
             "within_10_percent": round(float((self.errors < 0.1).mean()), 4),
@@ -275,12 +275,12 @@ def _mixture(
 def _mixed(
     mixture: Mixture, works: Sequence[Work], counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    told = [one.networks(works, _columns(known, works), counts) for _, known, one in mixture]
+    parts = [one.networks(works, _columns(known, works), counts) for _, known, one in mixture]
     weights = np.array([weight for weight, _, _ in mixture])[:, None]
-    ms = np.stack([ms for ms, _ in told])
+    ms = np.stack([ms for ms, _ in parts])
     mean = np.maximum((weights * ms).sum(axis=0), 1e-6)
     apart = ((ms - mean) / mean) ** 2
-    variance = (weights * (np.stack([sd for _, sd in told]) ** 2 + apart)).sum(axis=0)
+    variance = (weights * (np.stack([sd for _, sd in parts]) ** 2 + apart)).sum(axis=0)
     return mean, np.sqrt(variance)
 
 

@@ -11,18 +11,18 @@ BRANCHES = ("then_branch", "else_branch")
 
 
 def with_own_constants(function: Any) -> Any:
-    """A frozen concrete function whose branches hold the constants that they were handed.
+    """A frozen concrete function whose branches hold the constants that they were captured.
 
     What is computed from constants alone, such as a part of one, is a constant, too.
     """
     import tensorflow as tf  # noqa: PLC0415
 
     operations = [one for one in function.graph.get_operations() if one.type in CONDITIONS]
-    handed = [t for one in operations for t in one.inputs[1:] if _is_constant(t, set())]
-    if not handed:
+    captured = [t for one in operations for t in one.inputs[1:] if _is_constant(t, set())]
+    if not captured:
         return function
-    values = function.prune([], handed)()
-    constants = dict(zip((tensor.ref() for tensor in handed), values, strict=True))
+    values = function.prune([], captured)()
+    constants = dict(zip((tensor.ref() for tensor in captured), values, strict=True))
     graph = function.graph.as_graph_def()
     nodes = {node.name: node for node in graph.node}
     library = {definition.signature.name: definition for definition in graph.library.function}

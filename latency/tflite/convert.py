@@ -44,7 +44,7 @@ def convert(model: Any) -> bytes:
     inputs, outputs = names(model)
     if keras.backend.backend() != "tensorflow":
         with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder:
-            path, _ = keras_file.hand_on(model, Path(folder), "LiteRT")
+            path, _ = keras_file.for_worker(model, Path(folder), "LiteRT")
             return process.convert(path)
     import tensorflow as tf  # noqa: PLC0415
     from tensorflow.lite.python.convert_phase import ConverterError  # noqa: PLC0415

@@ -51,10 +51,10 @@ def check(path: str | Path, threads: int = 1) -> None:
 @functools.lru_cache(maxsize=256)
 def _check(name: str, threads: int, size: int, *_: int) -> None:
     """`check` of one state of a file: a sound one is not asked for again in this process."""
-    start = keras_file.start_of(Path(name))
+    start = keras_file.first_bytes(Path(name))
     if start[4:8] != b"TFL3":
         raise ValueError(
-            f"{name}: not a LiteRT file: {keras_file.looks_like(start)}, and no identifier TFL3 in"
+            f"{name}: not a LiteRT file: {keras_file.format_of(start)}, and no identifier TFL3 in"
             " it"
         )
     free_mb = keras_file.free_mb()

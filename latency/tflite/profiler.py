@@ -59,8 +59,8 @@ _KERNELS = {
 }
 
 
-class Unprofiled(ValueError):
-    """LiteRT's profiler tells nothing that can be believed; the message says why."""
+class ProfilerFailed(ValueError):
+    """LiteRT's profiler gives nothing that is plausible; the message says why."""
 
 
 def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, Any], ...], int]:
@@ -69,7 +69,7 @@ def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, A
     "ms" is the median, "fastest_ms" the fastest of at least `runs` runs in each of four processes,
     which inherit the cores of the calling thread. The resolution is a microsecond. "name" is the
     operation's output tensor, or what the kernel calls itself where that is not clear. Raises
-    `Unprofiled`.
+    `ProfilerFailed`.
     """
     answers = []
     try:
@@ -79,13 +79,13 @@ def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, A
                 options = {"threads": threads, "runs": runs, "names": not number}
                 answers.append(process.run("profile", _LIMIT_S, file=str(tflite), **options))
     except ValueError as error:
-        raise Unprofiled(str(error)) from error
+        raise ProfilerFailed(str(error)) from error
     _plausible(answers)
     medians = np.median([answer["median_us"] for answer in answers], axis=0) / 1e3
     fastest = np.min([answer["fastest_us"] for answer in answers], axis=0) / 1e3
     rows = tuple(
-        {**told, "ms": float(median), "fastest_ms": float(least)}
-        for told, median, least in zip(answers[0]["told"], medians, fastest, strict=True)
+        {**row, "ms": float(median), "fastest_ms": float(least)}
+        for row, median, least in zip(answers[0]["rows"], medians, fastest, strict=True)
     )
     return rows, sum(answer["runs"] for answer in answers)
 
@@ -96,13 +96,13 @@ def _plausible(answers: list[dict[str, Any]]) -> None:
     That time is without other processes', and the mean of all threads.
     """
     if any(answer["kernels"] != answers[0]["kernels"] for answer in answers):
-        raise Unprofiled("the operations differ from process to process")
-    outer = [row["within"] == "graph" for row in answers[0]["told"]]
+        raise ProfilerFailed("the operations differ from process to process")
+    outer = [row["within"] == "graph" for row in answers[0]["rows"]]
     for answer in answers:
         total = float(np.compress(outer, answer["fastest_us"]).sum())
         wall, busy = answer["wall_us"], answer["busy_us"]
         if not any(outer) or total > 1.05 * wall + 5 or (busy > 2000 and total < 0.25 * busy):
-            raise Unprofiled(
+            raise ProfilerFailed(
                 f"its operations add up to {total:.0f} us where the fastest run took {wall:.0f} us "
                 f"({busy:.0f} us on a core)"
             )
@@ -126,7 +126,7 @@ def record(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
     while True:
         span_us, events = session.profiled()
         if not np.array_equal(events[["type", "number"]], first[["type", "number"]]):
-            raise Unprofiled("the operations differ from run to run")
+            raise ProfilerFailed("the operations differ from run to run")
         half = fastest[len(times) % 2]
         np.minimum(half, events["elapsed_us"], out=half)
         times.append(events["elapsed_us"])
@@ -141,7 +141,7 @@ def record(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
             break
     return {
         "kernels": kernels,
-        "told": _told(file, kernels, first) if names else None,
+        "rows": _rows(file, kernels, first) if names else None,
         "median_us": np.median(times, axis=0).tolist(),
         "fastest_us": np.min(times, axis=0).tolist(),
         "wall_us": min(wall for wall, _ in spans),
@@ -195,7 +195,7 @@ class _Session:
         count = ctypes.c_int()
         self._call("LiteRtGetNumProfilerEvents", self._profiler, ctypes.byref(count))
         if not 0 < count.value < 100_000:
-            raise Unprofiled(f"LiteRT's profiler told {count.value} events")
+            raise ProfilerFailed(f"LiteRT's profiler gave {count.value} events")
         # Twice the room, and marked: a release with a larger or smaller event shows itself.
         room = np.full(2 * count.value * _EVENT.itemsize, 0xA5, np.uint8)
         self._call(
@@ -205,12 +205,12 @@ class _Session:
         end = count.value * _EVENT.itemsize
         events = room[:end].view(_EVENT)
         if not end - 8 < written <= end or events["tag"].min() < 4096:
-            raise Unprofiled(
+            raise ProfilerFailed(
                 f"LiteRT's events have {written / count.value:.1f} bytes instead of "
                 f"{_EVENT.itemsize}: not the release that this was written for"
             )
-        told = (wall / 1e3, busy / 1e3)
-        return told, events[np.isin(events["type"], (_INVOKED, _IN_DELEGATE, _DELEGATED))]
+        took_us = (wall / 1e3, busy / 1e3)
+        return took_us, events[np.isin(events["type"], (_INVOKED, _IN_DELEGATE, _DELEGATED))]
 
     def _buffers(self, environment: Handle, signature: Handle, kind: str) -> Any:
         count = ctypes.c_size_t()
@@ -265,11 +265,11 @@ class _Session:
         try:
             function = getattr(self._library, name)
         except AttributeError:
-            raise Unprofiled(f"this LiteRT has no {name}") from None
+            raise ProfilerFailed(f"this LiteRT has no {name}") from None
         function.restype = ctypes.c_int
         status = function(*arguments)
         if status:
-            raise Unprofiled(f"{name} failed with status {status}")
+            raise ProfilerFailed(f"{name} failed with status {status}")
 
 
 def _library() -> Path:
@@ -278,11 +278,11 @@ def _library() -> Path:
     folder = Path(ai_edge_litert.__file__).parent
     name = {"darwin": "libLiteRt.dylib", "win32": "libLiteRt.dll"}.get(sys.platform, "libLiteRt.so")
     if not (folder / name).is_file():
-        raise Unprofiled(f"ai-edge-litert comes without {name}")
+        raise ProfilerFailed(f"ai-edge-litert comes without {name}")
     return folder / name
 
 
-def _told(file: str, kernels: list[str], events: np.ndarray) -> list[dict[str, str]]:
+def _rows(file: str, kernels: list[str], events: np.ndarray) -> list[dict[str, str]]:
     """The name and the type of each event, and the kernel that it is."""
     graph = _graph(file)
     types = events["type"].tolist()

@@ -12,7 +12,7 @@ from latency.system import worker_process
 
 
 def check(file: str, threads: int) -> dict[str, Any]:
-    """Loads a `.tflite` file and runs it twice; the peak of its memory in MB, where told."""
+    """Loads a `.tflite` file and runs it twice; the peak of its memory in MB, or None."""
     from latency.tflite import convert as litert
 
     before_mb = _memory_mb("VmRSS")

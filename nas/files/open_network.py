@@ -168,7 +168,7 @@ def _from_path(path: pathlib.Path) -> Network:
         return _network(packed.network(path), None, f"packed weights {path}")
     if path.suffix in (".bin", ".safetensors") or path.name.endswith(safetensors.INDEX):
         return _of_checkpoint(path)
-    raise ValueError(f"{path}: {keras_file.looks_like(keras_file.start_of(path))}; {EXPECTED}")
+    raise ValueError(f"{path}: {keras_file.format_of(keras_file.first_bytes(path))}; {EXPECTED}")
 
 
 def _from_folder(path: pathlib.Path) -> Network:

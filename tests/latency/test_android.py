@@ -15,8 +15,7 @@ from adbd import TOOL, Adbd, install_tool
 from latency.android import Android
 from latency.benchmark_tool import invocations
 from latency.measuring import reference_networks
-from latency.phones import adb
-from latency.phones import state as phone_state
+from latency.phones import adb, phone_state
 from latency.target import TargetUnavailable
 from nas import registry
 from nas.cli import command_line
@@ -329,7 +328,7 @@ def test_the_biggest_cores_as_threads_need_them():
     assert state.biggest(8) == list(range(8))
     assert state.too_hot(10) is None and state.battery_saver is None
     parts["cores"] = parts["cores"].replace("7 2850000 2850000", "7 2850000 1500000")
-    assert phone_state.doubts(state, phone_state.parse(parts)) == [
+    assert phone_state.instabilities(state, phone_state.parse(parts)) == [
         "the clock of cores [7] was lowered meanwhile"
     ]
 
@@ -345,7 +344,7 @@ def test_the_stand_in_prints_what_the_tool_prints(model, tmp_path):
     large = tmp_path / "large.tflite"
     large.write_bytes(reference_networks.network("large"))
     script = install_tool(tmp_path / "tool", TOOL)
-    from latency.benchmark_tool import command as benchmark_model
+    from latency.benchmark_tool import benchmark_model
 
     def fastest(file):
         words = benchmark_model.arguments(str(file), threads=1, warmup=3, runs=30)

@@ -7,7 +7,7 @@ import keras
 import pytest
 from adbd import TOOL, install_tool
 
-from latency.benchmark_tool import command
+from latency.benchmark_tool import benchmark_model
 from latency.measuring import reference_networks
 from latency.target import TargetUnavailable
 from latency.tflite import convert
@@ -98,7 +98,7 @@ Delegate internal:
 
 
 def test_a_report_of_2020():
-    report = command.parse(GPU_2020)
+    report = benchmark_model.parse(GPU_2020)
     assert (report.runs, report.average_ms, report.first_ms) == (50, 119.375, 119.212)
     assert (report.fastest_ms, report.slowest_ms, report.last_ms) == (113.737, 124.776, 118.055)
     assert report.median_ms is None and report.init_ms == 870.557
@@ -107,7 +107,7 @@ def test_a_report_of_2020():
 
 
 def test_a_report_of_the_current_tool():
-    report = command.parse(XNNPACK_NOW)
+    report = benchmark_model.parse(XNNPACK_NOW)
     assert (report.runs, report.average_ms, report.median_ms) == (50, 899.641, 899.281)
     assert report.memory_mb == 93.4531 and report.init_ms == 614.333
     assert report.delegated is None, "XNNPACK is no delegate that was asked for"
@@ -119,10 +119,10 @@ def test_a_report_of_the_current_tool():
 
 def test_the_oldest_forms():
     old = "Average inference timings in us: Warmup: 83235, Init: 38467, Inference: 79760.9"
-    report = command.parse(f"STARTING!\r\n{old}\r\n")
+    report = benchmark_model.parse(f"STARTING!\r\n{old}\r\n")
     assert (report.runs, report.init_ms) == (1, 38.467)
     assert report.runs_ms == pytest.approx((79.7609,))
-    only = command.parse(
+    only = benchmark_model.parse(
         "Timings (microseconds): count=50 first=79449 curr=81350 min=77385 max=88213 avg=79732 "
         "std=1929\nMemory (bytes): count=0\nPeak memory footprint (MB): init=6.8 overall=9.89453"
     )
@@ -132,7 +132,7 @@ def test_the_oldest_forms():
 @pytest.mark.parametrize("start", ["", "  [start]\t"])
 def test_operations_are_those_of_the_timed_runs(start):
     output = GPU_2020 + TABLE.format(start=start, zero=start and "    0.000\t")
-    report = command.parse(output)
+    report = benchmark_model.parse(output)
     assert (report.runs, report.average_ms) == (50, 119.375), "not the profiler's own sum"
     assert [(row["name"], row["type"], row["ms"], row["within"]) for row in report.operations] == [
         ("[Mobilenet/Conv2d_0/Relu6]:0", "CONV_2D", 4.1, "graph"),
@@ -154,48 +154,48 @@ def test_three_runs_are_all_known(runs_us):
     else:
         line = f"count={count} first={first} curr={last} min={min(runs_us)} max={max(runs_us)} "
         line += f"avg={sum(runs_us) / count:g} std=1"
-    report = command.parse(f"count=1 curr=1\n{line}\n")
+    report = benchmark_model.parse(f"count=1 curr=1\n{line}\n")
     assert report.runs_ms == pytest.approx([us / 1e3 for us in runs_us], rel=1e-5)
     with pytest.raises(ValueError, match="cannot be told apart"):
-        _ = command.parse(GPU_2020).runs_ms
+        _ = benchmark_model.parse(GPU_2020).runs_ms
 
 
 def test_no_timings_are_no_report():
     for output in ("", "ERROR: Failed to load model", "count=0\nTimings (microseconds): no stats"):
         with pytest.raises(ValueError, match="no timings"):
-            command.parse(output)
+            benchmark_model.parse(output)
     refused = "Though NNAPI delegate is explicitly applied, the model graph will not be executed by"
-    assert command.parse(f"{refused} the delegate.\ncount=1 curr=5").delegated == "not"
+    assert benchmark_model.parse(f"{refused} the delegate.\ncount=1 curr=5").delegated == "not"
     partly = (
         "Explicitly applied GPU delegate, and the model graph will be partially executed by "
         "the delegate w/ 3 delegate kernels."
     )
-    assert command.parse(f"{partly}\ncount=1 curr=5").delegated == "partially"
+    assert benchmark_model.parse(f"{partly}\ncount=1 curr=5").delegated == "partially"
 
 
 def test_arguments():
-    listed = command.arguments(
+    listed = benchmark_model.arguments(
         "/x.tflite", threads=4, warmup=2, runs=3, delegate="gpu", operations=True, limit_s=20
     )
     assert listed[0] == "--graph=/x.tflite" and "--use_gpu=true" in listed
     assert {"--num_runs=3", "--min_secs=0", "--max_secs=20", "--num_threads=4"} <= set(listed)
     assert "--enable_op_profiling=true" in listed
     with pytest.raises(ValueError, match="expected one of cpu, gpu, nnapi"):
-        command.arguments("/x", threads=1, warmup=0, runs=1, delegate="tpu")
+        benchmark_model.arguments("/x", threads=1, warmup=0, runs=1, delegate="tpu")
 
 
 def test_the_tool_is_found_or_it_is_told_where_to_get_it(tmp_path):
     with pytest.raises(TargetUnavailable, match="android_aarch64_benchmark_model and save it as"):
-        command.find("arm64-v8a")
+        benchmark_model.find("arm64-v8a")
     with pytest.raises(TargetUnavailable, match="build tflite/tools/benchmark"):
-        command.find("linux-riscv64")
+        benchmark_model.find("linux-riscv64")
     with pytest.raises(ValueError, match="found no file"):
-        command.find("arm64-v8a", str(tmp_path / "none"))
+        benchmark_model.find("arm64-v8a", str(tmp_path / "none"))
     cached = tmp_path / "cache" / "benchmark_model" / "arm64-v8a"  # NAS_CACHE of every test
     cached.parent.mkdir(parents=True)
     cached.write_text("tool")
-    assert command.find("arm64-v8a") == cached
-    assert command.find("x86", str(cached)) == cached
+    assert benchmark_model.find("arm64-v8a") == cached
+    assert benchmark_model.find("x86", str(cached)) == cached
 
 
 def test_what_is_looked_up_is_there(tmp_path):
@@ -205,15 +205,15 @@ def test_what_is_looked_up_is_there(tmp_path):
     outputs = {"cache": cache + looked_up[:, 0], "all": looked_up}
     file = tmp_path / "tokens.tflite"
     file.write_bytes(convert.convert(keras.Model({"tokens": tokens, "cache": cache}, outputs)))
-    inputs = command.integers(file)
+    inputs = benchmark_model.integers(file)
     assert len(inputs) == 3
     script = install_tool(tmp_path / "tool", TOOL)
     for given, ends in ((inputs, 0), ((), 1)):
-        words = command.arguments(str(file), threads=1, warmup=1, runs=3, inputs=given)
+        words = benchmark_model.arguments(str(file), threads=1, warmup=1, runs=3, inputs=given)
         told = subprocess.run(
             [sys.executable, script, *words], capture_output=True, text=True, check=False
         )
         assert told.returncode == ends, told.stderr
     image = tmp_path / "image.tflite"
     image.write_bytes(reference_networks.network("small"))
-    assert command.integers(image) == []
+    assert benchmark_model.integers(image) == []

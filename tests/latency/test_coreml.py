@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 from latency import iphone
-from latency.apple import package as coreml
+from latency.apple import coreml
 from latency.iphone import IPhone
 from latency.macos import MacOS
 from latency.target import Kind, TargetUnavailable
@@ -143,7 +143,7 @@ def test_without_coremltools_it_says_how_to_get_it():
 import sys
 sys.modules["coremltools"] = None
 from latency import iphone, macos
-from latency.apple import package as coreml
+from latency.apple import coreml
 from latency.target import TargetUnavailable
 assert macos.MacOS.found()[0].missing
 try:

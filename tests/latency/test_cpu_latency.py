@@ -194,7 +194,7 @@ def test_affinity_priority_and_garbage_collection_are_restored(tmp_path):
     import gc
 
     before = stopwatch.allowed_cores(), os.getpriority(os.PRIO_PROCESS, 0)
-    with pytest.raises(KeyError), stopwatch.undisturbed(1, tmp_path) as cores:
+    with pytest.raises(KeyError), stopwatch.exclusive_cores(1, tmp_path) as cores:
         assert len(cores) == 1 and stopwatch.allowed_cores() == cores and not gc.isenabled()
         raise KeyError
     assert (stopwatch.allowed_cores(), os.getpriority(os.PRIO_PROCESS, 0)) == before
@@ -206,11 +206,11 @@ def test_two_measurements_do_not_share_a_core(tmp_path):
         pytest.skip("needs two cores")
     code = (
         "import sys, pathlib; from latency.measuring import stopwatch\n"
-        "with stopwatch.undisturbed(1, pathlib.Path(sys.argv[1])) as cores: print(*cores)\n"
+        "with stopwatch.exclusive_cores(1, pathlib.Path(sys.argv[1])) as cores: print(*cores)\n"
     )
-    with stopwatch.undisturbed(1, tmp_path) as mine:
+    with stopwatch.exclusive_cores(1, tmp_path) as mine:
         pass
-    with stopwatch.undisturbed(1, tmp_path) as mine:
+    with stopwatch.exclusive_cores(1, tmp_path) as mine:
         os.sched_setaffinity(0, before := set(range(os.cpu_count() or 1)))
         other = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],

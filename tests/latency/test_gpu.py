@@ -13,14 +13,14 @@ from keras import layers
 from families import mnasnet
 from latency.gpu import GPU, _plugin
 from latency.networks import count
-from latency.nvidia import attached, compile
+from latency.nvidia import compile, nvidia_smi
 from latency.roofline import gpu_chips, kernel_times
 from latency.roofline.kernel_times import Kernel, Rates
 from latency.target import Kind, TargetUnavailable
 from nas import registry
 
 ROOT = pathlib.Path(__file__).parents[2]
-no_gpu = pytest.mark.skipif(attached.present(), reason="a GPU is attached")
+no_gpu = pytest.mark.skipif(nvidia_smi.present(), reason="a GPU is attached")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_without_a_gpu_it_names_an_estimate():
 def smi(tmp_path, monkeypatch):
     """Puts an nvidia-smi on PATH that does as the script says."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(attached, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(nvidia_smi, "_PROC", tmp_path / "proc")
 
     def install(script):
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
@@ -240,7 +240,7 @@ def test_nvidia_smi_is_read_and_what_it_does_not_tell_is_missing(smi):
     smi(
         f'echo "{_T4}"; echo "NVIDIA H200, GPU-2, 570.10, [N/A], 30, [Not Supported], 97, 1, 2, P0"'
     )
-    first, second = attached.cards()
+    first, second = nvidia_smi.cards()
     assert (first.name, first.driver) == ("Tesla T4", "550.54.15")
     assert first.state["temperature_c"] == 41 and first.state["power_w"] == 27.31
     assert second.driver == "570.10"
@@ -250,15 +250,15 @@ def test_nvidia_smi_is_read_and_what_it_does_not_tell_is_missing(smi):
 
 def test_a_driver_that_fails_or_hangs_is_no_gpu(smi, monkeypatch, tmp_path):
     smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
-    assert attached.cards() == []
+    assert nvidia_smi.cards() == []
     information = tmp_path / "proc" / "gpus" / "0000:01:00.0" / "information"
     information.parent.mkdir(parents=True)
     information.write_text("Model: \t\t NVIDIA L4\nIRQ:   \t\t 34\n")
-    assert [card.name for card in attached.cards()] == ["NVIDIA L4"]
-    monkeypatch.setattr(attached, "_LIMIT_S", 0.3)
+    assert [card.name for card in nvidia_smi.cards()] == ["NVIDIA L4"]
+    monkeypatch.setattr(nvidia_smi, "_LIMIT_S", 0.3)
     smi("exec sleep 20")
     started = time.monotonic()
-    assert [card.name for card in attached.cards()] == ["NVIDIA L4"]
+    assert [card.name for card in nvidia_smi.cards()] == ["NVIDIA L4"]
     assert time.monotonic() - started < 5
 
 

@@ -15,7 +15,7 @@ from latency.measuring import stopwatch
 from latency.target import Kind
 from latency.tflite import convert, process, profiler
 from latency.tflite.graph import Graph, operations
-from latency.tflite.profiler import Unprofiled
+from latency.tflite.profiler import ProfilerFailed
 
 
 @pytest.fixture(autouse=True)
@@ -102,18 +102,18 @@ def test_only_certain_names_are_given(kinds, told, numbers, expected):
 
 def answer(fastest, wall, **changes):
     told = [{"within": "graph"}] * len(fastest)
-    about = {"kernels": ["a"], "told": told, "wall_us": wall, "busy_us": wall}
+    about = {"kernels": ["a"], "rows": told, "wall_us": wall, "busy_us": wall}
     return about | {"fastest_us": fastest, **changes}
 
 
 def test_what_does_not_add_up_is_not_believed():
     profiler._plausible([answer([900, 900], 2000)])
     profiler._plausible([answer([900, 900], 30_000, busy_us=2500)])  # a busy machine
-    with pytest.raises(Unprofiled, match="add up to 5000 us"):
+    with pytest.raises(ProfilerFailed, match="add up to 5000 us"):
         profiler._plausible([answer([5000], 2000)])
-    with pytest.raises(Unprofiled, match="add up to 10 us"):
+    with pytest.raises(ProfilerFailed, match="add up to 10 us"):
         profiler._plausible([answer([10], 9000)])
-    with pytest.raises(Unprofiled, match="process to process"):
+    with pytest.raises(ProfilerFailed, match="process to process"):
         profiler._plausible([answer([9], 10), answer([9], 10, kernels=["b"])])
 
 
@@ -133,7 +133,7 @@ def test_another_release_is_noticed(file, change):
         "import sys; import numpy as np; from latency.tflite import profiler\n"
         f"{change}\n"
         "try: profiler.record(sys.argv[1], 1, 5, True)\n"
-        "except (profiler.Unprofiled, OSError) as error: print('told:', error)\n"
+        "except (profiler.ProfilerFailed, OSError) as error: print('told:', error)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=60
@@ -165,6 +165,6 @@ def test_operations_are_timed_on_the_cores_of_the_caller(file, monkeypatch, tmp_
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("needs Linux")
     monkeypatch.setattr(process.Process, "run", asking)
-    with stopwatch.undisturbed(1, tmp_path) as cores:
+    with stopwatch.exclusive_cores(1, tmp_path) as cores:
         profiler.operations(file, 1, 5)
     assert seen == [set(cores)]

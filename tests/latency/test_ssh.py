@@ -15,10 +15,8 @@ import pytest
 import sshd as server
 from adbd import install_tool
 
-from latency.benchmark_tool import command as benchmark_model
-from latency.benchmark_tool import invocations
-from latency.boards import openssh, python_script
-from latency.boards import state as board_state
+from latency.benchmark_tool import benchmark_model, invocations
+from latency.boards import board_state, openssh, python_script
 from latency.measuring import reference_networks
 from latency.ssh import SSH
 from latency.target import Found, Kind, TargetUnavailable
@@ -574,7 +572,7 @@ def test_state_of_boards():
     assert state.too_hot(40) and state.too_hot(45) is None
 
     def doubts(**changes):
-        return board_state.doubts(state, dataclasses.replace(state, **changes))
+        return board_state.instabilities(state, dataclasses.replace(state, **changes))
 
     assert doubts() == []
     assert doubts(throttled=0x50005) == [

@@ -42,9 +42,9 @@ def read(path: pathlib.Path) -> Any:
 
 def look(path: pathlib.Path) -> int:
     """How many numbers a file stores, all of which another process could read; `ValueError`."""
-    start = keras_file.start_of(path)
+    start = keras_file.first_bytes(path)
     if not start.startswith(b"\x89HDF\r\n\x1a\n"):
-        raise ValueError(f"{path}: not an HDF5 file: {keras_file.looks_like(start)}")
+        raise ValueError(f"{path}: not an HDF5 file: {keras_file.format_of(start)}")
     limit_s = _LOOK_S + path.stat().st_size / 2**24
     try:
         answer = worker_process.ask(_WORKER, {"path": str(path.absolute())}, limit_s)

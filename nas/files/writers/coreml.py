@@ -17,8 +17,7 @@ import numpy as np
 from compress.examples.data import Data
 from compress.rewriting import graph
 from compress.rewriting.record import Record
-from latency.apple import package as coreml
-from latency.apple import worker
+from latency.apple import coreml, worker
 from latency.system.atomic_write import atomic_write
 from latency.system.silent_stderr import silent_stderr
 from nas.files.writers.mlpackage import mil_constants

@@ -83,18 +83,18 @@ def about(phone: adb.Phone) -> About:
     """The phone's name, build and ABIs, best first."""
     properties = dict(re.findall(r"^\[([^]]+)\]: \[([^]]*)\]", ask(phone, "getprop"), re.MULTILINE))
 
-    def told(*names: str) -> str:
+    def property_of(*names: str) -> str:
         return next((properties[name] for name in names if properties.get(name)), "")
 
-    maker, model = told("ro.product.manufacturer"), told("ro.product.model")
-    chip = told("ro.soc.model", "ro.board.platform", "ro.hardware") or "unknown chip"
-    abis = told("ro.product.cpu.abilist", "ro.product.cpu.abi")
+    maker, model = property_of("ro.product.manufacturer"), property_of("ro.product.model")
+    chip = property_of("ro.soc.model", "ro.board.platform", "ro.hardware") or "unknown chip"
+    abis = property_of("ro.product.cpu.abilist", "ro.product.cpu.abi")
     if not abis:
         raise TargetUnavailable(f"phone {phone.serial} names no ABI in getprop: is it Android?")
     return About(
         serial=phone.serial,
-        name=f"{maker} {model}, {chip}, Android {told('ro.build.version.release')}".strip(),
-        build=told("ro.build.fingerprint", "ro.build.id"),
+        name=f"{maker} {model}, {chip}, Android {property_of('ro.build.version.release')}".strip(),
+        build=property_of("ro.build.fingerprint", "ro.build.id"),
         abis=tuple(abis.split(",")),
     )
 
@@ -139,7 +139,7 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.removeprefix("-").isdecimal() else None
 
 
-def doubts(before: State, after: State) -> list[str]:
+def instabilities(before: State, after: State) -> list[str]:
     """Why a measurement between these two states is not one of the phone at its ease."""
     found = []
     if after.throttling:

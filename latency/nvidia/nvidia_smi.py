@@ -56,13 +56,13 @@ def present() -> bool:
 
 
 def _card(row: list[str]) -> Card:
-    told = {
+    properties = {
         name: text.strip()
         for name, text in zip(_FIELDS, row, strict=True)
         if "N/A" not in text and "Not Supported" not in text
     }
-    name, driver = told.pop("name", "NVIDIA GPU"), told.pop("driver", None)
-    return Card(name, driver, {key: _number(text) for key, text in told.items()})
+    name, driver = properties.pop("name", "NVIDIA GPU"), properties.pop("driver", None)
+    return Card(name, driver, {key: _number(text) for key, text in properties.items()})
 
 
 def _number(text: str) -> Any:

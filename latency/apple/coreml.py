@@ -2,7 +2,7 @@
 
 The conversion needs Keras on TensorFlow, which the caller may not have, and Apple's code may crash
 or wait for ever: `latency.apple.worker` is the other side. On a machine without macOS a network is
-converted and kept, and what is missing to time it is said.
+converted and kept, and the error names what is missing to time it.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def timed(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
     rows = operations(plan, float(np.median(samples)))
     return Timing(
         samples,
-        conditions | stopwatch.stability(stopwatch.doubts(samples)),
+        conditions | stopwatch.stability(stopwatch.instabilities(samples)),
         Kind.MEASURED,
         per_op=rows or None,
         per_op_kind=Kind.PREDICTED if rows else None,
@@ -158,7 +158,7 @@ def kept_at(error: TargetUnavailable, package: Path) -> TargetUnavailable:
     return TargetUnavailable(f"{error}; the converted network lies at {package}")
 
 
-def told(command: list[str], limit_s: float) -> str:
+def output_of(command: list[str], limit_s: float) -> str:
     """What a command of the system prints, "" where it fails or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=limit_s, text=True)
@@ -174,7 +174,7 @@ def system() -> str:
 
 def _file_of(model: Any, folder: Path) -> tuple[Path, str, list[str]]:
     """The `.keras` file of a model, what tells it apart, and the modules of its own layers."""
-    path, own = keras_file.hand_on(model, folder, "Core ML")
+    path, own = keras_file.for_worker(model, folder, "Core ML")
     if isinstance(model, (str, Path)):
         with open(path, "rb") as file:
             return path, hashlib.file_digest(file, "sha256").hexdigest()[:16], own

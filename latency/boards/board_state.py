@@ -140,9 +140,9 @@ def read(board: Board) -> State:
     return parse(board.ask(_STATE))
 
 
-def parse(told: str) -> State:
+def parse(output: str) -> State:
     """The state in what the kernel prints."""
-    parts = _parts(told)
+    parts = _parts(output)
     allowed = _numbers(parts["allowed"].partition(":")[2].strip())
     cores = {}
     for words in map(str.split, parts["cores"].splitlines()):
@@ -162,7 +162,7 @@ def parse(told: str) -> State:
     )
 
 
-def doubts(before: State, after: State) -> list[str]:
+def instabilities(before: State, after: State) -> list[str]:
     """Why a measurement between these two states is not one of the board at its ease."""
     found = []
     if after.throttled is not None:
@@ -184,8 +184,8 @@ def doubts(before: State, after: State) -> list[str]:
     return found
 
 
-def _parts(told: str) -> dict[str, str]:
-    parts = re.split(r"^nas-(\w+)\n", told, flags=re.MULTILINE)
+def _parts(output: str) -> dict[str, str]:
+    parts = re.split(r"^nas-(\w+)\n", output, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
