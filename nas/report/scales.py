@@ -83,6 +83,11 @@ def stairs(points: Sequence[tuple[float, float]], right: float, bottom: float) -
     return corners + ([(max(right, kept[-1][0]), level)] if kept else [])
 
 
+def last_number(rows: Sequence[Network]) -> int:
+    """The number of the last trial."""
+    return max(row.number for row in rows)
+
+
 def faint(marks: int) -> float:
     """Opacity at which so many ticks on an target still show where they are dense."""
     return max(0.15, min(0.5, 300 / max(marks, 1)))

@@ -30,6 +30,13 @@ class Network:
     config: str | None
     methods: tuple[str, ...] = ()  # that it is compressed with
 
+    @property
+    def percent(self) -> float:
+        """The quality in percent; only of a network that was trained, if not to the end."""
+        if self.quality is None:
+            raise ValueError(f"trial {self.number} is {self.state}: it has no quality")
+        return 100 * self.quality
+
     def interval(self, target: int) -> tuple[float, float] | None:
         """The confidence interval of the median latency on one target, where it was timed."""
         found = self.latency[target].get("interval_ms") if target < len(self.latency) else None
@@ -99,6 +106,12 @@ def front(rows: Iterable[Network], target: int | None = None) -> list[Network]:
         return []
     mask = pareto.front(list(distinct))
     return [distinct[key] for key in sorted(itertools.compress(distinct, mask))]
+
+
+def points(rows: Iterable[Network], target: int) -> list[tuple[Network, float, float]]:
+    """(row, cost, quality in %) of all that were trained, if not to the end."""
+    judged = [row for row in rows if row.state in (TRAINED, STOPPED)]
+    return [(row, row.costs[target], row.percent) for row in judged]
 
 
 def leader(rows: Iterable[Network], goals: Sequence["Goal"]) -> Network | None:

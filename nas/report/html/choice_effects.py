@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from nas.report import study_rows
-from nas.report.html import charts, importance
+from nas.report.html import importance
 from nas.report.html.importance import Decision, Effects
 from nas.report.study_rows import Goal, Network
 
@@ -79,7 +79,7 @@ def _bars(
         y = 12 + 24 * row
         won = chosen is not None and repr(chosen) == key
         name = _short(str(shown[key]), 15) + (" ●" if won else "")
-        drawn.append(charts.write(0, y + 4, name, "level won" if won else "level", "start"))
+        drawn.append(_written(0, y + 4, name, "level won" if won else "level"))
         for side, center, css in ((quality, QUALITY, "gain"), (latency, LATENCY, "cost")):
             level = next((x for x in side.levels if repr(x.choice) == key), None) if side else None
             if level is None or not level.trials:
@@ -90,9 +90,7 @@ def _bars(
             x = center + min(level.effect, 0) * scale
             a, b = (center + max(min(v * scale, REACH), -REACH) for v in (level.low, level.high))
             unit = "" if css == "gain" else " %"
-            value = charts.write(
-                center + REACH + 6, y + 4, _signed(level.effect) + unit, "value", "start"
-            )
+            value = _written(center + REACH + 6, y + 4, _signed(level.effect) + unit, "value")
             told = f"{level.trials} networks, {level.effect:+.2f}{unit}"
             drawn.append(
                 f'<g class="{css}{known}"><title>{told} '
@@ -113,6 +111,10 @@ def _reach(found: Effects, decisions: Sequence[str]) -> float:
     """The largest effect among the named decisions, for a common scale of their bars."""
     levels = [x for d in found.decisions if d.name in decisions for x in d.levels if x.trials]
     return max((abs(level.effect) for level in levels), default=1.0)
+
+
+def _written(x: float, y: float, text: str, css: str) -> str:
+    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _signed(value: float) -> str:

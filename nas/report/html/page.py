@@ -170,7 +170,7 @@ def _fronts(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) ->
         + ("; bars on the front: 95 % interval of the median</span>" if timed else "</span>")
     )
     panels = "".join(
-        f'<div class="panel">{charts.pareto(rows, summary, goal, target)}'
+        f'<div class="panel">{charts.front(rows, summary, goal, target)}'
         f'<div class="key">{"".join(key)}</div></div>'
         for target, goal in enumerate(goals)
     )
@@ -191,7 +191,7 @@ def _progress(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) 
     scalar = any(row.reward is not None for row in rows)
     title = "Reward over trials" if scalar else "Quality over trials"
     return (
-        f'<h2>{title}</h2><div class="panel">{charts.progress(rows, summary, goals)}'
+        f'<h2>{title}</h2><div class="panel">{charts.rewards(rows, summary, goals)}'
         f'<div class="key">{key}</div></div>'
     )
 

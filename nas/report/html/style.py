@@ -33,28 +33,9 @@ p { margin: 0 0 12px; max-width: 92ch; } .lede, .note { color: var(--muted); }
   padding: 16px 16px 12px; margin: 12px 0; overflow-x: auto; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 12px; fill: var(--ink); font-family: inherit; }
-svg .tick, svg .title { fill: var(--muted); font-variant-numeric: tabular-nums; }
-svg .label { font-weight: 560; paint-order: stroke; stroke: var(--card); stroke-width: 3px;
+svg .label text { paint-order: stroke; stroke: var(--card); stroke-width: 2.2px;
   stroke-linejoin: round; }
-svg .label.winner, .arrow.winner { fill: var(--winner); } svg .label.winner { font-weight: 700; }
-svg .label.front { fill: var(--front); } svg .label.budget { fill: var(--budget); }
-svg .label.random { fill: var(--random); }
-.hair { stroke: var(--hair); } .axis { stroke: var(--muted); opacity: .6; }
-.over { fill: var(--budget); opacity: .06; } path.budget { stroke: var(--budget); }
-path.front { fill: none; stroke: var(--front); stroke-width: 1.8; }
-path.random { fill: none; stroke: var(--random); stroke-width: 1.2; stroke-dasharray: 5 3; }
-path.interval { stroke: var(--front); stroke-width: 4; opacity: .35; }
-.luck { fill: var(--random); opacity: .45; } .rug { stroke: var(--muted); }
-.halt { stroke: var(--budget); }
-.stop { fill: var(--card); stroke: var(--muted); opacity: .8; }
-.chart [class^=o][data-n] { stroke: var(--card); stroke-width: .7; }
-.o0 { fill: var(--o0); } .o1 { fill: var(--o1); } .o2 { fill: var(--o2); }
-.o3 { fill: var(--o3); } .o4 { fill: var(--o4); } .o5 { fill: var(--o5); }
-.arrow { fill: none !important; stroke: var(--ink); stroke-width: 1.1; }
-.arrow.winner { stroke: var(--winner); }
-.star { fill: var(--winner); stroke: var(--card); } .final { fill: var(--card);
-  stroke: var(--ink); stroke-width: 1.4; }
-.base { fill: var(--card); stroke: var(--ink); stroke-width: 1.6; }
+.axis { stroke: var(--muted); opacity: .6; }
 .ring { fill: none; stroke: var(--ink); stroke-width: 1.6; display: none; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 20px; color: var(--muted); font-size: 12.5px;
   margin: 8px 4px 0; }

@@ -38,6 +38,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": LABEL,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of devices may hold a $
 }
 Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
 

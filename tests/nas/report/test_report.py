@@ -18,8 +18,9 @@ from nas.report.html import page as html_page
 from nas.report.html import style
 from nas.report.plots import figure, pareto
 from nas.report.tables import search
-from nas.searching import finalists as handover
-from nas.searching.loop import Objective
+from nas.searching import finalists
+from nas.searching.candidate import Candidate
+from nas.searching.objective import Objective
 
 OPS = ("identity", "mbconv3_k3", "mbconv6_k5")
 BLOCKS = 8
@@ -82,7 +83,8 @@ def test_an_estimate_is_called_one(networks):
         trial.user_attrs["profile"]["latency"][1]["kind"] = "compiled"
     best = next(trial for trial in study.get_trials(deepcopy=False) if trial.values)
     objective = Objective((9.0, 9.0))
-    winner = handover._record(best, None, objective, 0.9, handover._costs(best), None)
+    costs = finalists._costs(best)
+    winner = finalists._record(best, Candidate(None), objective, 0.9, costs, None)
     budgets = [{"spec": name, "budget_ms": 9.0} for name in ("cpu", "tpu:v5e")]
     text = search.table(study, {"targets": budgets, "winner": winner}, color=False)
     cpu, tpu = (line for line in text.splitlines() if line.startswith("budget"))
@@ -335,8 +337,9 @@ def test_dots_are_where_the_figures_say(networks, tmp_path):
     chart = page.source[page.source.index("<svg") : page.source.index("</svg>")]
     dots = {
         int(n): (float(x), float(y))
-        for n, x, y in re.findall(
-            r'"o\d" data-n="(\d+)" r="\S+" cx="([\d.]+)" cy="([\d.]+)"', chart
+        for x, y, n in re.findall(
+            r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var\(--o\d\)[^>]*data-n="(\d+)"',
+            chart,
         )
     }
     rows = [row for row in study_rows.networks(study) if row.number in dots]
