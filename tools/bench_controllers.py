@@ -46,9 +46,11 @@ from optuna.distributions import CategoricalDistribution
 
 from nas import pareto, registry
 from nas.searching import loop
+from nas.searching.candidate import Candidate
 from nas.searching.journal import Worker, open_storage
-from nas.searching.loop import Objective
+from nas.searching.objective import Objective
 from nas.searching.reward import Reward
+from nas.searching.table_evaluator import TableEvaluator
 from nas.tasks.table import Table, load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -109,7 +111,7 @@ def explore(job: Job, table: Table) -> list[int]:
         worker = Worker(pathlib.Path(folder))
         loop.explore(
             study,
-            table,
+            TableEvaluator(table),
             objective,
             trials=max(job.samples),
             worker=worker,
@@ -175,7 +177,7 @@ def with_finalists(table: Table, rows: np.ndarray, count: int) -> int:
     """The row picked with `count` training runs, of which the last ones repeat the finalists."""
     again = min(count // 5, FINALISTS)
     rows = rows[: count - again]
-    runs = {int(row): [table.train(table.config_of(row))["quality"]] for row in rows}
+    runs = {int(row): [table.observed_quality(table.config_of(row))] for row in rows}
     others = {row: [q for q in table.observed[row]] for row in runs}
     for row, first in runs.items():
         others[row].remove(first[0])
@@ -230,8 +232,13 @@ def _past(table: Table, params: dict, multi: bool):
         params=params,
         distributions=distributions,
         values=[quality, *costs] if multi else [quality],
-        user_attrs={"profile": table.profile(config), "evaluation": table.train(config)},
+        user_attrs=_records(table, config),
     )
+
+
+def _records(table: Table, config) -> dict:
+    evaluator, candidate = TableEvaluator(table), Candidate(config)
+    return {"profile": evaluator.profile(candidate), "evaluation": evaluator.train(candidate)}
 
 
 def _step(study: optuna.Study, table: Table, multi: bool) -> float:
@@ -239,8 +246,8 @@ def _step(study: optuna.Study, table: Table, multi: bool) -> float:
     started = time.process_time()
     trial = study.ask()
     config = table.sample(trial)
-    trial.set_user_attr("profile", table.profile(config))
-    trial.set_user_attr("evaluation", table.train(config))
+    for name, record in _records(table, config).items():
+        trial.set_user_attr(name, record)
     values = [table.quality(config), *table.costs(config)]
     study.tell(trial, values if multi else values[0])
     return time.process_time() - started

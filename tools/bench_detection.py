@@ -88,7 +88,7 @@ def judged(file: pathlib.Path, arguments: argparse.Namespace) -> dict:
         "test": detection.load(size=arguments.size, test=True),
     }
     family, config = registry.network(arguments.network)
-    deployed = build.build(build.deploy(build.suited(config, tasks["val"].fields, "")))
+    deployed = build.build(build.deploy(build.for_task(config, tasks["val"].fields, "")))
     copy_weights(keras_file.load(file), deployed)
     found = {part: of_keras(deployed, task.valid[0]) for part, task in tasks.items()}
     tflite = convert.convert(deployed)

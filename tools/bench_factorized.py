@@ -47,9 +47,11 @@ from rows import append, read
 from nas import pareto, registry
 from nas.networks import build
 from nas.searching import loop
+from nas.searching.candidate import Candidate
 from nas.searching.journal import Worker
-from nas.searching.loop import Objective
+from nas.searching.objective import Objective
 from nas.searching.reward import Reward
+from nas.searching.table_evaluator import TableEvaluator
 from nas.tasks.table import Table, load
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -58,13 +60,10 @@ IDENTITY, OPERATIONS = 0, (1, 2)
 CONTROLLERS = ("random", "evolution", "surrogate")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stagewise:
+class Stagewise(TableEvaluator):
     """NAS-Bench-Macro, of which a search may say one operation and a depth for each stage."""
 
-    table: Table
-
-    def config(self, trial):
+    def candidate(self, trial):
         codes = np.zeros(sum(map(len, STAGES)), np.int64)
         for number, layers in enumerate(STAGES, 1):
             operation = trial.suggest_categorical(f"stage{number}_op", OPERATIONS)
@@ -72,14 +71,11 @@ class Stagewise:
                 f"stage{number}_layers", tuple(range(len(layers) + 1))
             )
             codes[list(layers[:depth])] = operation
-        return self.table.config_of(row_of(self.table, codes))
+        return Candidate(self.table.config_of(row_of(self.table, codes)))
 
-    def profile(self, config):
-        record = self.table.profile(config)
+    def profile(self, candidate, *, limited=True):
+        record = super().profile(candidate)
         return {name: record[name] for name in ("key", "costs")}
-
-    def __getattr__(self, name):
-        return getattr(self.table, name)
 
 
 def row_of(table: Table, codes) -> int:
@@ -130,7 +126,7 @@ def tables(options, path: pathlib.Path) -> None:
         if (figure, space, controller, seed) in done:
             continue
         table = load(folder / "nas" / "nasbench_macro.npz", cost="flops", seed=seed)
-        evaluator = Stagewise(table) if space == "factorized" else table
+        evaluator = Stagewise(table) if space == "factorized" else TableEvaluator(table)
         # All are within this budget: with none the reward would also be for few FLOPs.
         budgets = (2 * table.known_costs.max(),)
         reward = Reward("relu", budgets) if figure == "regret" else None
@@ -187,21 +183,22 @@ def fashion(options, path: pathlib.Path) -> None:
 
         space: object
 
-        def config(self, trial):
-            return dataclasses.replace(self.space.sample(trial), **task.fields)
+        def candidate(self, trial):
+            return Candidate(dataclasses.replace(self.space.sample(trial), **task.fields))
 
-        key = staticmethod(build.key)
+        def key(self, candidate):
+            return build.key(candidate.config)
 
-        def profile(self, config):
-            key = self.key(config)
-            macs = known[key]["macs"] if key in known else count(build.build(config)).macs
+        def profile(self, candidate):
+            key = self.key(candidate)
+            macs = known[key]["macs"] if key in known else count(build.build(candidate.config)).macs
             return {"key": key, "costs": [macs / 1e6]}
 
-        def train(self, config, **_):
-            key = self.key(config)
+        def train(self, candidate, **_):
+            key = self.key(candidate)
             if key not in known:
                 started = time.process_time()
-                model = build.build(config)
+                model = build.build(candidate.config)
                 quality = fit(model, task, options.epochs, 0).quality
                 spent = time.process_time() - started
                 known[key] = {"macs": count(model).macs, "quality": quality, "cpu_s": spent}

@@ -86,7 +86,7 @@ def steps(keras, arguments) -> None:
 
     task = registry.task(arguments.task)
     family, config = registry.network(arguments.network)
-    config, chosen = build.suited(config, task.fields, task.name), recipe.recipe_of(task)
+    config, chosen = build.for_task(config, task.fields, task.name), recipe.recipe_of(task)
     rows = [slice(n * chosen.batch_size, (n + 1) * chosen.batch_size) for n in range(4)]
     found = {name: [] for name in ("nas", "nas bfloat16", "fit", "fit bfloat16")}
     with contextlib.ExitStack() as stack:

@@ -6,24 +6,32 @@ import pathlib
 import shutil
 import textwrap
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
 
 from latency.system.atomic_write import atomic_write
-from latency.target import TargetUnavailable
-from nas import cache, registry
+from latency.system.json_records import write_json
+from latency.target import Target, TargetUnavailable
+from nas.events import Listener, Message
 from nas.profiling import history
 from nas.profiling.wait_for_device import wait_for_device
 from nas.scaling.compound_scaling import SINGLE_OBJECTIVE, Factors
-from nas.scaling.scaled_networks import ScaledNetworks, told
-from nas.searching import finalists as handover
-from nas.searching import journal
+from nas.scaling.scaled_space import ScaledSpace, described
+from nas.searching import finalists, journal
 from nas.searching import study as studies
+from nas.searching.candidate import Candidate
+from nas.searching.evaluator import MakeNetwork
+from nas.searching.events import SearchBegins
 from nas.searching.loop import explore, trained
-from nas.searching.progress_line import Progress
-from nas.searching.start import controller_of, final_epochs_of
+from nas.searching.networks import Networks
+from nas.searching.objective import Objective
+from nas.searching.start import sampler_of
 from nas.searching.study import Settings
+from nas.searching.weights import NewWeights
 
 # The share of a rung's time after which nothing more is tried: the rest is for what is kept.
 SEARCH_SHARE = 0.5
@@ -33,84 +41,93 @@ MOST_OFF = 0.05  # of the budget, timed again, where another network is nearer t
 
 @dataclasses.dataclass
 class Rung:
-    """A budget: its folder holds a study, the winner's files, and single-objective scaling's."""
+    """A budget: its folder holds a study, the winner's files, and single-objective scaling's.
+
+    networks: what times and trains networks, without a space of their own. base: the Config that
+    all are scaled from. controller: makes the sampler. settings: names, with the one budget.
+    """
 
     folder: pathlib.Path
     settings: Settings
-    networks: ScaledNetworks
+    networks: Networks
+    base: Any
+    controller: Callable[..., BaseSampler]
+    on_event: Listener
 
     @property
     def budget(self) -> float:
-        return self.settings.budgets_ms[0]
+        """In milliseconds."""
+        (budget,) = self.settings.budgets_ms or ()
+        return float(budget)
 
-    def climb(
+    def _say(self, text: str) -> None:
+        self.on_event(Message(f"{self._label}{text}"))
+
+    @property
+    def _label(self) -> str:
+        return f"{self.budget:g} ms  "
+
+    def search(
         self,
         *,
         trials: int,
         seconds: float,
-        finalists: int,
+        most_finalists: int,
         seeds: list[int],
-        earlier: dict | None,
-    ) -> dict:
+        earlier: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         """Search `trials` networks or for a time, train the best; the record of the rung.
 
         Whatever an earlier call finished is taken as it is. `earlier` is the rung below, whose
         winner is tried here too.
         """
         started = time.monotonic()
-        say_all = self.networks.say
         study = studies.create(self.folder, self.settings, None)
         worker = journal.Worker(self.folder)
-        prefix = f"{self.budget:g} ms  "
-
-        def say(text: str) -> None:
-            say_all(prefix + text)
-
         try:
-            single = self._begin(study, earlier, say)
-            self.networks = dataclasses.replace(
-                self.networks, around=_factors(single["factors"]), say=say
-            )
+            space = ScaledSpace(self.networks, self.base, self.budget, self._say)
+            single = self._begin(study, space, earlier)
+            space.around = _factors(single["factors"])
+            evaluator = dataclasses.replace(self.networks, sample=space.sample)
             objective = studies.objective(study, self.settings)
-            study.sampler = controller_of(
-                self.settings, self.settings.controller, objective, self.networks
-            )
+            study.sampler = sampler_of(self.controller, self.settings, objective, evaluator)
             deadline = started + SEARCH_SHARE * seconds
-            progress = Progress(objective, trials, deadline, prefix)
-            for trial in trained(study):
-                progress.seed(trial)
+            done = tuple(trained(study))
+            self.on_event(SearchBegins(objective, trials, deadline, self._label, done))
             explore(
                 study,
-                self.networks,
+                evaluator,
                 objective,
                 trials=trials,
                 worker=worker,
                 deadline=deadline,
-                on_event=progress,
-                keep=handover.BestSoFar(self.folder, objective),
+                on_event=self.on_event,
+                keep=finalists.BestSoFar(self.folder, objective, evaluator.save),
             )
-            return self._finish(study, objective, finalists, seeds, started + seconds, say)
+            return self._finish(study, objective, most_finalists, seeds, started + seconds)
         finally:
             worker.leave()
 
-    def _begin(self, study, earlier: dict | None, say) -> dict:
+    def _begin(
+        self, study: optuna.Study, space: ScaledSpace, earlier: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """Single-objective scaling for this budget, which is where the search begins."""
-        base = repr(self.networks.base)
+        base = repr(self.base)
         if "single" not in study.user_attrs:
-            phi, landing = self.networks.lander().compound(SINGLE_OBJECTIVE, self.budget)
+            phi, landing = space.lander().compound(SINGLE_OBJECTIVE, self.budget)
             if landing.cost > 1.5 * self.budget:
                 raise ValueError(
                     f"--budget-ms {self.budget:g}: the smallest network that scaling makes of"
                     f" {self.settings.space.removeprefix('scaling:')} takes {landing.cost:.4g} ms"
                 )
-            say(f"single-objective scaling, phi {phi:.2f}: {told(landing, self.networks.base)}")
+            self._say(f"single-objective scaling, phi {phi:.2f}: {described(landing, self.base)}")
             choices = [{"depth": 0, "resolution": 0}]
             if earlier is not None and earlier["choices"] not in choices:
                 choices.append(earlier["choices"])
             for params in choices:
                 study.enqueue_trial(params, skip_if_exists=True)
             studies.remember_objective(study, [self.budget], None, None)
-            study.set_user_attr("metric", self.networks.task.metric)
+            study.set_user_attr("metric", self.networks.metric)
             study.set_user_attr("base", base)
             study.set_user_attr(
                 "single", {"phi": phi, "factors": dataclasses.asdict(landing.factors)}
@@ -122,37 +139,48 @@ class Rung:
             )
         return study.user_attrs["single"]
 
-    def _finish(self, study, objective, finalists: int, seeds: list[int], end, say) -> dict:
+    def _finish(
+        self,
+        study: optuna.Study,
+        objective: Objective,
+        most_finalists: int,
+        seeds: list[int],
+        end: float,
+    ) -> dict[str, Any]:
         """Train single-objective scaling's network and the best others for longer; the record.
 
         The former is one of those that the search could choose, and the winner where no other is
         better over the seeds.
         """
-        base, single = self.networks.base, _factors(study.user_attrs["single"]["factors"])
-        ranking = handover.ranked(study, objective)
+        single = _factors(study.user_attrs["single"]["factors"])
+        ranking = finalists.ranked(study, objective)
         if not ranking:
             raise ValueError(
                 f"--budget-ms {self.budget:g}: no network was trained in the time there was; raise"
                 " --minutes or --trials"
             )
-        entries = {single.of(base): (single, {"depth": 0, "resolution": 0})}
-        qualities = {single.of(base): self._finals(single.of(base), seeds, say, "single-objective")}
+        first = single.of(self.base)
+        entries: dict[Any, tuple[Factors, dict[str, Any]]] = {
+            first: (single, {"depth": 0, "resolution": 0})
+        }
+        qualities = {first: self._finals(first, seeds, "single-objective")}
         for trial in ranking:
             factors = _factors(trial.user_attrs["factors"])
-            config = factors.of(base)
-            enough = len(qualities) > finalists
+            config = factors.of(self.base)
+            enough = len(qualities) > most_finalists
             if enough or (len(qualities) > 1 and time.monotonic() > end):
                 break
             if config not in qualities:
                 entries[config] = (factors, trial.params)
-                qualities[config] = self._finals(config, seeds, say, f"trial {trial.number}")
-        identity = {"seeds": seeds, "networks": [self.networks.key(one) for one in entries]}
+                qualities[config] = self._finals(config, seeds, f"trial {trial.number}")
+        keys = [self.networks.key(Candidate(one)) for one in entries]
+        identity = {"seeds": seeds, "networks": keys}
         path = self.folder / "rung.json"
         if path.exists() and (record := json.loads(path.read_text()))["identity"] == identity:
             return record
-        latencies = self._together({one: self._file(one, seeds[0]) for one in entries}, say)
+        latencies = self._together({one: self._file(one, seeds[0]) for one in entries})
 
-        def rank(config: Any) -> tuple:
+        def rank(config: Any) -> tuple[bool, float]:
             miss = abs(latencies[config]["median_ms"] / self.budget - 1)
             landed = miss <= MOST_OFF
             return not landed, miss if not landed else -float(np.mean(qualities[config]))
@@ -162,19 +190,21 @@ class Rung:
             "identity": identity,
             "budget_ms": self.budget,
             "choices": entries[winner][1],
-            "same": winner == single.of(base),
+            "same": winner == first,
             "single_phi": study.user_attrs["single"]["phi"],
         }
-        for kind, config in (("lacs", winner), ("single", single.of(base))):
+        for kind, config in (("lacs", winner), ("single", first)):
             record[kind] = self._described(
                 config, entries[config][0], qualities[config], latencies[config]
             ) | {"seeds": seeds, "file": str(self._file(config, seeds[0]))}
-        cache.write_json(path, record)
+        write_json(path, record)
         return record
 
-    def _described(self, config: Any, factors: Factors, qualities: list[float], latency) -> dict:
+    def _described(
+        self, config: Any, factors: Factors, qualities: list[float], latency: dict[str, Any]
+    ) -> dict[str, Any]:
         """What is known of a network that was trained for long."""
-        counted = self.networks.profile(config)
+        counted = self.networks.profile(Candidate(config))
         return {
             **dataclasses.asdict(factors),
             "pixels": config.input_shape[0],
@@ -192,40 +222,42 @@ class Rung:
         }
 
     def _file(self, config: Any, seed: int) -> pathlib.Path:
-        return self.folder / "finals" / f"{self.networks.key(config)}_{seed}.tflite"
+        key = self.networks.key(Candidate(config))
+        return self.folder / "finals" / f"{key}_{seed}.tflite"
 
-    def _finals(self, config: Any, seeds: list[int], say, name: str) -> list[float]:
+    def _finals(self, config: Any, seeds: list[int], name: str) -> list[float]:
         """Qualities of a network trained for long with each seed; its files are left behind."""
-        return [self._final(config, seed, say, name) for seed in seeds]
+        return [self._final(config, seed, name) for seed in seeds]
 
-    def _final(self, config: Any, seed: int, say, name: str) -> float:
+    def _final(self, config: Any, seed: int, name: str) -> float:
         stem = self._file(config, seed).with_suffix("")
         path = stem.with_suffix(".json")
         if not path.exists():
             stem.parent.mkdir(exist_ok=True)
-            seeded = dataclasses.replace(self.networks, seed=seed)
+            weights = NewWeights(seed, remember=False)
+            seeded = dataclasses.replace(self.networks, seed=seed, weights=weights)
 
-            def keep(network, evaluation):
-                seeded.write(network, config, stem)
+            def keep(network: MakeNetwork, evaluation: dict[str, Any]) -> None:
+                seeded.write(network(), stem)
 
-            epochs = final_epochs_of(self.networks)
-            record = seeded.train(config, epochs=epochs, keep=keep, final=True)
-            cache.write_json(path, record)
-            say(f"{name}, trained {epochs} epochs, seed {seed}: {record['quality']:.2%}")
+            epochs = finalists.final_epochs_of(self.networks)
+            record = seeded.train(Candidate(config), epochs=epochs, keep=keep, final=True)
+            write_json(path, record)
+            self._say(f"{name}, trained {epochs} epochs, seed {seed}: {record['quality']:.2%}")
             seeded.forget()
         return json.loads(path.read_text())["quality"]
 
-    def _together(self, files: dict[Any, pathlib.Path], say) -> dict[Any, dict]:
+    def _together(self, files: dict[Any, pathlib.Path]) -> dict[Any, dict[str, Any]]:
         """Files timed in turns, on the device itself where the target only stands for one."""
         target = self.networks.targets[0]
-        if target.learned_from is not None:
+        if target.stands_for is not None:
             try:
-                return self._timed(registry.target(target.learned_from), files)
+                return self._timed(self.networks.device(target.stands_for), files)
             except TargetUnavailable as error:
-                say(f"{target!r} only, not the device itself: {error}")
-        return wait_for_device(lambda: self._timed(target, files), say)
+                self._say(f"{target!r} only, not the device itself: {error}")
+        return wait_for_device(lambda: self._timed(target, files), self._say)
 
-    def _timed(self, target, files: dict[Any, pathlib.Path]) -> dict[Any, dict]:
+    def _timed(self, target: Target, files: dict[Any, pathlib.Path]) -> dict[Any, dict[str, Any]]:
         names = {f"{self.folder}:{path.stem}": path for path in files.values()}
         timed = history.profile(target, names, runs=FINAL_RUNS * self.networks.runs)
         return {config: one.to_json() for config, one in zip(files, timed, strict=True)}
@@ -239,16 +271,16 @@ def name_of(budget: float) -> str:
     return f"{budget:g}ms"
 
 
-def factors_of(record: dict) -> Factors:
+def factors_of(record: dict[str, Any]) -> Factors:
     """The factors in the record of a network."""
     return Factors(record["depth"], record["width"], record["resolution"])
 
 
-def _factors(fields: dict) -> Factors:
+def _factors(fields: dict[str, Any]) -> Factors:
     return Factors(**fields)
 
 
-def publish(folder: pathlib.Path, records: list[dict]) -> None:
+def publish(folder: pathlib.Path, records: list[dict[str, Any]]) -> None:
     """Copy the networks of all rungs to the family's folder; their Configs as one VARIANTS."""
     variants, imports = [], ""
     for record in records:

@@ -1,200 +1,192 @@
-"""The journey behind `nas scale`: from one network to a family, one for each latency budget.
+"""The journey behind `nas.scale`: from one network to a family, one for each latency budget.
 
 Latency-aware compound scaling (Li et al., CVPR 2021, arXiv 2102.05610): depth, width and resolution
 are searched with quality and latency in the objective, beside EfficientNet's single-objective
 scaling (arXiv 1905.11946), trained by the same recipe and as slow on the same target.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 import math
 import pathlib
-import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from nas import backend, cache, registry
+from optuna.samplers import BaseSampler
+
+from latency.target import Target
+from nas.events import Listener, Message, ignore
+from nas.networks import build
 from nas.scaling import budget_rung
 from nas.scaling.budget_rung import Rung
 from nas.scaling.compound_scaling import SINGLE_OBJECTIVE, fitted, scaling_of
-from nas.scaling.scaled_networks import ScaledNetworks, tasks
+from nas.scaling.result import Family
+from nas.scaling.scaled_space import few_tasks
+from nas.searching.candidate import Candidate
+from nas.searching.evaluator import no_device
+from nas.searching.networks import Networks
 from nas.searching.start import epochs_of
 from nas.searching.study import Settings
+from nas.searching.weights import NewWeights
+from nas.tasks.task import Task
 
 DEFAULT_TRIALS = 12
+ENDLESS = 10**6  # trials of a search that ends after a time
 
 
-def scale(arguments: argparse.Namespace) -> int:
-    """`nas scale`: begin or resume, rung by rung; 0, or 130 where it was interrupted."""
-    budgets = budgets_of(arguments.budget_ms)
-    seeds = seeds_of(arguments.seeds)
-    for name, least in (("trials", 1), ("finalists", 1), ("epochs", 1), ("input", 8)):
-        value = getattr(arguments, name)
+def scale(
+    base: Any,
+    task: Task,
+    target: Target,
+    budgets_ms: Sequence[float],
+    folder: pathlib.Path,
+    *,
+    settings: Settings,
+    task_at: Callable[[int], Task],
+    controller: Callable[..., BaseSampler],
+    pixels: int | None = None,
+    trials: int | None = None,
+    minutes: float | None = None,
+    most_finalists: int = 1,
+    seeds: Sequence[int] = (0,),
+    device: Callable[[str], Target] = no_device,
+    on_event: Listener = ignore,
+) -> Family:
+    """Begin or resume a family, rung by rung: the networks of `base` that land on the budgets.
+
+    base: a Config whose family has `scaled`. task, task_at(size): images, at their own size and at
+    any other. budgets_ms: of `target`, rising. folder: of the family. settings: the names of all of
+    it, with the epochs and the seed of the search. controller: makes the sampler. pixels: of the
+    base's images; None: as its Config says. trials: networks to train for each budget (12; with
+    minutes as many as there is time for). most_finalists: trained for longer, a budget. seeds: of
+    these trainings. device: finds what a predictor stands for.
+
+    Raises `ValueError` where the base cannot be scaled or the task has no images. Interrupted
+    (KeyboardInterrupt), it returns the rungs that are finished, if there is one.
+    """
+    budgets = sorted(set(budgets_ms))
+    if not budgets or not all(0 < budget < math.inf for budget in budgets):
+        raise ValueError(f"budgets_ms={budgets_ms}; expected milliseconds above 0, as [2, 4, 8]")
+    for name, least, value in (
+        ("trials", 1, trials),
+        ("finalists", 1, most_finalists),
+        ("epochs", 1, settings.epochs),
+        ("input", 8, pixels),
+    ):
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}; expected at least {least}")
-    if arguments.minutes is not None and not arguments.minutes > 0:
-        raise ValueError(f"--minutes {arguments.minutes}; expected a time above 0")
-    end = time.monotonic() + 60 * (arguments.minutes or math.inf)
-    trials = arguments.trials or (10**6 if arguments.minutes else DEFAULT_TRIALS)
-    folder = pathlib.Path(arguments.out)
-    settings = Settings(
-        space=f"scaling:{arguments.base}",
-        task=arguments.task,
-        targets=(arguments.target,),
-        budgets_ms=(budgets[0],),
-        input=arguments.input,
-        controller=arguments.controller,
-        epochs=arguments.epochs,
-        seed=arguments.seed,
-    )
-    found: list[dict] = []
-    interrupted = False
-    networks = networks_of(arguments.base, settings)
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes {minutes}; expected a time above 0")
+    end = time.monotonic() + 60 * (minutes or math.inf)
+    trials = trials or (ENDLESS if minutes else DEFAULT_TRIALS)
+    networks, base = _networks(base, task, task_at, target, pixels, settings, device)
     folder.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    family = None
     try:
-        beginning = networks.profile(networks.base)
+        beginning = networks.profile(Candidate(base))
         networks.kinds = [beginning["latency"][0]["kind"]]
         for number, budget in enumerate(budgets):
             rung = Rung(
                 folder / budget_rung.name_of(budget),
                 dataclasses.replace(settings, budgets_ms=(budget,)),
-                dataclasses.replace(networks, budget_ms=budget),
+                networks,
+                base,
+                controller,
+                on_event,
             )
-            share = (end - time.monotonic()) / (len(budgets) - number)
             found.append(
-                rung.climb(
+                rung.search(
                     trials=trials,
-                    seconds=share,
-                    finalists=arguments.finalists,
-                    seeds=seeds,
+                    seconds=(end - time.monotonic()) / (len(budgets) - number),
+                    most_finalists=most_finalists,
+                    seeds=list(seeds),
                     earlier=found[-1] if found else None,
                 )
             )
             budget_rung.publish(folder, found)
-            content = result(arguments.base, networks, settings, beginning, found)
-            _write(folder, content)
+            family = Family(folder, _content(base, networks, settings, beginning, found))
+            family.write()
     except KeyboardInterrupt:
-        interrupted = True
-        _say("\ninterrupted: nothing finished is lost, the same command goes on")
-    if found:
-        _print(folder, content, arguments.json)
-    return 130 if interrupted else 0
+        if family is None:
+            raise
+        on_event(Message("\ninterrupted: nothing finished is lost, the same command goes on"))
+        family = Family(folder, family.content, interrupted=True)
+    assert family is not None  # there is one budget at least
+    return family
 
 
-def budgets_of(text: str) -> list[float]:
-    """The budgets of a ladder, in milliseconds, rising."""
-    try:
-        budgets = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        budgets = [math.nan]
-    if not all(0 < budget < math.inf for budget in budgets):
-        raise ValueError(f"--budget-ms {text}; expected milliseconds above 0, as 2,4,8,16")
-    return budgets
-
-
-def seeds_of(text: str) -> list[int]:
-    """Seeds of the final trainings, each once."""
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise ValueError(f"--seeds {text}; expected whole numbers, as 0,1,2") from None
-
-
-def networks_of(base: str, settings: Settings) -> ScaledNetworks:
-    """What evaluates the networks of all rungs; loads Keras, the base and the task."""
-    target = registry.target(settings.targets[0])
-    registry.known("task", registry.parse(settings.task).name)
-    backend.load()
-    config = base_of(base)
-    scaling_of(config)
-    task = registry.task(settings.task)
+def _networks(
+    base: Any,
+    task: Task,
+    task_at: Callable[[int], Task],
+    target: Target,
+    pixels: int | None,
+    settings: Settings,
+    device: Callable[[str], Target],
+) -> tuple[Networks, Any]:
+    """What times and trains the networks of all rungs, each at its own size; the base."""
+    build.check_importable(base)
+    scaling_of(base)
     shape = task.fields.get("input_shape", ())
     if len(shape) != 3:
         raise ValueError(f"task {settings.task} has no images, whose resolution could be scaled")
-    is_file = pathlib.Path(base).exists()
-    pixels = settings.input or (config.input_shape[0] if is_file else shape[0])
-    sized = tasks(functools.partial(_at_size, settings.task, task))
-    networks = ScaledNetworks(
-        sample=None,
-        task=sized(pixels),
+    sized = few_tasks(functools.partial(_at_size, task, task_at))
+    side = pixels or base.input_shape[0]
+    fields = {name: value for name, value in task.fields.items() if name != "input_shape"}
+    base = build.for_task(base, task.fields | {"input_shape": (side, side, shape[2])}, task.name)
+    networks = Networks(
+        sample=_no_space,
+        task=sized(side),
+        task_of=lambda config, final: sized(config.input_shape[0]),
         targets=[target],
-        fields=dict(task.fields),
+        fields=fields,
         epochs=epochs_of(settings, task),
-        final_task=None,
         seed=settings.seed,
-        sized=sized,
-        say=_say,
+        weights=NewWeights(settings.seed, remember=False),
+        device=device,
+        known={},
     )
-    networks.base = networks.suited(
-        dataclasses.replace(config, input_shape=(pixels, pixels, shape[2]))
-    )
-    return networks
+    return networks, base
 
 
-def base_of(text: str) -> Any:
-    """The Config that a family grows from: of the catalog, or found by a search."""
-    path = pathlib.Path(text).expanduser()
-    if path.exists():
-        from nas.files.readers import config_file
-
-        return config_file.read(path)
-    if "/" in text or path.suffix:
-        raise ValueError(
-            f"no file {text}; expected FAMILY:VARIANT, or the folder or config.py of a search"
-        )
-    return registry.network(text)[1]
+def _no_space(trial: Any) -> Any:
+    raise AssertionError("each rung has its own space")
 
 
-def _at_size(text: str, native: Any, pixels: int) -> Any:
-    if native.fields["input_shape"][:2] == (pixels, pixels):
-        return native
-    return registry.task(text, size=pixels)
+def _at_size(task: Task, task_at: Callable[[int], Task], pixels: int) -> Task:
+    if task.fields["input_shape"][:2] == (pixels, pixels):
+        return task
+    return task_at(pixels)
 
 
-def result(
-    base: str, networks: ScaledNetworks, settings: Settings, beginning: dict, found: list[dict]
-) -> dict:
+def _content(
+    base: Any,
+    networks: Networks,
+    settings: Settings,
+    beginning: dict[str, Any],
+    found: list[dict[str, Any]],
+) -> dict[str, Any]:
     """What is known of a family: the content of its result.json."""
     latency = beginning["latency"][0]
     rows = [(one["lacs"]["phi"], budget_rung.factors_of(one["lacs"])) for one in found]
     # Of networks as large as the base, what rounding makes of them would be all of the law.
     law = fitted(rows) if max(abs(phi) for phi, _ in rows) >= 1 else None
     return {
-        "base": base,
-        "config": repr(networks.base),
+        "base": settings.space.removeprefix("scaling:"),
+        "config": repr(base),
         "task": settings.task,
-        "metric": networks.task.metric,
+        "metric": networks.metric,
         "target": settings.targets[0],
         "device": latency["device"],
         "kind": latency["kind"],
         "base_ms": beginning["costs"][0],
         "base_params": beginning["params"],
         "base_macs": beginning["macs"],
-        "law": law and dataclasses.asdict(law),
+        "law": None if law is None else dataclasses.asdict(law),
         "single_objective": dataclasses.asdict(SINGLE_OBJECTIVE),
         "controller": settings.controller,
         "epochs": networks.epochs,
-        "rungs": found,
+        "rungs": list(found),
     }
-
-
-def _write(folder: pathlib.Path, content: dict) -> None:
-    from nas.report.plots import figure, scaling
-
-    cache.write_json(folder / "result.json", content)
-    figure.save(folder / "ladder.png", scaling.draw(content))
-
-
-def _print(folder: pathlib.Path, content: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(content, indent=1))
-        return
-    from nas.report.tables import scaling
-
-    print(scaling.table(content, folder))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""From a searched study to files: finalists retrained and timed again, the winner written out."""
+"""From a searched study to files: finalists trained for longer and timed again, and a winner."""
 
 import dataclasses
 import functools
@@ -15,10 +15,21 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from latency.system.atomic_write import atomic_write
-from nas import cache, locks, pareto
-from nas.files.network_files import save_model
+from latency.system.json_records import write_json
+from nas import locks, pareto
 from nas.profiling.wait_for_device import wait_for_device
-from nas.searching.loop import Objective, excess, trained
+from nas.searching.candidate import Candidate
+from nas.searching.evaluator import Evaluator, MakeNetwork
+from nas.searching.loop import trained
+from nas.searching.objective import Objective
+
+# A finalist is trained for so many times the epochs of the search.
+FINALIST_EPOCHS = 3
+
+
+def final_epochs_of(evaluator: Evaluator) -> int | None:
+    """How long finalists, and the base network beside them, are trained; None of a table."""
+    return None if evaluator.epochs is None else evaluator.epochs * FINALIST_EPOCHS
 
 
 def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
@@ -31,11 +42,11 @@ def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
     if not complete:
         return []
     costs = [_costs(trial) for trial in complete]
-    quality = objective.worth([t.user_attrs["evaluation"]["quality"] for t in complete], costs)
+    quality = objective.discounted([t.user_attrs["evaluation"]["quality"] for t in complete], costs)
     first = pareto.winner(quality, costs, objective.budgets)
     order = sorted(
         range(len(complete)),
-        key=lambda i: (i != first, excess(objective, costs[i]), -quality[i], i),
+        key=lambda i: (i != first, objective.excess(costs[i]), -quality[i], i),
     )
     return [complete[i] for i in order]
 
@@ -45,36 +56,39 @@ class BestSoFar:
     """Keeps the best network during the search, as trained: a crash finds it on the disk.
 
     Called with every network that was just trained; of several workers' the best stays. Its files
-    are so_far.json and what `save` (of `nas.searching.networks.Networks`) leaves, as so_far.keras:
-    best.keras is what was handed over, with its best.tflite.
+    are so_far.json and what `save`, an evaluator's, leaves as so_far.keras; best.keras and
+    best.tflite are those of the winner.
     """
 
     folder: pathlib.Path
     objective: Objective
-    save: Callable[[Any, pathlib.Path], None] = save_model
+    save: Callable[[Any, pathlib.Path], None]
 
-    def __call__(self, network: Any, profile: dict, evaluation: dict) -> None:
+    def __call__(
+        self, network: MakeNetwork, profile: dict[str, Any], evaluation: dict[str, Any]
+    ) -> None:
         if evaluation["stopped"]:
             return
-        rank = [excess(self.objective, profile["costs"]), -evaluation["quality"]]
+        rank = [self.objective.excess(profile["costs"]), -evaluation["quality"]]
         with locks.locked(self.folder / "so_far.lock"):
-            best = self.read()
+            best = best_so_far(self.folder)
             if best and best["rank"] <= rank:
                 return
-            self.save(network, self.folder / "so_far")
+            self.save(network(), self.folder / "so_far")
             record = {"rank": rank, "profile": profile, "evaluation": evaluation}
-            cache.write_json(self.folder / "so_far.json", record)
-
-    def read(self) -> dict | None:
-        """The record of the network in so_far.keras, or None."""
-        path = self.folder / "so_far.json"
-        return json.loads(path.read_text()) if path.exists() else None
+            write_json(self.folder / "so_far.json", record)
 
 
-def hand_over(
+def best_so_far(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The record of the network in so_far.keras, or None."""
+    path = folder / "so_far.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def train_finalists(
     folder: pathlib.Path,
     study: optuna.Study,
-    evaluator: Any,
+    evaluator: Evaluator,
     objective: Objective,
     *,
     most: int,
@@ -82,17 +96,18 @@ def hand_over(
     end: float = math.inf,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Retrain and time again the `most` best networks, write the winner; {"winner", "finalists"}.
+    """Train and time again the `most` best networks, write the winner; {"winner", "finalists"}.
 
-    Short training picks wrong winners and the luckiest measurement wins: so each of the best is
-    timed afresh, retrained for `epochs`, written, and its file timed. Each is done once: killed in
-    between, the next call goes on with the rest. After `end` (`time.monotonic()`) one must do.
+    A short training picks wrong winners, and the luckiest measurement wins: so each of the best is
+    timed afresh, trained for `epochs`, written, and its file timed. Each is done once: killed in
+    between, the next call goes on with the rest. After `end` (a `time.monotonic()`) one must do.
     """
-    done, over = [], []
+    done: list[dict[str, Any]] = []
+    over: list[dict[str, Any]] = []
     candidates = ranked(study, objective)
     for trial in candidates:
         if len(done) == most or (
-            done and (excess(objective, _costs(trial)) or time.monotonic() > end)
+            done and (objective.excess(_costs(trial)) or time.monotonic() > end)
         ):
             break
         finalist = _finalist(folder, trial, evaluator, objective, epochs, say)
@@ -101,36 +116,38 @@ def hand_over(
             break
     if not done + over:
         return {}
-    if not done:  # nothing fits: what comes nearest is handed over all the same
-        nearest = min(over, key=lambda finalist: excess(objective, finalist["costs"]))
+    if not done:  # nothing fits: what comes nearest is the winner all the same
+        nearest = min(over, key=lambda finalist: objective.excess(finalist["costs"]))
         (trial,) = (t for t in candidates if t.number == nearest["number"])
         over = [_finalist(folder, trial, evaluator, objective, epochs, say, insist=True)]
     finalists = done or over
     costs = [finalist["costs"] for finalist in finalists]
-    quality = objective.worth([finalist["quality"] for finalist in finalists], costs)
+    quality = objective.discounted([finalist["quality"] for finalist in finalists], costs)
     best = finalists[pareto.winner(quality, costs, objective.budgets)]
-    files = evaluator.task.files if hasattr(evaluator, "task") else ()
-    _publish(folder, folder / "finalists" / str(best["number"]), files)
+    _publish(folder, folder / "finalists" / str(best["number"]), evaluator.files)
     return {
         "winner": best,
         "finalists": sorted(done + over, key=lambda finalist: -finalist["quality"]),
     }
 
 
-def retrain_baseline(folder: pathlib.Path, evaluator: Any, config: Any, epochs: int) -> float:
+def train_baseline(
+    folder: pathlib.Path, evaluator: Evaluator, candidate: Candidate, epochs: int | None
+) -> float:
     """Quality of the base network, trained as the finalists are: what to compare them with."""
     path = folder / "finalists" / "baseline.json"
     if not path.exists():
-        cache.write_json(path, evaluator.train(config, epochs=epochs, final=True))
+        write_json(path, evaluator.train(candidate, epochs=epochs, final=True))
     return json.loads(path.read_text())["quality"]
 
 
-def hand_over_as_trained(
-    folder: pathlib.Path, study: optuna.Study, evaluator: Any, objective: Objective
-) -> dict:
-    """Write the best network (`write_network`) with the weights of an interrupted search.
+def best_as_searched(
+    folder: pathlib.Path, study: optuna.Study, evaluator: Evaluator, objective: Objective
+) -> dict[str, Any]:
+    """Write the best network with the weights that it was judged with; {"winner", "finalists"}.
 
-    A retrained winner that an earlier call handed over stays.
+    Where there are no finalists, or not yet. A winner of finalists that an earlier call wrote
+    stays.
     """
     result = folder / "result.json"
     earlier = json.loads(result.read_text()) if result.exists() else {}
@@ -140,29 +157,27 @@ def hand_over_as_trained(
             "finalists": earlier["finalists"],
             "baseline_quality": earlier["baseline"]["quality"],
         }
-    best = BestSoFar(folder, objective).read()
     ranking = ranked(study, objective)
-    if ranking and not hasattr(evaluator, "targets"):  # a table has no weights
-        return {
-            "winner": _finalist(folder, ranking[0], evaluator, objective, None),
-            "finalists": [],
-        }
+    if ranking and evaluator.epochs is None:  # a table has no weights
+        winner = _finalist(folder, ranking[0], evaluator, objective, None)
+        return {"winner": winner, "finalists": []}
+    best = best_so_far(folder)
     by_key = {trial.user_attrs["profile"]["key"]: trial for trial in ranking}
     if best is None or best["profile"]["key"] not in by_key:
         return {}
     trial = by_key[best["profile"]["key"]]
-    config = evaluator.config(trial)
+    candidate = evaluator.candidate(trial)
     stem = folder / "finalists" / f"{trial.number}-as-searched"
     stem.parent.mkdir(exist_ok=True)
-    size = evaluator.write_saved(folder / "so_far", config, stem)
-    _publish(folder, stem, evaluator.task.files)
+    size = evaluator.write_saved(folder / "so_far", candidate, stem)
+    _publish(folder, stem, evaluator.files)
     quality = best["evaluation"]["quality"]
-    winner = _record(trial, config, objective, quality, _costs(trial), size)
+    winner = _record(trial, candidate, objective, quality, _costs(trial), size)
     winner["within_budget"] &= _fits(evaluator, size)
     return {"winner": winner, "finalists": []}
 
 
-def _fits(evaluator: Any, size: int | None) -> bool:
+def _fits(evaluator: Evaluator, size: int | None) -> bool:
     """Whether the file that was written is within --max-bytes, as the one of the search was."""
     return size is None or size <= (evaluator.limits.file_bytes or math.inf)
 
@@ -185,12 +200,12 @@ def _costs(trial: FrozenTrial) -> list[float]:
 def _finalist(
     folder: pathlib.Path,
     trial: FrozenTrial,
-    evaluator: Any,
+    evaluator: Evaluator,
     objective: Objective,
     epochs: int | None,
     say: Callable[[str], None] = lambda text: None,
     insist: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """The record of a finalist; one that turns out over budget is not trained, unless `insist`."""
     (folder / "finalists").mkdir(exist_ok=True)
     stem = folder / "finalists" / str(trial.number)
@@ -199,27 +214,21 @@ def _finalist(
         record = json.loads(path.read_text())
         if record.get("retrained") or not insist:
             return record
-    config = evaluator.config(trial)
-    if not hasattr(evaluator, "targets"):  # a table: nothing to build, nothing varies
-        quality = evaluator.train(config)["quality"]
-        record = _record(trial, config, objective, quality, _costs(trial), None)
+    candidate = evaluator.candidate(trial)
+    if evaluator.epochs is None:  # a table: nothing to build, nothing varies
+        quality = evaluator.train(candidate)["quality"]
+        record = _record(trial, candidate, objective, quality, _costs(trial), None)
     else:
         again = functools.partial(evaluator.measure_again, name=f"{folder.name}:{trial.number}")
-        latencies = wait_for_device(lambda: again(config), say)
+        latencies = wait_for_device(lambda: again(candidate), say)
         costs = [latency["median_ms"] for latency in latencies]
         size, quality = None, trial.user_attrs["evaluation"]["quality"]
-        if insist or not excess(objective, costs):
+        if insist or not objective.excess(costs):
             say(f"retraining trial {trial.number}")
-            size = 0
-
-            def keep(network, evaluation):
-                nonlocal size
-                size = evaluator.write(network, config, stem)
-
-            quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
+            size, quality = _trained(evaluator, candidate, epochs, stem)
             latencies = wait_for_device(lambda: again(stem.with_suffix(".tflite")), say)
             costs = [latency["median_ms"] for latency in latencies]
-        record = _record(trial, config, objective, quality, costs, size)
+        record = _record(trial, candidate, objective, quality, costs, size)
         record |= {"latency": latencies, "retrained": size is not None}
         if not _fits(evaluator, size):
             record["within_budget"] = False
@@ -227,23 +236,36 @@ def _finalist(
         for latency in latencies:
             if "unchecked" in latency:
                 say(f"finalist {trial.number} is {latency['kind']} only: {latency['unchecked']}")
-    cache.write_json(path, record)
+    write_json(path, record)
     say(
         f"finalist {trial.number}: quality {record['proxy_quality']:.2%} -> {quality:.2%}, "
         + ", ".join(f"{cost:.3g} ms" for cost in record["costs"])
-        + (" (over budget when timed again)" if excess(objective, record["costs"]) else "")
+        + (" (over budget when timed again)" if objective.excess(record["costs"]) else "")
     )
     return record
 
 
+def _trained(
+    evaluator: Evaluator, candidate: Candidate, epochs: int | None, stem: pathlib.Path
+) -> tuple[int, float]:
+    """The bytes of the file, and the quality, of a network that is trained and written."""
+    sizes = []
+
+    def keep(network: MakeNetwork, evaluation: dict[str, Any]) -> None:
+        sizes.append(evaluator.write(network(), stem))
+
+    record = evaluator.train(candidate, epochs=epochs, keep=keep, final=True)
+    return sizes[-1], record["quality"]
+
+
 def _record(
     trial: FrozenTrial,
-    config: Any,
+    candidate: Candidate,
     objective: Objective,
     quality: float,
     costs: list[float],
     size: int | None,
-) -> dict:
+) -> dict[str, Any]:
     profile = trial.user_attrs["profile"]
     return {
         "number": trial.number,
@@ -251,12 +273,14 @@ def _record(
         "proxy_quality": trial.user_attrs["evaluation"]["quality"],
         "costs": costs,
         "search_costs": profile["costs"],
-        "within_budget": excess(objective, costs) == 0,
+        "within_budget": objective.excess(costs) == 0,
         "params": profile.get("params"),
         "macs": profile.get("macs"),  # params and macs of the deployed form, as timed
         "form": profile.get("form"),  # its Config, where it is not that of the trained one
         "file_bytes": size,
-        "config": profile["config"] if "methods" in profile else pprint.pformat(config, width=99),
+        "config": profile["config"]
+        if candidate.methods
+        else pprint.pformat(candidate.config, width=99),
         "methods": profile.get("methods"),  # of compression, where there are any
         "latency": profile.get("latency"),  # with their kinds; those of the search
     }

@@ -1,312 +1,262 @@
-"""The journeys behind `nas search`, `nas show` and `nas export`."""
+"""The journey behind `nas.search` and `nas search`: objects in, a `Study` and its folder out."""
 
-import argparse
-import dataclasses
 import functools
-import json
 import math
-import os
 import pathlib
 import subprocess
-import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import optuna
 
-from nas import backend, cache, registry
-from nas.files import network_files
+from nas.controllers.random import Random
+from nas.events import Listener, Message, ignore
 from nas.searching import finalists, journal
 from nas.searching import study as studies
-from nas.searching.loop import Objective, explore, trained
-from nas.searching.progress_line import Progress
-from nas.searching.result_json import summarize
-from nas.searching.start import (
-    begin,
-    controller_of,
-    evaluator_of,
-    filter_of,
-    final_epochs_of,
-    one_shot,
-    profiles_of,
-)
+from nas.searching.candidate import Candidate
+from nas.searching.evaluator import Evaluator
+from nas.searching.events import SearchBegins
+from nas.searching.loop import explore, trained
+from nas.searching.objective import Objective
+from nas.searching.parts import Parts
+from nas.searching.result import Study
+from nas.searching.start import begin, evaluator_of, filter_of, profiles_of, sampler_of
 from nas.searching.study import Settings
 
-# The time of a search without --trials: the first one ends within five minutes.
+# The time of a search without a number of trials: the first one ends within five minutes.
 DEFAULT_MINUTES = 4.0
-# The share of --minutes after which no further candidate is tried: the rest is the finalists'.
+# The share of the minutes after which no further candidate is tried: the rest is the finalists'.
 SEARCH_SHARE = 0.75
 DEFAULT_TRIALS = 16
 DEFAULT_ONE_SHOT_TRIALS = 400  # in a supernet a network is judged in less than a second
 
 
-def search(arguments: argparse.Namespace) -> int:
-    """`nas search`: begin or resume a study, hand over the best network."""
-    settings = _settings(arguments)
-    if arguments.trials is None and arguments.minutes is None:
-        arguments.minutes = DEFAULT_MINUTES
-    trials = arguments.trials
+def search(
+    parts: Parts,
+    settings: Settings,
+    folder: pathlib.Path,
+    *,
+    trials: int | None = None,
+    minutes: float | None = None,
+    most_finalists: int = 3,
+    storage: str | None = None,
+    by_name: bool = True,
+    prove: bool = False,
+    child: bool = False,
+    start_workers: Callable[[], Sequence[subprocess.Popen[bytes]]] = tuple,
+    on_event: Listener = ignore,
+) -> Study:
+    """Begin or resume the study of `folder`, and write the best network into it.
+
+    parts: the objects. settings: their names, kept in the folder. trials: networks to train (16; in
+    a supernet 400). minutes: of all of it (4 unless there are trials). most_finalists: trained for
+    longer at the end; 0: the winner is as it was judged. storage: an Optuna RDB URL; None: a
+    journal in the folder. by_name: whether the command line can find what the settings describe.
+    prove: spend as many trainings on random search. child: one of several workers, which leaves the
+    end to the first; start_workers: starts the others. on_event: sees `Message`, `SearchBegins`
+    and `TrialEvent`, and the events of a supernet's training.
+
+    Interrupted (KeyboardInterrupt), it writes the best network as it was judged, and returns a
+    `Study` that is `interrupted`; before there is anything to write, the interrupt goes on.
+    """
+    if trials is None and minutes is None:
+        minutes = DEFAULT_MINUTES
     if trials is None:
-        trials = DEFAULT_ONE_SHOT_TRIALS if one_shot(settings) else DEFAULT_TRIALS
-    if min(trials, arguments.workers) < 1 or arguments.finalists < 0:
-        raise ValueError("--trials and --workers must be at least 1, --finalists at least 0")
-    started = time.monotonic()
-    minutes = arguments.minutes or math.inf
-    end = started + 60 * minutes
-    deadline = started + 60 * minutes * SEARCH_SHARE
-    folder = pathlib.Path(arguments.out) / (arguments.study or settings.name())
-    backend.threads(max(1, (os.cpu_count() or 1) // arguments.workers))
-    study = studies.create(folder, settings, arguments.storage)
-    worker = journal.Worker(folder)
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    interrupted, children, summary = False, [], {}
+        trials = DEFAULT_TRIALS if parts.one_shot is None else DEFAULT_ONE_SHOT_TRIALS
+    if trials < 1 or most_finalists < 0:
+        raise ValueError("trials must be at least 1, finalists at least 0")
+    evaluator, baseline = evaluator_of(parts, settings, folder)
+    score = filter_of(parts, settings, evaluator)
+    study = studies.create(folder, settings, storage, by_name)
+    run = _Run(parts, settings, folder, study, evaluator, baseline, on_event)
+    started, minutes = time.monotonic(), minutes or math.inf
+    summary: dict[str, Any] = {}
+    workers: Sequence[subprocess.Popen[bytes]] = ()
+    interrupted = False
     try:
-        evaluator, baseline = evaluator_of(settings, folder)
-        score = filter_of(settings, evaluator)
-        if one_shot(settings):
-            evaluator.prepare(minutes, say)
-        objective = begin(study, settings, folder, evaluator, baseline, say)
-        if not arguments.child:
-            _announce(folder, study, settings, objective, say)
-            children = _start_children(arguments)
-        progress = Progress(objective, trials, deadline)
-        for trial in trained(study):
-            progress.seed(trial)
-        study.sampler = controller_of(settings, settings.controller, objective, evaluator)
+        evaluator.prepare(minutes, on_event)
+        run.objective = begin(study, settings, folder, evaluator, baseline, on_event)
+        if not child:
+            run.announce()
+            workers = start_workers()
         search_for = functools.partial(
-            explore,
+            run.explore, trials, started + 60 * minutes * SEARCH_SHARE, score
+        )
+        ended = search_for()
+        if child:
+            return run.study_found({})
+        for worker in workers:
+            worker.wait()
+        if workers:
+            ended = search_for()  # what a killed worker left undone
+        run.say_end(ended)
+        if prove:
+            summary["prove"] = run.prove()
+        summary |= run.finish(most_finalists, started + 60 * minutes)
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.wait()
+        if child or run.objective is None:
+            raise
+        interrupted = True
+        on_event(Message("\ninterrupted: nothing finished is lost, the same command resumes"))
+        summary |= finalists.best_as_searched(folder, study, evaluator, run.objective)
+    finally:
+        run.worker.leave()
+    summary["seconds"] = time.monotonic() - started
+    found = run.study_found(summary, interrupted)
+    found.write()
+    return found
+
+
+class _Run:
+    """One process that searches."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        settings: Settings,
+        folder: pathlib.Path,
+        study: optuna.Study,
+        evaluator: Evaluator,
+        baseline: Candidate | None,
+        on_event: Listener,
+    ):
+        self.parts, self.settings, self.folder, self.study = parts, settings, folder, study
+        self.evaluator, self.baseline, self.on_event = evaluator, baseline, on_event
+        self.worker = journal.Worker(folder)
+        self.objective: Objective | None = None
+
+    def say(self, text: str) -> None:
+        self.on_event(Message(text))
+
+    def explore(
+        self, trials: int, deadline: float, score: Callable[[Candidate], float] | None
+    ) -> str:
+        """Search until there are so many networks, or it is so late; why it ended."""
+        study, objective = self.study, self._goal
+        self.on_event(SearchBegins(objective, trials, deadline, finished=tuple(trained(study))))
+        sampler = sampler_of(self.parts.controller, self.settings, objective, self.evaluator)
+        study.sampler = sampler
+        return explore(
             study,
-            evaluator,
+            self.evaluator,
             objective,
             trials=trials,
-            worker=worker,
-            profiles=profiles_of(settings, study.sampler),
+            worker=self.worker,
+            profiles=profiles_of(self.parts, self.settings, sampler),
             score=score,
             deadline=deadline,
-            on_event=progress,
-            keep=finalists.BestSoFar(
-                folder, objective, getattr(evaluator, "save", network_files.save_model)
-            ),
+            on_event=self.on_event,
+            keep=finalists.BestSoFar(self.folder, objective, self.evaluator.save),
         )
-        why = search_for()
-        if arguments.child:
-            return 0
-        for child in children:
-            child.wait()
-        if children:
-            why = search_for()  # what a killed worker left undone
-        if why == "deadline":
-            say("time for the finalists; the same command goes on with the search")
-        if why == "converged":
-            _say_converged(study, objective, say)
-        if arguments.prove:
-            summary["prove"] = _prove(folder, study, settings, evaluator, objective, worker, say)
-        if arguments.finalists:
-            summary |= finalists.hand_over(
-                folder,
-                study,
-                evaluator,
-                objective,
-                most=arguments.finalists,
-                epochs=final_epochs_of(evaluator),
-                end=end,
-                say=say,
+
+    @property
+    def _goal(self) -> Objective:
+        assert self.objective is not None  # `begin` comes first
+        return self.objective
+
+    def announce(self) -> None:
+        """Say what is searched for."""
+        settings, attributes = self.settings, self.study.user_attrs
+        kept = attributes["objective"]
+        self.say(
+            f"study {self.folder}: {settings.space} on {settings.task},"
+            f" controller {settings.controller}"
+        )
+        if (metric := attributes.get("metric")) is not None:
+            self.say(f"quality is {metric}")
+        baseline = kept["baseline"] or {}
+        for index, target in enumerate(settings.targets):
+            budget = self._goal.budgets[index]
+            line = f"as fast as possible on {target}"
+            if math.isfinite(budget):
+                line = f"budget {budget:.3f} ms on {target}"
+            if baseline.get("costs"):
+                line += f" (the base network takes {baseline['costs'][index]:.3f} ms"
+                line += f", {baseline['quality']:.1%})"
+            self.say(line)
+        if kept["beta"] is not None:
+            self.say(f"beta {kept['beta']}")
+        if done := len(trained(self.study)):
+            self.say(f"resuming: {done} networks are trained already")
+
+    def say_end(self, ended: str) -> None:
+        """Say why the search ended; `ValueError` where it is that no network can be trained."""
+        if ended == "deadline":
+            self.say("time for the finalists; the same command goes on with the search")
+        if ended != "converged":
+            return
+        if trained(self.study):
+            self.say("stopped: the last proposals were all known, or far over budget")
+            return
+        profiles = [trial.user_attrs["profile"] for trial in self.study.get_trials(deepcopy=False)]
+        cheapest = min((p["costs"] for p in profiles if p["costs"]), default=None)
+        if cheapest is None:
+            raise ValueError(
+                f"every network exceeds a limit, the last of them: {profiles[-1]['excess']}"
             )
-            if baseline is not None and time.monotonic() < end:
-                say("retraining the base network, for comparison")
-                summary["baseline_quality"] = finalists.retrain_baseline(
-                    folder, evaluator, baseline, final_epochs_of(evaluator)
-                )
-        else:
-            summary |= finalists.hand_over_as_trained(folder, study, evaluator, objective)
-    except KeyboardInterrupt:
-        interrupted = True
-        for child in children:
-            child.wait()
-        if arguments.child or "objective" not in study.user_attrs:
-            return 130
-        say("\ninterrupted: nothing finished is lost, the same command resumes")
-        summary |= finalists.hand_over_as_trained(folder, study, evaluator, objective)
-    finally:
-        worker.leave()
-    summary["seconds"] = time.monotonic() - started
-    _print(folder, study, _finish(folder, study, settings, summary), arguments.json)
-    return 130 if interrupted else 0
-
-
-def _say_converged(study, objective: Objective, say) -> None:
-    if trained(study):
-        say("stopped: the last proposals were all known, or far over budget")
-        return
-    profiles = [t.user_attrs["profile"] for t in study.get_trials(deepcopy=False)]
-    cheapest = min((p["costs"] for p in profiles if p["costs"]), default=None)
-    if cheapest is None:
         raise ValueError(
-            f"every network exceeds a limit, the last of them: {profiles[-1]['excess']}"
+            f"every network is far over budget: the cheapest of {len(profiles)} takes {cheapest} ms"
+            f" of {list(self._goal.budgets)}; raise --budget-ms"
         )
-    raise ValueError(
-        f"every network is far over budget: the cheapest of {len(profiles)} takes {cheapest} ms of"
-        f" {list(objective.budgets)}; raise --budget-ms"
-    )
 
+    def prove(self) -> dict[str, Any]:
+        """Spend as many trained networks on random search; both fronts and their hypervolume."""
+        from nas import pareto
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {
-        field.name: getattr(arguments, field.name)
-        for field in dataclasses.fields(Settings)
-        if hasattr(arguments, field.name)
-    }
-    given["targets"] = arguments.target or Settings.targets
-    given["budgets_ms"] = arguments.budget_ms
-    task = registry.parse(arguments.task)
-    if task.name == "table":  # its own space and devices
-        if arguments.target:
-            raise ValueError("--task table has its own devices; name them: table:FILE,cost=A+B")
-        given["space"] = "table"
-        given["targets"] = str(dict(task.options).get("cost", "cost")).split("+")
-    return Settings(**given)
+        objective, budget = self._goal, len(trained(self.study))
+        rival = optuna.create_study(
+            study_name=f"{self.study.study_name}-random",
+            storage=self.study._storage,
+            sampler=Random(seed=self.settings.seed),
+            directions=objective.directions,
+            load_if_exists=True,
+        )
+        self.say(f"random search, for comparison: {budget} networks")
+        self.on_event(SearchBegins(objective, budget, label="random "))
+        explore(
+            rival,
+            self.evaluator,
+            objective,
+            trials=budget,
+            worker=self.worker,
+            on_event=self.on_event,
+        )
+        points = {
+            kind: [
+                (trial.user_attrs["evaluation"]["quality"], *trial.user_attrs["profile"]["costs"])
+                for trial in trained(one)
+            ]
+            for kind, one in (("controller", self.study), ("random", rival))
+        }
+        return {
+            "random": [{"quality": q, "costs": list(costs)} for q, *costs in points["random"]],
+            "hypervolume": pareto.hypervolumes(points),
+        }
 
+    def finish(self, most: int, end: float) -> dict[str, Any]:
+        """Write the winner; what `nas.searching.finalists` finds."""
+        if not most:
+            return finalists.best_as_searched(self.folder, self.study, self.evaluator, self._goal)
+        epochs = finalists.final_epochs_of(self.evaluator)
+        found = finalists.train_finalists(
+            self.folder,
+            self.study,
+            self.evaluator,
+            self._goal,
+            most=most,
+            epochs=epochs,
+            end=end,
+            say=self.say,
+        )
+        if self.baseline is not None and time.monotonic() < end:
+            self.say("retraining the base network, for comparison")
+            found["baseline_quality"] = finalists.train_baseline(
+                self.folder, self.evaluator, self.baseline, epochs
+            )
+        return found
 
-def _announce(folder, study, settings, objective, say) -> None:
-    kept = study.user_attrs["objective"]
-    say(f"study {folder}: {settings.space} on {settings.task}, controller {settings.controller}")
-    if (metric := study.user_attrs.get("metric")) is not None:
-        say(f"quality is {metric}")
-    baseline = kept["baseline"] or {}
-    for index, target in enumerate(settings.targets):
-        told = f"as fast as possible on {target}"
-        if math.isfinite(objective.budgets[index]):
-            told = f"budget {objective.budgets[index]:.3f} ms on {target}"
-        if baseline.get("costs"):
-            told += f" (the base network takes {baseline['costs'][index]:.3f} ms"
-            told += f", {baseline['quality']:.1%})"
-        say(told)
-    if kept["beta"] is not None:
-        say(f"beta {kept['beta']}")
-    done = len(trained(study))
-    if done:
-        say(f"resuming: {done} networks are trained already")
-
-
-def _start_children(arguments: argparse.Namespace) -> list[subprocess.Popen]:
-    command = [sys.executable, "-m", "nas", *arguments.argv, "--child"]
-    return [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(arguments.workers - 1)
-    ]
-
-
-def _prove(folder, study, settings, evaluator, objective, worker, say) -> dict:
-    """Spend as many trained networks on random search; both fronts and their hypervolume."""
-    from nas import pareto
-
-    name = f"{study.study_name}-random"
-    rival = optuna.create_study(
-        study_name=name,
-        storage=study._storage,
-        sampler=controller_of(settings, "random", objective, evaluator),
-        directions=objective.directions,
-        load_if_exists=True,
-    )
-    budget = len(trained(study))
-    say(f"random search, for comparison: {budget} networks")
-    explore(
-        rival,
-        evaluator,
-        objective,
-        trials=budget,
-        worker=worker,
-        on_event=Progress(objective, budget, prefix="random "),
-    )
-    points = {
-        kind: [
-            (trial.user_attrs["evaluation"]["quality"], *trial.user_attrs["profile"]["costs"])
-            for trial in trained(one)
-        ]
-        for kind, one in (("controller", study), ("random", rival))
-    }
-    return {
-        "random": [{"quality": q, "costs": list(costs)} for q, *costs in points["random"]],
-        "hypervolume": pareto.hypervolumes(points),
-    }
-
-
-def _finish(folder, study, settings, summary) -> dict:
-    """Write result.json, the plot and the report; return the result."""
-    from nas.report.html import page
-    from nas.report.plots import figure, pareto
-
-    content = summarize(study, settings, summary)
-    cache.write_json(folder / "result.json", content)
-    if trained(study):
-        figure.save(folder / "pareto.png", pareto.draw(study, content))
-        page.write(folder / "report.html", study, content)
-    return content
-
-
-def show(arguments: argparse.Namespace) -> None:
-    """`nas show`: the result of a study, finished or not."""
-    folder = pathlib.Path(arguments.run)
-    settings, study = studies.load(folder)
-    path = folder / "result.json"
-    content = json.loads(path.read_text()) if path.exists() else summarize(study, settings, {})
-    _print(folder, study, content, arguments.json)
-
-
-def _print(folder: pathlib.Path, study, content: dict, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(content, indent=1))
-        return
-    from nas.report.tables import search
-
-    print(search.table(study, content, folder=folder))
-
-
-def export(arguments: argparse.Namespace) -> None:
-    """`nas export`: rebuild the network of any trial, train it, write its files."""
-    folder = pathlib.Path(arguments.run)
-    settings, study = studies.load(folder)
-    if settings.space.startswith("scaling:"):
-        raise ValueError(f"{folder} is of nas scale, whose networks are all in {folder.parent}")
-    number = arguments.trial
-    if number is None:
-        ranking = finalists.ranked(study, studies.objective(study, settings))
-        if not ranking:
-            raise ValueError(f"{folder} has no trained network yet; name a --trial")
-        number = ranking[0].number
-    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False) if trial.params}
-    if number not in trials:
-        raise ValueError(f"{folder} has no trial {number}; it has {len(trials)}, from 0")
-    evaluator, _ = evaluator_of(settings, folder)
-    if not hasattr(evaluator, "targets"):
-        raise ValueError(f"--task {settings.task} is a table: it has no networks to export")
-    config = evaluator.config(trials[number])
-    out = pathlib.Path(arguments.out or folder / f"trial_{number}")
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"trial_{number}"
-    epochs = arguments.epochs
-    if epochs is None:
-        epochs = final_epochs_of(evaluator)
-    if epochs == 0:
-        evaluator.write(evaluator.untrained(config), config, stem)
-        quality = None
-    else:
-
-        def keep(network, record):
-            evaluator.write(network, config, stem)
-
-        quality = evaluator.train(config, epochs=epochs, keep=keep, final=True)["quality"]
-    files = [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]
-    name = f"{folder.name}:{number}"
-    latency = evaluator.measure_again(stem.with_suffix(".tflite"), name)
-    result = {
-        "trial": number,
-        "quality": quality,
-        "costs": [one["median_ms"] for one in latency],
-        "files": files,
-    }
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    told = "untrained" if quality is None else f"quality {quality:.2%}"
-    costs = ", ".join(f"{cost:.3f} ms" for cost in result["costs"])
-    print(f"trial {number}: {told}, {costs}")
-    print("\n".join(files))
+    def study_found(self, summary: dict[str, Any], interrupted: bool = False) -> Study:
+        return Study(self.folder, self.settings, self.study, summary, self.evaluator, interrupted)

@@ -1,8 +1,8 @@
 """The search loop: ask, profile, choose, train, tell - over any Optuna study and any controller.
 
-A round asks up to `profiles` trials, measures each (cheap), trains the one worth most (dear) and
-tells the rest PRUNED; a score of untrained networks may filter them first. The study is the only
-state: a killed loop goes on where it was.
+A round asks up to `profiles` trials, measures each (cheap), trains the most promising one
+(expensive) and ends the rest as PRUNED; a score of untrained networks may filter them first. The
+study is the only state: a killed loop goes on where it was.
 """
 
 import dataclasses
@@ -10,69 +10,31 @@ import math
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nas import pareto
+from nas.events import Listener, ignore
 from nas.locks import locked
 from nas.profiling.wait_for_device import wait_for_device
+from nas.proposals.chooser import chooser_of
+from nas.searching.candidate import Candidate
+from nas.searching.evaluator import Evaluator, MakeNetwork
+from nas.searching.events import TrialEvent
 from nas.searching.journal import Worker, end_unchosen, give_back
-from nas.searching.reward import Reward
+from nas.searching.objective import Objective
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# A network slower than this many budgets is not worth training: rewards fall steeply beyond it.
-FAR_OVER_BUDGET = 1.5
-# After so many proposals of known networks in a row the controller has nothing new to say.
+# After so many proposals of known networks in a row the controller proposes nothing new.
 CONVERGED = 100
 # Lock files shared by all networks, so that a folder does not fill with one for each.
 LOCKS = 64
 # Finished curves before a network may be stopped for being worse than their median.
 STARTUP_CURVES = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """What trials are told: a scalar reward, or (quality, *costs) for a Pareto study."""
-
-    budgets: tuple[float, ...]  # one a target, in its unit; math.inf: none
-    reward: Reward | None = None  # None: multi-objective
-
-    @property
-    def directions(self) -> list[str]:
-        return ["maximize"] if self.reward else ["maximize"] + ["minimize"] * len(self.budgets)
-
-    def values(self, quality: float, costs: Iterable[float]) -> list[float]:
-        if self.reward:
-            return [float(self.reward(np.array([quality]), np.array([list(costs)]))[0])]
-        return [float(quality), *(float(cost) for cost in costs)]
-
-    def worth(self, quality, costs) -> np.ndarray:
-        """Qualities (n,) as far as what costs (n, m) without a budget leave of them."""
-        return np.asarray(quality) if self.reward is None else self.reward.worth(quality, costs)
-
-    def hopeless(self, record: dict) -> bool:
-        """Whether a profiled network is not worth training at all."""
-        return not record["costs"] or (
-            self.reward is not None
-            and any(
-                cost > FAR_OVER_BUDGET * budget
-                for cost, budget in zip(record["costs"], self.budgets, strict=True)
-            )
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """Something the user may want to see; `trial` is as stored after it."""
-
-    kind: str  # "trained", "stopped", "pruned", "duplicate", "failed", "returned", "waiting"
-    trial: FrozenTrial
-    trained: int  # networks trained so far in this study
-    message: str = ""
 
 
 def trained(study: optuna.Study) -> list[FrozenTrial]:
@@ -86,25 +48,25 @@ def trained(study: optuna.Study) -> list[FrozenTrial]:
 
 def explore(
     study: optuna.Study,
-    evaluator: Any,
+    evaluator: Evaluator,
     objective: Objective,
     *,
     trials: int,
     worker: Worker,
     profiles: int = 1,
-    score: Callable[[Any], float] | None = None,
+    score: Callable[[Candidate], float] | None = None,
     deadline: float = math.inf,
-    on_event: Callable[[Event], None] = lambda event: None,
-    keep: Callable[[Any, dict, dict], None] | None = None,
-) -> str:
-    """Search until `trials` networks are trained; say why it stopped.
+    on_event: Listener = ignore,
+    keep: Callable[[MakeNetwork, dict, dict], None] | None = None,
+) -> Literal["trials", "deadline", "converged"]:
+    """Search until `trials` networks are trained; why it stopped.
 
     `deadline` is a `time.monotonic()`: no round starts that would probably end after it, but until
     a network is trained, for without one there is nothing to hand over.
-    `score(config)` of a network that need not be trained for it, higher is better, decides which of
-    a round are left to the controller; where that has no opinion, which one is trained.
-    `keep(model, profile, evaluation)` sees each network just trained, before the study hears of it.
-    Returns "trials", "deadline" or "converged". KeyboardInterrupt and every error other than a lost
+    `score(candidate)` of a network that need not be trained for it, higher is better, decides which
+    of a round are left to the controller; where that has no opinion, which one is trained.
+    `keep(make_network, profile, evaluation)` sees each network just trained, before the study does.
+    `on_event` is called with each `TrialEvent`. KeyboardInterrupt and every error other than a lost
     device or memory leave the round to be given back (`nas.searching.journal.give_back`) by the
     next worker.
     """
@@ -112,7 +74,7 @@ def explore(
     longest = 0.0
     while True:
         for trial in give_back(study, worker):
-            on_event(Event("returned", trial, loop.trained, "its worker died; proposal kept"))
+            on_event(TrialEvent("returned", trial, loop.trained, "its worker died; proposal kept"))
         started = time.monotonic()
         # One worker at a time decides to go on, and the next sees its trial: else two would train
         # the last network. Who is at work is read first: who ends meanwhile is counted twice, not
@@ -134,13 +96,13 @@ def explore(
 @dataclasses.dataclass
 class _Loop:
     study: optuna.Study
-    evaluator: Any
+    evaluator: Evaluator
     objective: Objective
     worker: Worker
     profiles: int
-    on_event: Callable[[Event], None]
-    keep: Callable[[Any, dict, dict], None] | None
-    score: Callable[[Any], float] | None
+    on_event: Listener
+    keep: Callable[[MakeNetwork, dict, dict], None] | None
+    score: Callable[[Candidate], float] | None
     trained: int = 0
     rounds: int = 0
     nothing_new: int = 0
@@ -165,7 +127,7 @@ class _Loop:
             self.known[record["key"]] = trial
             self.trained += 1
             if not evaluation.get("stopped") and evaluation.get("curve"):
-                self.curves.append((record["costs"], self._worth(evaluation["curve"], record)))
+                self.curves.append((record["costs"], self._values(evaluation["curve"], record)))
 
     def others_at_work(self) -> int:
         """Rounds that other workers have not ended yet: each will train one network."""
@@ -175,38 +137,39 @@ class _Loop:
     def round(self, first: Trial) -> None:
         name = f"{self.worker.id}/{self.rounds}"
         self.rounds += 1
-        asked, configs = [], []
+        asked: list[Trial] = []
+        candidates: list[Candidate] = []
         for _ in range(self.profiles):
             trial = self.study.ask() if asked else first
             asked.append(trial)
-            configs.append(self.evaluator.config(trial))
+            candidates.append(self.evaluator.candidate(trial))
             trial.set_user_attr("round", name)  # signed: all of its parameters are known
-            self._profile(trial, configs[-1])
+            self._profile(trial, candidates[-1])
         new = [i for i, trial in enumerate(asked) if self._is_candidate(trial)]
         chosen = new[self._choose([asked[i] for i in new])] if new else None
         self.nothing_new = 0 if new else self.nothing_new + self.profiles
         if chosen is not None:
-            self._train(asked[chosen], configs[chosen])
+            self._train(asked[chosen], candidates[chosen])
         for index, trial in enumerate(asked):
             if index != chosen:
                 kind = "duplicate" if "duplicate_of" in trial.user_attrs["profile"] else "pruned"
                 self._report(kind, end_unchosen(self.study, _frozen(self.study, trial)))
         self.evaluator.forget()
 
-    def _profile(self, trial: Trial, config: Any) -> None:
-        network = self.evaluator.key(config)
+    def _profile(self, trial: Trial, candidate: Candidate) -> None:
+        network = self.evaluator.key(candidate)
         earlier = self.known.get(network)
         if earlier is not None:
             record = earlier.user_attrs["profile"] | {"duplicate_of": earlier.number}
         else:
-            record = self._retry(trial, lambda: self.evaluator.profile(config))
+            record = self._retry(trial, lambda: self.evaluator.profile(candidate))
             if self.score is not None and not self.objective.hopeless(record):
-                record = record | {"score": self.score(config)}
-        trial.set_user_attr("profile", {"config": repr(config)} | record)
+                record = record | {"score": self.score(candidate)}
+        trial.set_user_attr("profile", {"config": repr(candidate.config)} | record)
 
-    def _retry(self, trial: Trial, work: Callable[[], dict]) -> dict:
+    def _retry(self, trial: Trial, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         def say(reason: str) -> None:
-            self.on_event(Event("waiting", _frozen(self.study, trial), self.trained, reason))
+            self.on_event(TrialEvent("waiting", _frozen(self.study, trial), self.trained, reason))
 
         return wait_for_device(work, say)
 
@@ -224,9 +187,10 @@ class _Loop:
             left = [left[i] for i in self._filtered([candidates[i] for i in left])]
         if len(left) == 1:
             return left[0]
-        select = getattr(self.study.sampler, "select", None)
-        if select is not None:
-            return left[select(self.study, [_frozen(self.study, candidates[i]) for i in left])]
+        chooser = chooser_of(self.study.sampler)
+        if chooser is not None:
+            frozen = [_frozen(self.study, candidates[i]) for i in left]
+            return left[chooser.select(self.study, frozen)]
         if self.objective.reward is None or scored:
             return left[0]
         # All else unknown and so equal, the one whose cost the reward likes most.
@@ -249,32 +213,35 @@ class _Loop:
         costs = trial.user_attrs["profile"]["costs"]
         return all(cost <= b for cost, b in zip(costs, self.objective.budgets, strict=True))
 
-    def _train(self, trial: Trial, config: Any) -> None:
-        """Train a network and tell; of several workers that come to the same one, one trains it."""
+    def _train(self, trial: Trial, candidate: Candidate) -> None:
+        """Train a network and tell the study; of several workers with the same one, one does."""
         profile = trial.user_attrs["profile"]
         bucket = zlib.crc32(profile["key"].encode()) % LOCKS
         with locked(self.worker.folder / f"train{bucket}"):
             self.refresh()
             earlier = self.known.get(profile["key"])
             if earlier is None:
-                self._train_new(trial, config, profile)
+                self._train_new(trial, candidate, profile)
                 return
         trial.set_user_attr("profile", profile | {"duplicate_of": earlier.number})
         self._report("duplicate", end_unchosen(self.study, _frozen(self.study, trial)))
 
-    def _train_new(self, trial: Trial, config: Any, profile: dict) -> None:
+    def _train_new(self, trial: Trial, candidate: Candidate, profile: dict[str, Any]) -> None:
         curves = self._comparable(profile["costs"])
 
         def hopeless(epoch: int, quality: float) -> bool:
             at_epoch = [curve[epoch - 1] for curve in curves if len(curve) >= epoch]
             if epoch == 1 or len(at_epoch) < STARTUP_CURVES:
                 return False
-            return self._worth([quality], profile)[0] < statistics.median(at_epoch)
+            return self._values([quality], profile)[0] < statistics.median(at_epoch)
 
-        keep = self.keep and (lambda model, record: self.keep(model, profile, record))
+        def keep(network: MakeNetwork, record: dict[str, Any]) -> None:
+            if self.keep is not None:
+                self.keep(network, profile, record)
+
         try:
             record = trial.user_attrs.get("evaluation")  # of a worker that died right after it
-            record = record or self.evaluator.train(config, on_epoch=hopeless, keep=keep)
+            record = record or self.evaluator.train(candidate, on_epoch=hopeless, keep=keep)
         except Exception as error:
             if not _out_of_memory(error):
                 raise
@@ -288,8 +255,8 @@ class _Loop:
             values = self.objective.values(record["quality"], profile["costs"])
             self._tell("trained", trial, TrialState.COMPLETE, values)
 
-    def _worth(self, qualities: list[float], profile: dict) -> np.ndarray:
-        """What a network would be worth at each of these qualities."""
+    def _values(self, qualities: list[float], profile: dict[str, Any]) -> np.ndarray:
+        """The value of a network at each of these qualities: the reward, else the quality."""
         if self.objective.reward is None:
             return np.asarray(qualities)
         costs = np.tile(profile["costs"], (len(qualities), 1))
@@ -306,7 +273,7 @@ class _Loop:
 
     def _tell(
         self,
-        kind: str,
+        kind: Any,
         trial: Trial,
         state: TrialState,
         values: list[float] | None,
@@ -314,10 +281,10 @@ class _Loop:
     ) -> None:
         self._report(kind, self.study.tell(trial, values, state=state), message)
 
-    def _report(self, kind: str, frozen: FrozenTrial, message: str = "") -> None:
+    def _report(self, kind: Any, frozen: FrozenTrial, message: str = "") -> None:
         self._read += 1
         self._learn(frozen)
-        self.on_event(Event(kind, frozen, self.trained, message))
+        self.on_event(TrialEvent(kind, frozen, self.trained, message))
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -326,11 +293,3 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:
     return study._storage.get_trial(trial._trial_id)
-
-
-def excess(objective: Objective, costs: list[float]) -> float:
-    """By how much the worst cost exceeds its budget, relative to it; 0 within all budgets."""
-    return max(
-        0.0,
-        *(cost / budget - 1 for cost, budget in zip(costs, objective.budgets, strict=True)),
-    )

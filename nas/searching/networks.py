@@ -1,38 +1,51 @@
-"""What a network is worth: Config -> measured costs, then quality on the proxy task.
+"""Networks of a family as candidates: counted and timed as deployed, judged on a task.
 
 A Config here is the form that is trained. Families that have `deploy` run on a device in another
 form with the same weights (a decoder's step with its cache, a stream's chunk): that one is counted,
 timed and written as .tflite.
 
-Both are remembered across studies (nas/cache.py) by the canonical network, the recipe of the task
+Costs and qualities are kept across studies (nas/cache.py) by the network, the recipe of the task
 and the conditions of the device.
 """
 
 import dataclasses
+import functools
 import gc
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from latency.target import DoesNotFit, TargetUnavailable
-from nas import cache, registry
-from nas.networks.build import at_other_size, build, deploy, key, name_of, suited
+from compress.method import NotApplicable
+from latency.target import DoesNotFit, Target, TargetUnavailable
+from nas import cache
+from nas.events import Listener
+from nas.files import network_files
+from nas.networks import build
 from nas.profiling import history
+from nas.searching import compression
+from nas.searching.candidate import Alternatives, Candidate
+from nas.searching.compression import Product
+from nas.searching.evaluator import Keep, Limits, OnEpoch, no_device
+from nas.searching.weights import NewWeights, Weights
+
+SUFFIXES = (".keras", ".tflite", ".py")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Form:
     """What of a network runs on a device.
 
-    model: the `keras.Model` that is counted. handed: what targets take: the model, or its file.
-    network, name: what tells it apart where figures are kept, and what it is called there.
-    config: its Config, where it is not that of the trained network.
+    model: the `keras.Model` that is counted. artifact: what targets take: the model, or its file.
+    network, name: its key where figures are kept, and what it is called there. config: its Config,
+    where it is not that of the trained network.
     """
 
     model: Any
-    handed: Any
+    artifact: Any
     network: str
     name: str
     config: Any = None
@@ -41,69 +54,92 @@ class Form:
         """Of its `.tflite` file."""
         from latency.tflite import convert
 
-        if isinstance(self.handed, pathlib.Path):
-            return self.handed.stat().st_size
-        return len(convert.file_of(self.handed))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fitted:
-    """A network that was just trained, as it is kept and written, and how it went."""
-
-    network: Any
-    training: Any  # nas.training.loop.Training; its quality is the network's
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """Hard limits on what a network, as it runs on a device, may hold; None: no limit."""
-
-    params: float | None = None
-    macs: float | None = None
-    file_bytes: float | None = None
-
-    def exceeded(self, record: dict) -> str | None:
-        """Which limit a profile record exceeds, in words."""
-        for field in dataclasses.fields(self):
-            limit = getattr(self, field.name)
-            if limit is not None and record[field.name] > limit:
-                return f"{field.name} {record[field.name]:.3g} > {limit:.3g}"
-        return None
+        if isinstance(self.artifact, pathlib.Path):
+            return self.artifact.stat().st_size
+        return len(convert.file_of(self.artifact))
 
 
 @dataclasses.dataclass
 class Networks:
-    """Networks of a family: profiled on targets as deployed, trained on a task.
+    """The evaluator of a search over a family: a value for each decision, none of them subclassed.
 
-    `profile` and `train` return JSON records: the `profile` and `evaluation` of a trial. `fields`
-    are what task and `--input` decide of a Config; an image task may train at another size.
+    sample: Optuna trial -> Config. task: at the size that candidates are trained at.
+    task_of(config, final): the task that a Config is trained on, finally or as a candidate.
+    targets, runs: devices, and timed runs on each. fields: of the Config, that data and `--input`
+    decide of what is timed. epochs, seed: of a candidate's training. limits: hard ones.
+    weights: where weights come from. alternatives: the compression methods of each choice.
+    task_name: of `task`, for the command that repeats what was found; None: it has none.
+    device: the target that a predictor stands for, of its name.
+    known: profile records by key, where what was profiled once is not profiled again.
     """
 
-    sample: Callable  # optuna trial -> Config
-    task: Any  # nas.tasks Task, at the size that candidates are trained at
-    targets: list
-    fields: dict[str, Any]  # of what is timed and handed over
+    sample: Callable[[Any], Any]
+    task: Any
+    task_of: Callable[[Any, bool], Any]
+    targets: list[Target]
+    fields: Mapping[str, Any]
     epochs: int
-    final_task: Callable[[], Any]  # the same task, with these `fields`
     seed: int = 0
     limits: Limits = Limits()
     runs: int = 50
-    kinds: list = dataclasses.field(default_factory=list)  # of the figures the study began with
-    _built: dict = dataclasses.field(default_factory=dict)
+    weights: Weights = dataclasses.field(default_factory=NewWeights)
+    alternatives: Alternatives = ()
+    task_name: str | None = None
+    device: Callable[[str], Target] = no_device
+    known: dict[str, dict[str, Any]] | None = None
+    kinds: list[str | None] = dataclasses.field(default_factory=list)
+    _excess: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    _products: dict[str, Product] = dataclasses.field(default_factory=dict)  # of this round
+    _folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def config(self, trial) -> Any:
-        """The canonical network a trial describes, as trained for its deployment."""
-        return self.suited(self.sample(trial))
+    def __post_init__(self) -> None:
+        if self.alternatives and dict(self.fields) != self.task.fields:
+            raise ValueError(
+                "with --method networks are trained at the size they are timed at: name it in"
+                " --task NAME:size=N, and leave out --input"
+            )
 
-    def suited(self, config: Any) -> Any:
-        """A Config with what task and `--input` decide; `ValueError` where it has no such field."""
-        return suited(config, self.fields, self.task.name)
+    # --- What there is --------------------------------------------------------------------------
+
+    @property
+    def metric(self) -> str | None:
+        """The task's."""
+        return self.task.metric
+
+    @property
+    def candidates(self) -> None:
+        """A space has all of its networks."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The task's, such as a tokenizer."""
+        return self.task.files
+
+    def prepare(self, minutes: float, on_event: Listener) -> None:
+        """Prepares the weights: a supernet is trained."""
+        self.weights.prepare(minutes, on_event)
+
+    def candidate(self, trial: Any) -> Candidate:
+        """The network that a trial describes, as trained for its deployment, and its methods."""
+        config = self.for_task(self.sample(trial))
+        return Candidate(config, compression.choice(self.alternatives, trial))
+
+    def for_task(self, config: Any) -> Any:
+        """A Config with what data and `--input` decide; `ValueError` where it has no such field."""
+        return build.for_task(config, self.fields, self.task.name)
 
     def check(self, config: Any) -> None:
-        """Refuses to train at one size for another where the weights depend on the size."""
+        """`ValueError` of networks that cannot be searched.
+
+        Their class cannot be imported again, they cannot have the weights, or are trained at one
+        size for another on which their weights depend.
+        """
         from families.layers import shapes_only
 
-        module, small = sys.modules[type(config).__module__], self.as_trained(config, self.task)
+        build.check_importable(config)
+        self.weights.check(config)
+        module = sys.modules[type(config).__module__]
+        small = self._as_trained(config, self.task_of(config, False))
         if small == config:
             return
         with shapes_only():
@@ -116,52 +152,81 @@ class Networks:
                     " out --input"
                 )
 
-    def as_trained(self, config: Any, task: Any) -> Any:
-        """A Config as `task` trains it."""
+    def _as_trained(self, config: Any, task: Any) -> Any:
         return dataclasses.replace(config, **task.fields)
 
-    def key(self, config: Any) -> str:
-        """Name of a network: equal networks, equal keys."""
-        return key(config)
+    def key(self, candidate: Candidate) -> str:
+        """Equal networks with equal methods, equal keys."""
+        network = build.key(candidate.config)
+        if not candidate.methods:
+            return network
+        return compression.key(network, self.alternatives, candidate.methods)
 
-    def new(self, config: Any) -> Any:
-        """A network to be counted and timed."""
-        return build(config)
+    # --- Costs ----------------------------------------------------------------------------------
 
-    def form(self, config: Any) -> Form:
-        """What of a network is counted and timed."""
-        form = deploy(config)
-        model = self.new(form)
-        if form == config:
-            self._built[self.key(config)] = model
-        return Form(model, model, key(form), name_of(form), None if form == config else form)
+    def form(self, candidate: Candidate) -> Form:
+        """What is counted and timed; `NotApplicable` where a method has nothing to act on."""
+        config = candidate.config
+        form = build.deploy(config)
+        other = None if form == config else form
+        if not candidate.methods:
+            model = self.weights.counted(form)
+            return Form(model, model, build.key(form), build.name_of(form), other)
+        path = self._temporary() / f"{self.key(candidate)}.tflite"
+        model = compression.write_tflite(path, self.untrained(candidate))
+        name = " ".join((build.name_of(config), *candidate.methods))
+        return Form(model, path, history.digest(path), name, other)
 
-    def profile(self, config: Any) -> dict:
-        """Count and time a network: {key, costs (ms per target), params, macs, latency, ...}.
+    def _temporary(self) -> pathlib.Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="nas_search_")
+        return pathlib.Path(self._folder.name)
+
+    def profile(self, candidate: Candidate, *, limited: bool = True) -> dict[str, Any]:
+        """Counts and times a network: {key, costs (ms, one a target), params, macs, latency, ...}.
 
         All of its deployed form, whose Config is "form" where that is another than the trained one.
+        Where a method has nothing to act on, a limit is exceeded.
         """
+        key = self.key(candidate)
+        if key in self._excess:
+            return self._excess[key]
+        if self.known is not None and key in self.known:
+            return self.known[key]
+        try:
+            record = self._profile(candidate, limited)
+        except NotApplicable as error:
+            record = {"key": key, "excess": str(error), "costs": []}
+        if candidate.methods:
+            record |= {"config": repr(candidate.config), "methods": list(candidate.methods)}
+            if "excess" in record:  # not compressed again, to see the same
+                self._excess[key] = record
+        if self.known is not None:
+            self.known[key] = record
+        return record
+
+    def _profile(self, candidate: Candidate, limited: bool) -> dict[str, Any]:
         from latency.networks.count import count
 
         started = time.perf_counter()
-        form = self.form(config)
+        form = self.form(candidate)
         cost = count(form.model)
-        record = {
-            "key": self.key(config),
+        record: dict[str, Any] = {
+            "key": self.key(candidate),
             "params": cost.trainable_params,
             "macs": cost.macs,
             "build_s": time.perf_counter() - started,
         }
         if form.config is not None:
             record["form"] = repr(form.config)
-        if self.limits.file_bytes is not None:
-            record["file_bytes"] = form.file_bytes()
-        excess = self.limits.exceeded(record)
-        if excess:
-            return record | {"excess": excess, "costs": []}
+        if limited:
+            if self.limits.file_bytes is not None:
+                record["file_bytes"] = form.file_bytes()
+            if excess := self.limits.exceeded(record):
+                return record | {"excess": excess, "costs": []}
         started = time.perf_counter()
         try:
-            latencies = [self.measure(target, form) for target in self.targets]
+            latencies = [self._latency(target, form) for target in self.targets]
         except DoesNotFit as error:  # a limit of the device like the others
             return record | {"excess": str(error), "costs": []}
         self._refuse_other_kinds(latencies)
@@ -171,14 +236,18 @@ class Networks:
             "profile_s": time.perf_counter() - started,
         }
 
-    def measure(self, target, form: Form) -> dict:
-        """Time a network as deployed, or recall it; the samples stay in the cache."""
-        identity = {"network": form.network, "target": repr(target), "on": target.identity()}
+    def _latency(self, target: Target, form: Form) -> dict[str, Any]:
+        """Measured, or of the cache, where the samples stay."""
+        identity = {
+            "network": form.network,
+            "target": build.identity_of(target),
+            "on": target.identity(),
+        }
         identity["record"] = "with a kind"  # earlier records have none
 
-        def compute() -> dict:
+        def compute() -> dict[str, Any]:
             (latency,) = history.profile(
-                target, {form.name: form.handed}, networks=[form.network], runs=self.runs
+                target, {form.name: form.artifact}, networks=[form.network], runs=self.runs
             )
             return latency.to_json() | {"transient": not latency.conditions.get("stable", True)}
 
@@ -186,7 +255,7 @@ class Networks:
         summary = {name: value for name, value in record.items() if name != "samples_ms"}
         return summary | {"cached": known}
 
-    def _refuse_other_kinds(self, latencies: list[dict]) -> None:
+    def _refuse_other_kinds(self, latencies: list[dict[str, Any]]) -> None:
         """A study never compares a measured figure with an estimate."""
         for target, latency, kind in zip(self.targets, latencies, self.kinds, strict=False):
             if kind is not None and latency["kind"] != kind:
@@ -195,58 +264,69 @@ class Networks:
                     f"{kind} ones: go on where the device is as it was, or name a new --study"
                 )
 
-    def measure_again(self, network: Any, name: str) -> list[dict]:
-        """Time a Config as deployed, or a file, afresh; the records keep their samples.
+    def measure_again(self, network: Candidate | pathlib.Path, name: str) -> list[dict[str, Any]]:
+        """Latency records, with their samples, of a candidate as deployed, or of a file.
 
         Where a target only stands for a device, the device itself is asked; if it cannot be
         reached, the prediction stays one, and "unchecked" says why.
         """
-        form = deploy(network) if dataclasses.is_dataclass(network) else None
-        models = {name: network if form is None else build(form)}
-        known = None if form is None else [key(form)]
+        known = None
+        artifact: Any = network
+        if not isinstance(network, pathlib.Path):
+            if network.methods:
+                artifact = self.form(network).artifact
+            else:
+                form = build.deploy(network.config)
+                artifact, known = build.build(form), [build.key(form)]
 
-        def timed(target) -> dict:
-            runs = 4 * self.runs
-            return history.profile(target, models, networks=known, runs=runs)[0].to_json()
+        def timed(target: Target) -> dict[str, Any]:
+            found = history.profile(target, {name: artifact}, networks=known, runs=4 * self.runs)
+            return found[0].to_json()
 
         records = []
         for target in self.targets:
+            unchecked = {}
             try:
-                if target.learned_from is not None:
-                    records.append(timed(registry.target(target.learned_from)))
+                if target.stands_for is not None:
+                    records.append(timed(self.device(target.stands_for)))
                     continue
-                unchecked = {}
             except TargetUnavailable as error:
                 unchecked = {"unchecked": str(error)}
             records.append(timed(target) | unchecked)
         return records
 
-    def score(self, name: str, config: Any) -> float:
-        """A zero-cost score (nas/searching/zero_cost.py) of a network with new weights, as it is
-        trained."""
+    # --- Quality --------------------------------------------------------------------------------
+
+    def score(self, name: str, candidate: Candidate) -> float:
+        """A zero-cost score of a network with new weights, as it is trained, not compressed."""
         from nas.searching import zero_cost
 
-        small = self.as_trained(config, self.task)
-        return zero_cost.score(name, self._built.get(self.key(small)) or build(small), self.task)
+        small = self._as_trained(candidate.config, self.task_of(candidate.config, False))
+        return zero_cost.score(name, self.weights.untrained(small), self.task)
 
     def train(
         self,
-        config: Any,
+        candidate: Candidate,
+        *,
         epochs: int | None = None,
-        on_epoch: Callable[[int, float], bool] | None = None,
-        keep: Callable[[Any, dict], None] | None = None,
+        on_epoch: OnEpoch | None = None,
+        keep: Keep | None = None,
         final: bool = False,
-    ) -> dict:
-        """Train a network and return {quality, curve, stopped, ...}, or recall it.
+    ) -> dict[str, Any]:
+        """Judges a candidate: {quality, curve, stopped, ...}, of the cache where it is known.
 
-        `final` trains it at the size it is deployed at and recalls nothing. `keep(network, record)`
-        receives what was trained, of `config`, for `save` and `write`; a recalled result has none.
+        `final` trains it at the size it is deployed at and does not look into the cache, nor does
+        it judge without a training. Of what is in the cache, `keep` sees nothing.
         """
         from nas.training import loop
 
         epochs = epochs or self.epochs
-        task = self.final_task() if final else self.task
-        small = self.as_trained(config, task)
+        task = self.task_of(candidate.config, final)
+        small = dataclasses.replace(candidate, config=self._as_trained(candidate.config, task))
+        if not final and (record := self._judged(small)) is not None:
+            if keep is not None:
+                keep(functools.partial(self.untrained, candidate), record)
+            return record
         identity = {
             "network": self.key(small),
             "task": task.recipe,
@@ -255,18 +335,17 @@ class Networks:
             "engine": loop.identity(task),
         }
 
-        def compute() -> dict:
-            fitted = self.fitted(small, task, epochs, on_epoch)
-            done = fitted.training
+        def compute() -> dict[str, Any]:
+            product, training = self._trained(small, task, epochs, on_epoch)
             record = {
-                "quality": done.quality,
-                "curve": list(done.curve),
-                "stopped": len(done.curve) < epochs,
-                "transient": len(done.curve) < epochs,
-                "train_s": done.seconds,
+                "quality": training.quality,
+                "curve": list(training.curve),
+                "stopped": len(training.curve) < epochs,
+                "transient": len(training.curve) < epochs,
+                "train_s": training.seconds,
             }
             if keep is not None:
-                keep(at_other_size(config, small, fitted.network), record)
+                keep(functools.partial(_resized, candidate, product), record)
             return record
 
         if final:
@@ -274,43 +353,132 @@ class Networks:
         record, known = cache.remember("quality", identity, compute)
         return record | {"cached": known}
 
-    def fitted(self, config: Any, task: Any, epochs: int, on_epoch: Callable | None) -> Fitted:
-        """Train a network, from new weights."""
+    def _judged(self, small: Candidate) -> dict[str, Any] | None:
+        """The record of a candidate that need not be trained for it; None: it must be."""
+        started = time.perf_counter()
+        compressed = (lambda: self.untrained(small).model) if small.methods else None
+        quality = self.weights.quality(small.config, compressed)
+        if quality is None:
+            return None
+        seconds = time.perf_counter() - started
+        return {"quality": quality, "curve": [quality], "stopped": False, "train_s": seconds}
+
+    def _trained(
+        self, candidate: Candidate, task: Any, epochs: int, on_epoch: OnEpoch | None
+    ) -> tuple[Product, Any]:
+        """A network trained with its methods, and how it went (`nas.training.loop.Training`)."""
         from nas.training import loop
+        from nas.training.recipe import recipe_of
 
-        model = self._built.pop(self.key(config), None)
-        self._built.clear()
-        model = model or build(config)
-        return Fitted(model, loop.fit(model, task, epochs, self.seed, on_epoch=on_epoch))
+        rate = self.weights.learning_rate * recipe_of(task).learning_rate
+        if not candidate.methods:
+            model = self.weights.initial(candidate.config)
+            training = loop.fit(
+                model, task, epochs, self.seed, on_epoch=on_epoch, learning_rate=rate
+            )
+            return Product(candidate, model, epochs=epochs), training
+        trainings = []
 
-    def untrained(self, config: Any) -> Any:
-        """A network for `write`, with new weights."""
-        return build(config)
+        def fit(model: Any, update: compression.Update) -> None:
+            trainings.append(
+                loop.fit(
+                    model,
+                    task,
+                    epochs,
+                    self.seed,
+                    on_epoch=on_epoch,
+                    update=update,
+                    learning_rate=rate,
+                )
+            )
 
-    def save(self, network: Any, stem: pathlib.Path) -> None:
-        """Keep what was trained, for `write_saved`, should the search be interrupted."""
-        from nas.files import network_files
+        product = self._compressed(candidate, task, epochs, fit)
+        (training,) = trainings
+        # Of what is written: rounding, for one, comes after the last epoch.
+        quality = loop.evaluate(product.model, task)
+        kept = dataclasses.replace(training.kept, quality=quality)
+        return product, dataclasses.replace(training, kept=kept)
 
-        network_files.save_model(network, stem)
+    def _compressed(
+        self, candidate: Candidate, task: Any, epochs: int = 0, fit: compression.Fit | None = None
+    ) -> Product:
+        return compression.product(
+            candidate,
+            self.weights.untrained(candidate.config),
+            [compression.method(self.alternatives, name) for name in candidate.methods],
+            task,
+            self.seed,
+            epochs=epochs,
+            fit=fit,
+        )
 
-    def write(self, network: Any, config: Any, stem: pathlib.Path) -> int:
-        """Write the files of a network (`nas.files.network_files.write_network`); the bytes of its
-        .tflite."""
-        from nas.files import network_files
+    # --- Files ----------------------------------------------------------------------------------
 
-        return network_files.write_network(network, config, stem, self.task.files)
+    def untrained(self, candidate: Candidate) -> Product:
+        """A network as it can be written without a training of its own."""
+        if not candidate.methods:
+            config = candidate.config
+            small = self._as_trained(config, self.task_of(config, False))
+            model = build.at_other_size(config, small, self.weights.untrained(small))
+            return Product(candidate, model)
+        key = self.key(candidate)
+        if key not in self._products:
+            product = self._compressed(candidate, self.task)
+            self.weights.calibrate(product.model)
+            self._products[key] = product
+        return self._products[key]
 
-    def write_saved(self, saved: pathlib.Path, config: Any, stem: pathlib.Path) -> int:
+    def save(self, network: Product, stem: pathlib.Path) -> None:
+        """Keep a network for `write_saved`: of a compressed one all files."""
+        if network.compressed is None:
+            network_files.save_model(network.model, stem)
+        else:
+            self.write(network, stem)
+
+    def write(self, network: Product, stem: pathlib.Path) -> int:
+        """Write the files of a network; the bytes of its .tflite."""
+        if network.compressed is None:
+            config = network.candidate.config
+            return network_files.write_network(network.model, config, stem, dict(self.files))
+        network_files.save_model(network.model, stem)
+        tflite = stem.with_suffix(".tflite")
+        compression.write_tflite(tflite, network)
+        stem.with_suffix(".py").write_text(compression.as_python(network, self._command(network)))
+        network_files.write_files(dict(self.files), stem)
+        return tflite.stat().st_size
+
+    def _command(self, product: Product) -> list[str] | None:
+        from nas.training.recipe import recipe_of
+
+        if self.task_name is None or not self.weights.repeatable:
+            return None
+        rate = recipe_of(self.task).learning_rate
+        return compression.command(product, self.task_name, self.seed, rate)
+
+    def write_saved(self, saved: pathlib.Path, candidate: Candidate, stem: pathlib.Path) -> int:
         """Write the files of a network that `save` kept; the bytes of its .tflite."""
         import keras
 
-        model = keras.models.load_model(saved.with_suffix(".keras"), compile=False)
-        return Networks.write(self, model, config, stem)
+        if not candidate.methods:
+            model = keras.models.load_model(saved.with_suffix(".keras"), compile=False)
+            return self.write(Product(candidate, model), stem)
+        for suffix in (*SUFFIXES, *self.files):
+            shutil.copyfile(
+                saved.with_name(saved.name + suffix), stem.with_name(stem.name + suffix)
+            )
+        return stem.with_suffix(".tflite").stat().st_size
 
     def forget(self) -> None:
         """Free the networks of a round that is over."""
-        import keras
-
-        self._built.clear()
-        keras.backend.clear_session()
+        self._products.clear()
+        if self._folder is not None:
+            for path in self._temporary().iterdir():
+                path.unlink()
+        self.weights.forget()
         gc.collect()
+
+
+def _resized(candidate: Candidate, product: Product) -> Product:
+    """A trained network at the size that its candidate is deployed at."""
+    model = build.at_other_size(candidate.config, product.candidate.config, product.model)
+    return dataclasses.replace(product, candidate=candidate, model=model)

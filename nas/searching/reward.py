@@ -46,7 +46,7 @@ class Reward:
     """A scalar reward with its budgets and exponent; callable on (quality, costs).
 
     A target whose budget is infinite is to be as fast as possible: relative to its `scales` entry,
-    e.g. the base network's latency, its cost multiplies the quality (`worth`).
+    e.g. the base network's latency, its cost multiplies the quality (`discounted`).
     """
 
     name: str
@@ -59,12 +59,12 @@ class Reward:
         if self.name == "soft" and self.beta is not None:
             options["alpha"] = self.beta
         limited = np.isfinite(self.budgets)
-        quality, costs = self.worth(quality, costs), _columns(costs)[:, limited]
+        quality, costs = self.discounted(quality, costs), _columns(costs)[:, limited]
         if not limited.any():
             return quality
         return SCALAR[self.name](quality, costs, np.asarray(self.budgets)[limited], **options)
 
-    def worth(self, quality, costs) -> np.ndarray:
+    def discounted(self, quality, costs) -> np.ndarray:
         """Quality (n,) times what the costs (n, m) of the targets without a budget make of it."""
         free = ~np.isfinite(self.budgets)
         if not free.any():

@@ -1,16 +1,19 @@
-"""A study and its folder `runs/<study>`: settings, storage, what was derived once and kept."""
+"""The folder of a study, `runs/<study>`: settings, storage, what was derived once and kept."""
 
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
+import re
+from typing import Any
 
 import optuna
 
-from nas import cache, locks, registry
+from latency.system.json_records import write_json
+from nas import locks
 from nas.searching import journal
-from nas.searching.loop import Objective
+from nas.searching.objective import Objective
 from nas.searching.reward import Reward
 
 FILTERS = ("synflow", "naswot", "flops", "params")  # of nas/searching/zero_cost.py
@@ -19,7 +22,11 @@ MINIMIZE = "min"  # the budget of a target that is to be as fast as possible
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What makes a study: with any of it changed, it is another study."""
+    """What makes a study, by name: with any of it changed, it is another study.
+
+    The names are those of the command line, so that a study can be resumed and exported by it; of
+    objects that have none, `study.json` keeps what describes them, and `by_name` is False there.
+    """
 
     space: str = "mnasnet"
     task: str = "digits"
@@ -59,7 +66,8 @@ class Settings:
 
     def name(self) -> str:
         """A readable study name, the same for the same flags."""
-        words = [registry.parse(text).name for text in (self.space, self.task, *self.targets)]
+        specs = (self.space, self.task, *self.targets)
+        words = [pathlib.PurePath(re.split("[:,]", text)[0]).stem for text in specs]
         settings = dataclasses.asdict(self)
         # Studies of before there were any keep their names.
         for name in ("methods", "evaluator", "filter"):
@@ -69,8 +77,14 @@ class Settings:
         return "_".join([*words, digest[:6]])
 
 
-def create(folder: pathlib.Path, settings: Settings, location: str | None) -> optuna.Study:
-    """Create the study of a folder, or open it if it is there with the same settings."""
+def create(
+    folder: pathlib.Path, settings: Settings, location: str | None, by_name: bool = True
+) -> optuna.Study:
+    """Create the study of a folder, or open it if it is there with the same settings.
+
+    location: an Optuna RDB URL; None: a journal in the folder. by_name: whether the command line
+    can find again, by their names, what the settings describe.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.json"
     with locks.locked(folder / "study.lock"):
@@ -89,7 +103,9 @@ def create(folder: pathlib.Path, settings: Settings, location: str | None) -> op
                 )
         else:
             described = {"settings": dataclasses.asdict(settings), "storage": location}
-            cache.write_json(path, described)
+            if not by_name:
+                described["by_name"] = False
+            write_json(path, described)
         return _open(folder, settings)
 
 
@@ -104,7 +120,12 @@ def read_settings(folder: pathlib.Path) -> Settings:
     return Settings(**_described(folder)["settings"])
 
 
-def _described(folder: pathlib.Path) -> dict:
+def made_of_names(folder: pathlib.Path) -> bool:
+    """Whether the command line can find again what the study was made of."""
+    return _described(folder).get("by_name", True)
+
+
+def _described(folder: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "study.json").read_text())
     except FileNotFoundError:
@@ -138,7 +159,10 @@ def objective(study: optuna.Study, settings: Settings) -> Objective:
 
 
 def remember_objective(
-    study: optuna.Study, budgets_ms: list[float | None], beta: float | None, baseline: dict | None
+    study: optuna.Study,
+    budgets_ms: list[float | None],
+    beta: float | None,
+    baseline: dict[str, Any] | None,
 ) -> None:
     """Keep what was measured once for the whole study; None: no budget."""
     study.set_user_attr("objective", {"budgets_ms": budgets_ms, "beta": beta, "baseline": baseline})

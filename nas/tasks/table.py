@@ -65,8 +65,6 @@ class Table:
             row = int(np.argmin((self.codes != codes).sum(axis=1)))
         return self.config_of(row)
 
-    config = sample
-
     def config_of(self, row: int) -> Config:
         """The network of a row."""
         pairs = zip(self.choices.items(), self.codes[row], strict=True)
@@ -84,7 +82,7 @@ class Table:
             return None
         return [dict(self.config_of(row).choices) for row in range(len(self.codes))]
 
-    # --- A device and a training run ------------------------------------------------------------
+    # --- Figures --------------------------------------------------------------------------------
 
     def quality(self, config: Config, seed: int | None = None) -> float:
         """Quality 0..1 of one training run, or their mean where no seed is given."""
@@ -95,26 +93,10 @@ class Table:
         """Costs in the units of `cost_names`."""
         return tuple(float(cost) for cost in self.known_costs[config.row])
 
-    def key(self, config: Config) -> str:
-        """Name of a network: equal networks, equal keys."""
-        return f"{self.name}/{config.row}"
-
-    def profile(self, config: Config) -> dict:
-        """The `profile` record of a trial; `canonical`: the parameters of what was looked up."""
-        return {
-            "key": self.key(config),
-            "costs": list(self.costs(config)),
-            "canonical": dict(config.choices),
-        }
-
-    def train(self, config: Config, **_) -> dict:
-        """The `evaluation` record: one training run, the same one at every call."""
+    def observed_quality(self, config: Config) -> float:
+        """Quality 0..1 of one training run, the same one at every call; `seed` picks it."""
         digest = hashlib.sha256(f"{self.seed} {config.row}".encode()).digest()
-        quality = self.quality(config, int.from_bytes(digest[:4], "little"))
-        return {"quality": quality, "curve": [], "stopped": False}
-
-    def forget(self) -> None:
-        """Nothing is kept between rounds."""
+        return self.quality(config, int.from_bytes(digest[:4], "little"))
 
 
 def load(

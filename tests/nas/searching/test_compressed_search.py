@@ -11,6 +11,8 @@ import sys
 import keras
 import numpy as np
 import pytest
+from nas.searching.compressed_networks import Candidate, CompressedNetworks
+from nas.searching.progress_line import Progress
 
 from families import decoder, mnasnet
 from latency.cpu import CPU
@@ -22,8 +24,6 @@ from nas.networks import build
 from nas.profiling import history
 from nas.searching import finalists, start, study
 from nas.searching import networks as evaluate
-from nas.searching.compressed_networks import Candidate, CompressedNetworks
-from nas.searching.progress_line import Progress
 from nas.searching.study import Settings
 from nas.training import loop
 
@@ -191,7 +191,7 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
 
 def test_candidates_are_told_apart_by_what_their_methods_are():
     task = registry.task("digits:8")
-    config = build.suited(mnasnet.VARIANTS["tiny"], task.fields, task.name)
+    config = build.for_task(mnasnet.VARIANTS["tiny"], task.fields, task.name)
     of = networks(config, task)
     texts = [("ptq:8",), ("ptq:4",), ("ptq:8", "prune:0.5"), ("prune:0.8",)]
     keys = {of.key(Candidate(config, methods)) for methods in texts} | {of.key(config)}
@@ -204,7 +204,7 @@ def test_candidates_are_told_apart_by_what_their_methods_are():
 def test_a_teacher_in_another_file_is_another_method(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = registry.task("digits:8")
-    config = build.suited(mnasnet.VARIANTS["tiny"], task.fields, task.name)
+    config = build.for_task(mnasnet.VARIANTS["tiny"], task.fields, task.name)
     candidate, found = Candidate(config, ("distill:teacher=t.keras",)), set()
     for seed in range(2):
         keras.utils.set_random_seed(seed)
@@ -219,7 +219,7 @@ def test_a_decoder_is_timed_as_its_step_with_codes(shared_data):
     text = shared_data / "text" / "tinyshakespeare.txt"
     task = registry.task(f"text:{text},length=16")
     small = {"dim": 16, "head_width": 8, "layers": 1, "hidden": 24}
-    config = build.suited(
+    config = build.for_task(
         dataclasses.replace(decoder.VARIANTS["tiny"], **small), task.fields, task.name
     )
     of, candidate = networks(config, task), Candidate(config, ("qat:4",))

@@ -84,7 +84,7 @@ def test_a_target_without_a_budget_is_to_be_as_fast_as_possible():
     quality, costs = np.array([0.8, 0.8, 0.84]), np.array([[20, 10.0], [20, 5.0], [20, 10.0]])
     # On the budget; half the other latency is worth 2 ** 0.07 = 1.0497 times the quality.
     assert goal(quality, costs) == pytest.approx([0.8, 0.8397736, 0.84], abs=1e-6)
-    assert goal.worth(quality, costs) == pytest.approx(goal(quality, costs))
+    assert goal.discounted(quality, costs) == pytest.approx(goal(quality, costs))
     beyond = goal(quality[:1], np.array([[22.0, 10.0]]))
     assert beyond == pytest.approx(0.79)
     only = Reward("soft", (np.inf,), scales=(10.0,))

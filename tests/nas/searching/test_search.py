@@ -16,7 +16,10 @@ from optuna.trial import TrialState
 from latency.target import TargetUnavailable
 from nas import registry
 from nas.searching import journal, start
-from nas.searching.loop import Objective, explore, trained
+from nas.searching.candidate import Candidate
+from nas.searching.finalists import final_epochs_of
+from nas.searching.loop import explore, trained
+from nas.searching.objective import Objective
 from nas.searching.reward import Reward
 from nas.searching.study import Settings
 
@@ -34,29 +37,29 @@ class Towers:
     def __init__(self, log, seconds: float = 0.0, layers: int = 4):
         self.log, self.seconds, self.layers = log, seconds, layers
 
-    def config(self, trial):
+    def candidate(self, trial):
         names = [f"width{index}" for index in range(self.layers)]
         widths = tuple(trial.suggest_categorical(name, (1, 2, 3, 4, 5)) for name in names)
-        return min(widths, widths[::-1])
+        return Candidate(min(widths, widths[::-1]))
 
-    def key(self, config):
-        return "-".join(map(str, config))
+    def key(self, candidate):
+        return "-".join(map(str, candidate.config))
 
-    def profile(self, config):
-        return {"key": self.key(config), "costs": [float(sum(config)) / 2]}
+    def profile(self, candidate):
+        return {"key": self.key(candidate), "costs": [float(sum(candidate.config)) / 2]}
 
     def quality(self, config):
         return 1 - 1 / (sum(config) + 0.1 * config[1])
 
-    def train(self, config, on_epoch=None, keep=None, epochs=None, final=False):
+    def train(self, candidate, on_epoch=None, keep=None, epochs=None, final=False):
         time.sleep(self.seconds)
         curve = []
         for epoch in range(1, 5):
-            curve.append(self.quality(config) * epoch / 4)
+            curve.append(self.quality(candidate.config) * epoch / 4)
             if on_epoch is not None and on_epoch(epoch, curve[-1]):
                 break
         with open(self.log, "a") as file:
-            file.write(self.key(config) + "\n")
+            file.write(self.key(candidate) + "\n")
         return {"quality": curve[-1], "curve": curve, "stopped": len(curve) < 4}
 
     def forget(self):
@@ -176,11 +179,11 @@ class Flaky(Towers):
 
     away = 1
 
-    def profile(self, config):
+    def profile(self, candidate):
         if self.away:
             self.away -= 1
             raise TargetUnavailable("the device is unplugged")
-        return super().profile(config)
+        return super().profile(candidate)
 
 
 def test_a_vanished_device_pauses_the_search(tmp_path, monkeypatch):
@@ -188,16 +191,16 @@ def test_a_vanished_device_pauses_the_search(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wait_for_device, "WAIT_FOR_DEVICE_S", 0.05)
     study, objective = a_study(tmp_path)
-    worker, told = journal.Worker(tmp_path), []
+    worker, seen = journal.Worker(tmp_path), []
     explore(
         study,
         Flaky(tmp_path / "log"),
         objective,
         trials=5,
         worker=worker,
-        on_event=lambda event: told.append((event.kind, event.message)),
+        on_event=lambda event: seen.append((event.kind, event.message)),
     )
-    assert ("waiting", "the device is unplugged") in told
+    assert ("waiting", "the device is unplugged") in seen
     assert len(trained(study)) == 5
     assert not [t for t in study.trials if t.state == TrialState.FAIL]
 
@@ -207,18 +210,18 @@ class Broken(Towers):
 
     tried = 0
 
-    def train(self, config, **options):
+    def train(self, candidate, **options):
         self.tried += 1
         if self.tried == 10:
             raise RuntimeError("a bug")
-        if sum(config) % 2:
+        if sum(candidate.config) % 2:
             raise MemoryError
-        return super().train(config, **options)
+        return super().train(candidate, **options)
 
 
 def test_memory_fails_a_trial_and_a_bug_stops_the_search(tmp_path):
     study, objective = a_study(tmp_path, "random")
-    worker, told = journal.Worker(tmp_path), []
+    worker, seen = journal.Worker(tmp_path), []
     with pytest.raises(RuntimeError, match="a bug"):
         explore(
             study,
@@ -226,9 +229,9 @@ def test_memory_fails_a_trial_and_a_bug_stops_the_search(tmp_path):
             objective,
             trials=100,
             worker=worker,
-            on_event=lambda event: told.append(event.message),
+            on_event=lambda event: seen.append(event.message),
         )
-    assert "out of memory" in told
+    assert "out of memory" in seen
 
 
 def search_until_killed(folder, trials, profiles, controller):
@@ -289,4 +292,4 @@ def test_a_candidate_has_a_third_of_the_epochs_of_its_task(asked, task, found):
     """4 epochs of 205 images are a hundred steps: a detector has learned nothing by then."""
     epochs = start.epochs_of(Settings(epochs=asked), SimpleNamespace(training=task))
     evaluator = SimpleNamespace(epochs=epochs)
-    assert (epochs, start.final_epochs_of(evaluator)) == found
+    assert (epochs, final_epochs_of(evaluator)) == found

@@ -15,7 +15,9 @@ from nas import registry
 from nas.cli.command_line import main
 from nas.networks import build
 from nas.searching import journal, zero_cost
-from nas.searching.loop import Objective, explore, trained
+from nas.searching.candidate import Candidate
+from nas.searching.loop import explore, trained
+from nas.searching.objective import Objective
 from nas.searching.reward import Reward
 from nas.tasks.task import Task
 from nas.training import loop
@@ -149,7 +151,7 @@ def test_what_has_no_rectifier_is_refused():
 def a_task(count: int, side: int) -> Task:
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 1)).astype(np.uint8)
     part = (images, np.zeros(count, np.int32))
-    return Task("some", part, part, {"input_shape": (side, side, 1), "classes": 10}, "some")
+    return Task(part, part, "some", {"input_shape": (side, side, 1), "classes": 10}, "some")
 
 
 def test_the_minibatch_depends_on_the_task_only():
@@ -169,7 +171,7 @@ def test_families_have_scores_and_train_as_without(family):
     """Scored between building and training, a network trains to the same bits."""
     _, config = registry.network(f"{family}:tiny")
     task = a_task(64, 32)
-    config = build.suited(config, task.fields, "some")
+    config = build.for_task(config, task.fields, "some")
     curves = []
     for scored in (False, True):
         model = build.build(config)
@@ -219,17 +221,18 @@ def test_backends_agree():
 class Towers:
     """Networks of three layers of width 1..5: cost is their sum, quality grows with the last."""
 
-    def config(self, trial):
-        return tuple(trial.suggest_categorical(f"width{i}", (1, 2, 3, 4, 5)) for i in range(3))
+    def candidate(self, trial):
+        names = [f"width{i}" for i in range(3)]
+        return Candidate(tuple(trial.suggest_categorical(name, (1, 2, 3, 4, 5)) for name in names))
 
-    def key(self, config):
-        return "-".join(map(str, config))
+    def key(self, candidate):
+        return "-".join(map(str, candidate.config))
 
-    def profile(self, config):
-        return {"key": self.key(config), "costs": [float(sum(config))]}
+    def profile(self, candidate):
+        return {"key": self.key(candidate), "costs": [float(sum(candidate.config))]}
 
-    def train(self, config, **_):
-        return {"quality": config[2] / 10, "curve": [], "stopped": False}
+    def train(self, candidate, **_):
+        return {"quality": candidate.config[2] / 10, "curve": [], "stopped": False}
 
     def forget(self):
         pass
@@ -256,14 +259,14 @@ def rounds(folder, controller: str, reward: str | None, score, trials: int = 12)
     for trial in study.trials:
         record = trial.user_attrs["profile"]
         if "duplicate_of" not in record and not objective.hopeless(record):
-            config = Towers().config(optuna.trial.FixedTrial(trial.params))
+            config = Towers().candidate(optuna.trial.FixedTrial(trial.params)).config
             part = (config, record, "evaluation" in trial.user_attrs)
             found.setdefault(trial.user_attrs["round"], []).append(part)
     return list(found.values())
 
 
-def last_width(config) -> float:
-    return float(config[2])
+def last_width(candidate) -> float:
+    return float(candidate.config[2])
 
 
 def test_without_an_opinion_of_the_controller_the_best_score_within_budget_is_trained(tmp_path):
@@ -280,7 +283,9 @@ def test_without_an_opinion_of_the_controller_the_best_score_within_budget_is_tr
 
 def test_a_controller_chooses_among_the_better_half(tmp_path):
     halves, not_best = 0, 0
-    for part in rounds(tmp_path, "surrogate", "absolute", lambda config: -last_width(config), 25):
+    for part in rounds(
+        tmp_path, "surrogate", "absolute", lambda candidate: -last_width(candidate), 25
+    ):
         fitting = [config for config, _, _ in part if sum(config) <= 9]
         (picked,) = [config for config, _, was_trained in part if was_trained]
         if len(fitting) > 1:

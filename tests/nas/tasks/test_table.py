@@ -1,13 +1,18 @@
 """Tabular benchmarks: reading, sampling, looking up, and the real loop over them."""
 
+import json
+
 import numpy as np
 import optuna
 import pytest
 
 from nas import pareto, registry
+from nas.cli.command_line import main
 from nas.searching import loop
 from nas.searching.journal import Worker
-from nas.searching.loop import Objective
+from nas.searching.objective import Objective
+from nas.searching.result import Study
+from nas.searching.table_evaluator import TableEvaluator
 from nas.tasks.table import load
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -22,7 +27,10 @@ def test_nasbench201(shared_data):
     trial = optuna.trial.FixedTrial(dict(best.choices))
     assert table.sample(trial) == best
     assert table.quality(best) == pytest.approx(0.7351, abs=1e-4)
-    assert len(table.costs(best)) == 2 and table.profile(best)["costs"] == list(table.costs(best))
+    assert len(table.costs(best)) == 2
+    candidate = TableEvaluator(table).candidate(trial)
+    record = TableEvaluator(table).profile(candidate)
+    assert candidate.config == best and record["costs"] == list(table.costs(best))
     assert dict(best.choices)["edge_0_1"] == "nor_conv_3x3"
 
 
@@ -30,9 +38,9 @@ def test_macro_observes_one_of_three_runs(shared_data):
     path = shared_data / "nas" / "nasbench_macro.npz"
     tables = [load(path, seed=seed) for seed in range(20)]
     config = tables[0].config_of(5000)
-    seen = {table.train(config)["quality"] for table in tables}
+    seen = {table.observed_quality(config) for table in tables}
     assert seen == set(tables[0].observed[5000])  # over seeds, every run; in one table, always one
-    assert tables[3].train(config) == tables[3].train(config)
+    assert tables[3].observed_quality(config) == tables[3].observed_quality(config)
     assert tables[0].quality(config) == pytest.approx(np.mean(sorted(seen)), abs=0.002)
     assert tables[0].quality(config, 1) in seen
 
@@ -46,13 +54,15 @@ def test_accel_snaps_to_the_nearest_row(shared_data):
     rng = np.random.default_rng(0)
     for _ in range(5):
         params = {name: rng.choice(places).item() for name, places in table.choices.items()}
-        snapped = table.sample(optuna.trial.FixedTrial(params))
+        candidate = TableEvaluator(table).candidate(optuna.trial.FixedTrial(params))
+        snapped = candidate.config
         differ = [
             sum(params[n] != value for n, value in table.config_of(row).choices)
             for row in range(len(table.codes))
         ]
         assert snapped.row == int(np.argmin(differ))
-        assert table.profile(snapped)["canonical"] == dict(snapped.choices)
+        record = TableEvaluator(table).profile(candidate)
+        assert record["canonical"] == dict(snapped.choices)
 
 
 @pytest.fixture
@@ -115,7 +125,7 @@ def test_the_search_loop_trains_no_network_twice(csv_file, tmp_path, controller)
     worker = Worker(tmp_path)
     loop.explore(
         study,
-        table,
+        TableEvaluator(table),
         objective,
         trials=6,
         worker=worker,
@@ -127,3 +137,33 @@ def test_the_search_loop_trains_no_network_twice(csv_file, tmp_path, controller)
     losses = np.column_stack([-table.observed[:, 0], table.known_costs[:, 0]])
     best = {tuple(trial.values) for trial in study.best_trials}  # copies of a network count once
     assert pareto.front(losses).sum() == len(best)
+
+
+def test_a_search_over_several_columns_needs_no_flag(csv_file, tmp_path, capsys):
+    """Budgets, objectives and the report follow the columns of the table."""
+    flags = ["search", "--task", f"table:{csv_file}", "--reward", "pareto", "--trials", "4"]
+    assert main([*flags, "--out", str(tmp_path), "--study", "s", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [target["spec"] for target in content["targets"]] == ["pixel_ms", "cost_mb"]
+    assert len(content["winner"]["costs"]) == 2
+    assert main(["show", str(tmp_path / "s")]) == 0
+    assert "pixel_ms" in capsys.readouterr().out
+    budgets = ["--budget-ms", "20", "--budget-ms", "min"]
+    assert main([*flags[:3], *budgets, "--trials", "3", "--out", str(tmp_path)]) == 0
+    assert main([*flags, "--out", str(tmp_path), "--study", "s", "--target", "cpu"]) == 2
+
+
+def test_named_columns_of_a_benchmark(shared_data, tmp_path, capsys):
+    table = shared_data / "nas" / "nasbench201_cifar100.npz"
+    flags = ["search", "--task", f"table:{table},cost=raspi4+1080ti_1", "--reward", "pareto"]
+    assert main([*flags, "--trials", "5", "--out", str(tmp_path), "--study", "s", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [target["spec"] for target in content["targets"]] == ["raspi4", "1080ti_1"]
+    found = Study.load(tmp_path / "s")
+    costs = [one.costs for one in found.front]
+    assert costs == sorted(costs) and all(len(one) == 2 for one in costs)
+    assert found.winner.number == content["winner"]["number"]
+    with pytest.raises(ValueError, match="no best.keras"):
+        found.winner.model  # noqa: B018
+    assert main(["export", str(tmp_path / "s")]) == 2
+    assert "no networks to export" in capsys.readouterr().err

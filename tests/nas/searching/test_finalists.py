@@ -15,7 +15,7 @@ from nas.files import network_files
 from nas.files.writers.written_file import CannotWrite
 from nas.networks import build
 from nas.searching import finalists
-from nas.searching.loop import Objective
+from nas.searching.objective import Objective
 from nas.searching.reward import Reward
 
 OBJECTIVE = Objective((1.0,), Reward("absolute", (1.0,)))
@@ -24,15 +24,19 @@ OBJECTIVE = Objective((1.0,), Reward("absolute", (1.0,)))
 def trained(keep, quality: float, cost: float):
     keras = backend.load()
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
-    keep(model, {"key": f"{quality}", "costs": [cost]}, {"quality": quality, "stopped": False})
+    keep(
+        lambda: model,
+        {"key": f"{quality}", "costs": [cost]},
+        {"quality": quality, "stopped": False},
+    )
 
 
 def test_the_best_so_far_is_kept_apart_from_what_was_handed_over(tmp_path):
     (tmp_path / "best.keras").write_text("the winner")
-    keep = finalists.BestSoFar(tmp_path, OBJECTIVE)
+    keep = finalists.BestSoFar(tmp_path, OBJECTIVE, network_files.save_model)
     for quality, cost, best in [(0.7, 0.9, 0.7), (0.9, 1.1, 0.7), (0.6, 0.5, 0.7), (0.8, 1, 0.8)]:
         trained(keep, quality, cost)
-        assert keep.read()["evaluation"]["quality"] == best
+        assert finalists.best_so_far(tmp_path)["evaluation"]["quality"] == best
     assert (tmp_path / "so_far.keras").stat().st_size > 1000
     assert (tmp_path / "best.keras").read_text() == "the winner"
 
@@ -44,7 +48,7 @@ def test_an_interrupted_search_keeps_a_retrained_winner(tmp_path):
         "baseline": {"quality": 0.5},
     }
     (tmp_path / "result.json").write_text(json.dumps(earlier))
-    found = finalists.hand_over_as_trained(tmp_path, optuna.create_study(), None, OBJECTIVE)
+    found = finalists.best_as_searched(tmp_path, optuna.create_study(), None, OBJECTIVE)
     assert found["winner"] == earlier["winner"] and found["baseline_quality"] == 0.5
 
 
