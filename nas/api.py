@@ -1,6 +1,9 @@
 """The door: functions that take objects and return results; `import nas` offers them lazily."""
 
+import functools
+import inspect
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,28 +26,39 @@ def open(source: Any) -> Any:
     """
     from nas.files.open_network import from_config, open_network
 
-    if not isinstance(source, str) or pathlib.Path(source).expanduser().exists():
-        backend.load()
-        return open_network(source)
-    named = registry.parse(source)
-    path = pathlib.Path(source)
+    if _is_name(source):
+        return from_config(*_config_and_weights(source))
+    backend.load()
+    return open_network(source)
+
+
+def _is_name(source: Any) -> bool:
+    """Whether this is a name of the catalog rather than a network or the path of one."""
+    return isinstance(source, str) and not pathlib.Path(source).expanduser().exists()
+
+
+def _config_and_weights(text: str) -> tuple[Any, Any]:
+    """The Config of `family[:variant][,field=value...]`, and the file that `weights` names."""
+    from nas.files.open_network import open_network
+
+    named = registry.parse(text)
     names = registry.listing("family")
-    if named.name not in names and (path.suffix or "/" in source) and ".py" not in source:
-        return open_network(source)  # which says that there is no such file
+    if named.name not in names and (pathlib.Path(text).suffix or "/" in text) and ".py" not in text:
+        open_network(text)  # which says that there is no such file
     registry.known("family", named.name)
     backend.load()
     options = dict(named.options)
     weights = options.pop("weights", None)
     bare = registry.Spec(named.name, named.value, tuple(options.items()), named.attribute)
-    _, config = registry.network(str(bare))
-    return from_config(config, weights)
+    return registry.network(str(bare))[1], weights
 
 
 def train(network: Any, task: Any, **options: Any) -> Any:
     """Train a network on a task: a `nas.Trained`.
 
-    network: the Config of a family (a new network), a `keras.Model` (trained in place), the path
-        of one, or an opened `nas.Network`.
+    network: the Config of a family or its name, such as "mnasnet:tiny" (a new network, of the
+        task's input shape and classes), a `keras.Model` (trained in place), the path of one, or an
+        opened `nas.Network`.
     task: a `nas.Task`, or arrays (x, y) as `nas.compress` takes them.
     options: epochs, minutes, recipe (a `nas.Recipe`), seed, start, mixed_precision, out,
         on_event; see `nas.training.journey.train`.
@@ -59,7 +73,10 @@ def train(network: Any, task: Any, **options: Any) -> Any:
     from nas.data import task_of
     from nas.training import journey
 
-    if isinstance(network, (str, pathlib.Path)):
+    if _is_name(network):
+        config, weights = _config_and_weights(network)
+        network = config if weights is None else open(network)
+    elif isinstance(network, (str, pathlib.Path)):
         network = open(network)
     return journey.train(network, task_of(task), **options)
 
@@ -125,3 +142,187 @@ def profile(networks: Any, targets: Any, **options: Any) -> Any:
         found += timed.profiles
         failures += timed.failures
     return Profiles(found, failures)
+
+
+def search(
+    space: Any,
+    task: Any = None,
+    target: Any = None,
+    *,
+    budget_ms: Any = None,
+    trials: int | None = None,
+    minutes: float | None = None,
+    out: str | pathlib.Path | None = None,
+    baseline: Any = None,
+    methods: Sequence[Sequence[Any]] = (),
+    controller: Any = None,
+    evaluator: Any = None,
+    finalists: int = 3,
+    storage: str | None = None,
+    prove: bool = False,
+    on_event: Any = None,
+    **settings: Any,
+) -> Any:
+    """Find a network that is as good as it can be within a latency budget: a `nas.Study`.
+
+    space: a function of an Optuna trial that returns the Config of a family; or a table
+        (`nas.tasks.table.load`), which is its own space, task and target.
+    task: a `nas.Task`, or arrays (x, y), of which a fifth judges.
+    target: a target such as `latency.cpu.CPU(threads=1)`, or several.
+    budget_ms: milliseconds, one for each target, "min" for as fast as possible; None: 0.8 of what
+        `baseline`, a Config, takes.
+    trials: networks to train (16). minutes: for all of it (4 unless there are trials).
+    out: the folder of the study; the same call again resumes it. None: one below runs/.
+    methods: for each compression choice the methods to choose from, None for none of them:
+        [[PTQ(bits=8), None], [PruneChannels(0.25), None]].
+    controller: an Optuna sampler or its class; None: `nas.controllers.surrogate.Surrogate`.
+    evaluator: `nas.supernets.one_shot.OneShot()` judges candidates with shared weights; None trains
+        each. finalists: how many of the best are trained for longer.
+    settings: fields of `nas.searching.study.Settings`: reward, beta, epochs, seed, max_params,
+        max_macs, max_bytes, profiles, filter.
+
+    Raises `ValueError` where the parts do not fit. Ctrl-C hands over the best network so far.
+
+    >>> from nas.tasks import table
+    >>> study = search(table.load("nasbench201_cifar100.npz"), budget_ms=5)  # doctest: +SKIP
+    >>> study.winner.quality, study.front  # doctest: +SKIP
+    """
+    backend.load()
+    from nas.data import task_of
+    from nas.events import ignore
+    from nas.profiling.journey import named
+    from nas.searching import journey
+    from nas.searching.candidate import NONE
+    from nas.searching.parts import Parts
+    from nas.searching.study import Settings
+    from nas.tasks.table import Table
+
+    controller, controller_name = _controller(controller)
+    if isinstance(space, Table):
+        parts = Parts(table=space, controller=controller)
+        names = {"space": "table", "task": f"table {space.name}", "targets": space.cost_names}
+    else:
+        task, targets = task_of(task), named(target)
+        alternatives = tuple(
+            {NONE if method is None else repr(method): method for method in choice}
+            for choice in methods
+        )
+        parts = Parts(
+            controller=controller,
+            task=task,
+            sample=space,
+            baseline=baseline,
+            targets=tuple(targets.values()),
+            device=registry.target,
+            alternatives=alternatives,
+            one_shot=evaluator,
+        )
+        names = {
+            "space": _name(space),
+            "task": task.recipe,
+            "targets": tuple(targets),
+            "methods": tuple("|".join(choice) for choice in alternatives),
+            "evaluator": "train" if evaluator is None else repr(evaluator),
+        }
+    budgets = (
+        budget_ms if budget_ms is None or isinstance(budget_ms, (list, tuple)) else [budget_ms]
+    )
+    described = Settings(**names, budgets_ms=budgets, controller=controller_name, **settings)
+    folder = (
+        pathlib.Path("runs", re.sub(r"[^\w.-]+", "_", described.name())) if out is None else out
+    )
+    return journey.search(
+        parts,
+        described,
+        pathlib.Path(folder),
+        trials=trials,
+        minutes=minutes,
+        most_finalists=finalists,
+        storage=storage,
+        by_name=False,
+        prove=prove,
+        on_event=on_event or ignore,
+    )
+
+
+def scale(
+    base: Any,
+    budgets_ms: Sequence[float],
+    task: Any,
+    target: Any,
+    *,
+    out: str | pathlib.Path = "family",
+    controller: Any = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    on_event: Any = None,
+    **options: Any,
+) -> Any:
+    """From one network to a family that lands on latency budgets: a `nas.Family`.
+
+    base: the Config of a family that can be scaled, such as `study.winner.config`.
+    budgets_ms: milliseconds of `target`, a network for each.
+    task: a `nas.Task` of images, which are resized; or a function of the size in pixels that loads
+        one, such as `nas.tasks.digits.load`.
+    out: the folder of the family; the same call again resumes it.
+    options: pixels, trials, minutes, most_finalists, seeds; see `nas.scaling.journey.scale`.
+
+    Raises `ValueError` where the base cannot be scaled or the task has no images.
+    """
+    backend.load()
+    from nas.events import ignore
+    from nas.scaling import journey
+    from nas.searching.study import Settings
+    from nas.tasks.task import resized
+
+    task_at = task if callable(task) else functools.partial(resized, task)
+    pixels = options.pop("pixels", None) or base.input_shape[0]
+    task = task_at(pixels) if callable(task) else task
+    controller, controller_name = _controller(controller)
+    settings = Settings(
+        space=f"scaling:{base!r}",
+        task=task.recipe,
+        targets=(repr(target),),
+        budgets_ms=(min(budgets_ms),),
+        controller=controller_name,
+        epochs=epochs,
+        seed=seed,
+    )
+    return journey.scale(
+        base,
+        task,
+        target,
+        budgets_ms,
+        pathlib.Path(out),
+        settings=settings,
+        task_at=task_at,
+        controller=controller,
+        pixels=pixels,
+        device=registry.target,
+        on_event=on_event or ignore,
+        **options,
+    )
+
+
+def _controller(controller: Any) -> tuple[Any, str]:
+    """A function that makes the sampler of what it is told, and its name."""
+    if controller is None:
+        from nas.controllers.surrogate import Surrogate
+
+        controller = Surrogate
+    if not isinstance(controller, type):
+        return lambda **_: controller, type(controller).__name__.lower()
+    accepted = inspect.signature(controller).parameters
+
+    def make(**told: Any) -> Any:
+        return controller(**{name: value for name, value in told.items() if name in accepted})
+
+    return make, controller.__name__.lower()
+
+
+def _name(function: Any) -> str:
+    """What a function of the user's is called in the records of a study."""
+    if isinstance(function, functools.partial):
+        options = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in function.keywords.items())]
+        return f"{_name(function.func)}({', '.join(options)})"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

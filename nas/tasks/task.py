@@ -8,27 +8,83 @@ from typing import Any
 import numpy as np
 
 Tree = np.ndarray | dict[str, np.ndarray]  # arrays that share their first axis, the examples
+Loss = Callable[[Any, Any], Any]  # (outputs, targets) -> losses (batch,)
+Score = Callable[[Any, Any], np.ndarray]  # (inputs, targets) -> scores (batch,) or (batch, ...)
+Scorer = Callable[[Any, Callable[[Any], Any]], Score]  # (model, predict) -> Score
+
+LEAST = 1e-7  # of a probability, before its logarithm: keras.config.epsilon()
 
 
-def classification(outputs, labels):
-    """Cross-entropy (batch,) of logits (batch, classes) and integer labels (batch,)."""
-    import keras
+def classification(outputs: Any, labels: Any) -> Any:
+    """Cross-entropy (batch,) of integer labels (batch,): the default loss.
 
-    return keras.ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+    outputs: logits (batch, classes), or probabilities: rows of a network that ends in softmax are
+        taken for what they are (`are_probabilities`), and never put through another softmax.
+
+    Raises `ValueError` where there are no labels.
+
+    >>> logits, labels = np.array([[2.0, -1.0, 0.5]]), np.array([0])
+    >>> probabilities = np.exp(logits) / np.exp(logits).sum()
+    >>> [round(float(classification(each, labels)[0]), 4) for each in (logits, probabilities)]
+    [0.2413, 0.2413]
+    """
+    from keras import ops
+
+    _check_labels(labels)
+    logarithms = ops.log(ops.maximum(outputs, LEAST))
+    logits = ops.where(are_probabilities(outputs), logarithms, outputs)
+    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
 
 
-def accuracy(model, predict: Callable[[Tree], Tree]) -> Callable[[Tree, Tree], np.ndarray]:
-    """The scorer of classification: 1 where the largest logit is the label's, else 0."""
-    return lambda inputs, labels: np.argmax(predict(inputs), -1) == labels
+def are_probabilities(outputs: Any) -> Any:
+    """Whether all rows (batch, classes) are probabilities: none below 0, each with the sum 1.
+
+    A boolean tensor of the Keras backend, so that a compiled step can decide by it.
+
+    >>> bool(are_probabilities(np.array([[0.25, 0.75]]))), bool(are_probabilities(np.eye(2) - 0.5))
+    (True, False)
+    """
+    from keras import ops
+
+    sums = ops.sum(outputs, -1)
+    return ops.all(outputs >= 0) & ops.all(ops.abs(sums - 1) < 1e-2)  # 1e-2: bfloat16 rounds
+
+
+def accuracy(model: Any, predict: Callable[[Any], Any]) -> Score:
+    """The scorer of classification: 1 where the largest output is the label's, else 0.
+
+    >>> score = accuracy(None, lambda inputs: np.array([[0.1, 0.9], [0.8, 0.2]]))
+    >>> score(None, np.array([1, 1]))
+    array([ True, False])
+    """
+
+    def score(inputs: Any, labels: Any) -> np.ndarray:
+        _check_labels(labels)
+        return np.argmax(predict(inputs), -1) == labels
+
+    return score
+
+
+def _check_labels(labels: Any) -> None:
+    if labels is None:
+        raise ValueError("there are no labels (y): such examples serve to calibrate only")
 
 
 def mean(scores: np.ndarray) -> float:
-    """The average of scores that are shares, such as accuracies."""
+    """The average of scores that are shares, such as accuracies.
+
+    >>> mean(np.array([True, False, True, True]))
+    0.75
+    """
     return float(np.mean(scores))
 
 
 def geometric_mean(scores: np.ndarray) -> float:
-    """The average of scores that are likelihoods: exp of their mean logarithm."""
+    """The average of scores that are likelihoods: exp of their mean logarithm.
+
+    >>> round(geometric_mean(np.array([0.1, 0.4])), 6)
+    0.2
+    """
     return float(np.exp(np.mean(np.log(np.maximum(scores, np.finfo(np.float64).tiny)))))
 
 
@@ -40,21 +96,26 @@ class Task:
     >>> Task(train=(x, y), valid=(x, y)).fields
     {'input_shape': (8, 8, 1), 'classes': 3}
 
-    `train` and `valid` are pairs (inputs, targets), each an array (count, ...) or a dict of such:
-    float32, integers, or uint8 pixels of which the network sees x / 255 (`pixels`).
-    `fields` are what the data decides of a family's Config, e.g. input_shape and classes.
-    `loss(outputs, targets)` gives losses (batch,), in `keras.ops`, to be minimized on average.
-    `scorer(model, predict)` gives a function (inputs, targets) -> scores (batch,) from 0 to 1, or
-    rows of numbers (batch, ...), of which `average` makes the quality, from those of all examples;
-    `predict(inputs)` runs the network on a batch, `model` is there for what needs parts of it.
-    `metric` is the score's name.
-    Of arrays `fields` and `recipe` need not be given: the former are input_shape and, of integer
-    labels, classes; the latter a hash of the data. Targets are None where nothing can be judged.
-    `training` are the fields of nas.training.recipe.Recipe in which this task differs, and
-    "epochs".
-    `augment(inputs, targets, generator)` gives a changed batch of training data, before `pixels`.
-    `recipe` says what the numbers depend on (data, preprocessing, split): equal recipes,
-    comparable qualities. `files` go beside a trained network: name suffix -> content (a tokenizer).
+    train, valid: pairs (inputs, targets), each an array (count, ...) or a dict of arrays: float32,
+        integers, or uint8 pixels, of which the network sees x / 255 (`pixels`). Targets are None
+        where nothing can be trained or judged.
+    name: of the data, for messages and records.
+    fields: what the data decides of a family's Config; of arrays input_shape and, of integer
+        labels, classes, unless given.
+    recipe: what the numbers depend on (data, preprocessing, split): equal recipes, comparable
+        qualities; a hash of the data unless given.
+    loss: (outputs, targets) -> losses (batch,) in `keras.ops`, minimized on average. The default
+        takes logits or probabilities, so a network may end in softmax (`classification`).
+    scorer: (model, predict) -> a function (inputs, targets) -> scores (batch,) from 0 to 1, or rows
+        of numbers (batch, ...). `predict(inputs)` runs the network on a batch; `model` is there
+        for scorers that need a part of it.
+    average: the quality, 0 to 1, of the scores of all examples. metric: its name.
+    training: the fields of `nas.Recipe` in which this task differs, and "epochs".
+    augment: (inputs, targets, generator) -> both, changed: a batch of training data before
+        `pixels`; `generator` is a `np.random.Generator`.
+    files: to be left beside a trained network: suffix -> content (a tokenizer).
+
+    Raises `ValueError` where inputs and targets do not have equally many examples.
     """
 
     train: tuple[Tree, Any]
@@ -62,19 +123,21 @@ class Task:
     name: str = "data"
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipe: str = ""
-    loss: Callable[[Any, Any], Any] = classification
-    scorer: Callable[[Any, Callable], Callable[[Tree, Tree], np.ndarray]] = accuracy
+    loss: Loss = classification
+    scorer: Scorer = accuracy
     average: Callable[[np.ndarray], float] = mean
     metric: str = "accuracy"
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    augment: Callable[[Tree, Tree, np.random.Generator], tuple[Tree, Tree]] | None = None
+    augment: Callable[..., tuple[Any, Any]] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part in ("train", "valid"):
             pair = getattr(self, part)
             if not isinstance(pair, tuple) or len(pair) != 2:
-                raise ValueError(f"{part}: expected a pair (inputs, targets), got {type(pair)}")
+                raise ValueError(
+                    f"{part} is a {type(pair).__name__}; expected a pair (inputs, targets)"
+                )
             sizes = {len(array) for tree in pair if tree is not None for array in _leaves(tree)}
             if len(sizes) > 1:
                 raise ValueError(f"{part}: inputs and targets have {sorted(sizes)} examples")
@@ -96,6 +159,7 @@ class Task:
 
     @property
     def classes(self) -> int:
+        """Of a classification: how many there are."""
         return self.fields["classes"]
 
 
@@ -117,7 +181,11 @@ def _fields(train: tuple[Any, Any], valid: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def pixels(inputs: np.ndarray) -> np.ndarray:
-    """Inputs as a network sees them: float32, and uint8 pixels divided by 255."""
+    """Inputs as a network sees them: float32, and uint8 pixels divided by 255.
+
+    >>> pixels(np.array([0, 255], np.uint8))
+    array([0., 1.], dtype=float32)
+    """
     if inputs.dtype == np.uint8:
         return inputs.astype(np.float32) / np.float32(255)
     return inputs.astype(np.float32, copy=False)
@@ -127,6 +195,9 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     """Bilinear resize of (count, height, width, channels) to `size` x `size`, float32.
 
     Half-pixel centres; the filter widens when shrinking, as in PIL and `jax.image.resize`.
+
+    >>> resize(np.arange(4.0).reshape(1, 2, 2, 1), 1).item()
+    1.5
     """
     rows = _interpolation(images.shape[1], size)
     columns = _interpolation(images.shape[2], size)
@@ -136,6 +207,23 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
         part = np.einsum("rh,nhwc->nrwc", rows, part, optimize=True)
         small[start : start + 1024] = np.einsum("sw,nrwc->nrsc", columns, part, optimize=True)
     return small
+
+
+def resized(task: Task, size: int) -> Task:
+    """A task of images at another size, `size` x `size`, its values as networks see them (0..1)."""
+    if task.input_shape[:2] == (size, size):
+        return task
+    parts = [
+        (resize(pixels(inputs), size), targets) for inputs, targets in (task.train, task.valid)
+    ]
+    shape = (size, size, task.input_shape[2])
+    return dataclasses.replace(
+        task,
+        train=parts[0],
+        valid=parts[1],
+        fields=task.fields | {"input_shape": shape},
+        recipe=f"{task.recipe} resized to {size}",
+    )
 
 
 def _interpolation(length: int, size: int) -> np.ndarray:
@@ -148,7 +236,11 @@ def _interpolation(length: int, size: int) -> np.ndarray:
 
 
 def split(labels: np.ndarray, valid: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (train, valid): the share `valid` of every class, drawn from `seed`."""
+    """Sorted indices (train, valid): the share `valid` of every class, drawn from `seed`.
+
+    >>> [len(part) for part in split(np.arange(50) % 5, valid=0.2, seed=0)]
+    [40, 10]
+    """
     generator = np.random.default_rng(seed)
     held_out = []
     for label in np.unique(labels):
@@ -168,8 +260,12 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:12]
 
 
-def whole(name: str, value, least: int) -> int:
-    """`value` if it is a whole number >= `least`, else ValueError naming the option."""
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value`; `ValueError` that names the option unless it is a whole number >= `least`.
+
+    >>> whole_number("size", 28, least=8)
+    28
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}={value!r}; expected a whole number >= {least}")
     return value
