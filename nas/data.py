@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
-from nas.tasks.task import Task, Tree, split
+from nas.tasks.task import Task, split
 
 VALID = 0.2  # the share of labelled examples that judges, where no others are given
 EXPECTED = (
@@ -43,7 +43,7 @@ def task_of(data: Any, valid: Any = None) -> Task:
     return Task(train=parts[0], valid=parts[1])
 
 
-def _pair(data: Any) -> tuple[Tree, Any]:
+def _pair(data: Any) -> tuple[Any, Any]:
     """Inputs, and labels or None, as arrays."""
     if isinstance(data, tuple):
         if len(data) not in (1, 2):
@@ -61,7 +61,7 @@ def _pair(data: Any) -> tuple[Tree, Any]:
     inputs = [one for one, _ in pairs]
     first = inputs[0]
     if isinstance(first, dict):
-        joined: Tree = {name: np.concatenate([one[name] for one in inputs]) for name in first}
+        joined: Any = {name: np.concatenate([one[name] for one in inputs]) for name in first}
     else:
         joined = np.concatenate(inputs)
     return joined, np.concatenate(labels) if labels else None
@@ -76,7 +76,7 @@ def _batches(data: Any) -> Iterable[Any]:
     raise ValueError(f"data is a {type(data).__name__}; {EXPECTED}")
 
 
-def _arrays(inputs: Any) -> Tree:
+def _arrays(inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return {name: np.asarray(value) for name, value in inputs.items()}
     return np.asarray(inputs)

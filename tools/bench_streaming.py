@@ -85,7 +85,7 @@ def clips(config, task, arguments) -> tuple[np.ndarray, np.ndarray, list[str]]:
     chosen = np.linspace(0, len(parts) - 1, min(arguments.clips, len(parts))).astype(int)
     audio = np.zeros((len(chosen), config.frames * hop), np.float32)
     for row, clip in zip(audio, chosen, strict=True):
-        sound = parts[clip][: (config.frames - fsdd.QUIET) * hop]
+        sound = parts[clip][: (config.frames - fsdd.SILENT) * hop]
         row[: len(sound)] = sound / np.float32(32768)
     _, targets = task.valid
     said = [fsdd.text(targets["labels"][clip], arguments.units) for clip in chosen]

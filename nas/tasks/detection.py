@@ -9,11 +9,12 @@ import io
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from nas.tasks.scoring import average_precision
-from nas.tasks.task import Task, fingerprint, whole
+from nas.tasks.task import Score, Task, fingerprint, whole_number
 
 SPLITS = ("train", "val", "test")
 NO_OBJECT = -1.0  # the class of rows that only fill up
@@ -46,9 +47,13 @@ def load(path: str = "bccd", size: int = 320, test: bool = False, augmented: boo
     training images are mirrored, scaled, moved and lit otherwise, with their boxes.
 
     The quality is COCO's mean average precision (`nas.tasks.scoring.average_precision`), of
-    overlaps .5 to .95; the loss, of anchors, is `families.objectives.detection.loss`.
+    overlaps .5 to .95; the loss, of anchors, is `families.objectives.detection.loss`. Raises
+    `ValueError` where the file is missing or damaged.
+
+    >>> load("bccd", size=320).classes  # doctest: +SKIP
+    3
     """
-    whole("size", size, 8)
+    whole_number("size", size, 8)
     for name, value in (("test", test), ("augmented", augmented)):
         if not isinstance(value, bool):
             raise ValueError(f"{name}={value!r}; expected True or False")
@@ -70,7 +75,7 @@ def load(path: str = "bccd", size: int = 320, test: bool = False, augmented: boo
             images[position, : scaled.shape[0], : scaled.shape[1]] = scaled
             ours = data["boxes"][owners == index, 1:]
             number[position] = len(ours)
-            boxes[position, : len(ours)] = ours * np.float32([1, *factors, *factors])
+            boxes[position, : len(ours)] = ours * np.array([1, *factors, *factors], np.float32)
         parts.append((images, {"boxes": boxes, "number": number}))
     train, held = parts
     source = fingerprint(data["jpeg"], data["boxes"])
@@ -86,11 +91,11 @@ def load(path: str = "bccd", size: int = 320, test: bool = False, augmented: boo
         average=mean_precision,
         metric="mean average precision",
         training=TRAINING,
-        augment=moved if augmented else None,
+        augment=transformed if augmented else None,
     )
 
 
-def loss(outputs, targets):
+def loss(outputs: Any, targets: Any) -> Any:
     """Losses (batch,) of a network that gives logits, codes and anchors; ValueError of others."""
     from families.objectives import detection  # imports Keras
 
@@ -104,7 +109,7 @@ def loss(outputs, targets):
     return detection.loss(outputs, targets)
 
 
-def scorer(model, predict):
+def scorer(model: Any, predict: Callable[[Any], Any]) -> Score:
     """(inputs, targets) -> rows (batch, n, 7) for `mean_precision`: what is there, what is found.
 
     Of a network in training, or of one that gives boxes, scores and classes by itself.
@@ -112,7 +117,7 @@ def scorer(model, predict):
     average_precision.evaluator()  # said before the training, not after its first epoch
     found = _compiled(_found)
 
-    def score(inputs, targets):
+    def score(inputs: Any, targets: Any) -> np.ndarray:
         outputs = predict(inputs)
         if "anchors" in outputs:
             outputs = found(
@@ -130,7 +135,7 @@ def mean_precision(rows: np.ndarray) -> float:
     return average_precision.precision(rows).mean
 
 
-def _found(logits, codes, anchors, shape: tuple[int, ...]) -> dict:
+def _found(logits: Any, codes: Any, anchors: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """The objects among all anchors: the function that the deployed network ends with."""
     from keras import ops
 
@@ -139,7 +144,7 @@ def _found(logits, codes, anchors, shape: tuple[int, ...]) -> dict:
     return boxes.found(ops.convert_to_tensor(logits), ops.convert_to_tensor(codes), anchors, shape)
 
 
-def _compiled(function: Callable) -> Callable:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of arrays and a shape as one graph: its loop would run step by step."""
     import keras
 
@@ -154,7 +159,9 @@ def _compiled(function: Callable) -> Callable:
     return function
 
 
-def moved(images: np.ndarray, targets: dict, generator: np.random.Generator) -> tuple:
+def transformed(
+    images: np.ndarray, targets: dict[str, np.ndarray], generator: np.random.Generator
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Images (batch, size, size, 3) uint8 and their boxes, each mirrored, scaled, moved and lit.
 
     The boxes of what is hardly to be seen any more are left out.
@@ -173,7 +180,13 @@ def moved(images: np.ndarray, targets: dict, generator: np.random.Generator) -> 
     return new, {"boxes": tables, "number": number}
 
 
-def _drawn(image: np.ndarray, scale: float, shift, mirrored, light) -> np.ndarray:
+def _drawn(
+    image: np.ndarray,
+    scale: float,
+    shift: np.ndarray,
+    mirrored: np.ndarray,
+    light: np.ndarray,
+) -> np.ndarray:
     """The image at scale * (x or size - x) + shift; what comes from outside is black."""
     from PIL import Image
 
@@ -188,7 +201,9 @@ def _drawn(image: np.ndarray, scale: float, shift, mirrored, light) -> np.ndarra
     return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
 
 
-def _moved_boxes(table: np.ndarray, size: int, scale: float, shift, mirrored) -> np.ndarray:
+def _moved_boxes(
+    table: np.ndarray, size: int, scale: float, shift: np.ndarray, mirrored: np.ndarray
+) -> np.ndarray:
     """The rows (class, x0, y0, x1, y1) that are still there."""
     table = table[table[:, 0] != NO_OBJECT]
     corners = table[:, 1:].reshape(-1, 2, 2)  # (boxes, corners, x and y)

@@ -5,7 +5,7 @@ Alpaydin and Kaynak, "Cascading Classifiers", Kybernetika 34(4), 1998 (UCI ML re
 
 import numpy as np
 
-from nas.tasks.task import Task, resize, split, whole
+from nas.tasks.task import Task, resize, split, whole_number
 
 VALID = 0.2  # 360 images: one image is 0.28 points of accuracy
 PEAK = 16.0  # the brightest pixel of the data set
@@ -19,7 +19,7 @@ def load(size: int = 32, seed: int = 0) -> Task:
     >>> load(size=16).input_shape
     (16, 16, 1)
     """
-    whole("size", size, 8)
+    whole_number("size", size, 8)
     from sklearn.datasets import load_digits
 
     data = load_digits()

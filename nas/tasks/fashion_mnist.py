@@ -10,8 +10,8 @@ import pathlib
 
 import numpy as np
 
-from nas.tasks.npz import shifted
-from nas.tasks.task import Task, fingerprint, resize, split, whole
+from nas.tasks.npz import mirror_and_shift
+from nas.tasks.task import Task, fingerprint, resize, split, whole_number
 
 VALID = 1 / 6  # 10,000 of the 60,000, as many as the test set has
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
@@ -29,13 +29,17 @@ def load(
     `limit` keeps that many images before the split, drawn from `seed`. `augmented` training images
     are mirrored and shifted by up to an eighth. The data comes from `path`
     (an .npz with x_train and y_train), else from Keras' cache, else from the folder NAS_DATA
-    (images/fashion_mnist*.npz), else from the network through `keras.datasets`.
+    (images/fashion_mnist*.npz), else from the network through `keras.datasets`. Raises `ValueError`
+    where none of them has it.
+
+    >>> load(size=32, limit=1000).train[0].shape  # doctest: +SKIP
+    (833, 32, 32, 1)
     """
-    whole("size", size, 8)
+    whole_number("size", size, 8)
     if augmented not in (True, False):
         raise ValueError(f"fashion_mnist: augmented={augmented!r}; expected true or false")
     images, labels = _read(path)
-    if limit is not None and whole("limit", limit, 100) < len(labels):
+    if limit is not None and whole_number("limit", limit, 100) < len(labels):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(labels))[:limit])
         images, labels = images[chosen], labels[chosen]
     source = fingerprint(images, labels)
@@ -51,7 +55,7 @@ def load(
         fields={"input_shape": (size, size, 1), "classes": 10},
         recipe=f"fashion_mnist data={source} size={size} valid={VALID:.4f} seed={seed}"
         + (" augmented" if augmented else ""),
-        augment=shifted if augmented else None,
+        augment=mirror_and_shift if augmented else None,
     )
 
 
@@ -69,7 +73,11 @@ def _read(path: str | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def home() -> pathlib.Path:
-    """Where `keras.datasets` keeps this data set."""
+    """The folder in which `keras.datasets` keeps this data set.
+
+    >>> home().name
+    'fashion-mnist'
+    """
     keras_home = os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras")
     return pathlib.Path(keras_home, "datasets", "fashion-mnist")
 

@@ -7,14 +7,16 @@ Takes 0-4 of every speaker and digit, the usual test split, validate; the others
 import functools
 import os
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from nas.tasks.task import Task, fingerprint, whole
+from nas.tasks.task import Score, Task, fingerprint, whole_number
 
 RATE, HOP_MS, WINDOW_MS = 8000, 10, 25
 VALID_TAKES = 5
-QUIET = 16  # frames of silence with every clip: a network that only looks back needs them to end
+SILENT = 16  # frames of silence with every clip: a network that only looks back needs them to end
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 UNITS = {"digits": "0123456789", "letters": "efghinorstuvwxz"}  # label i + 1 is character i
 OBJECTIVES = ("transducer", "ctc")
@@ -49,15 +51,19 @@ def load(
     stretched, made louder or noisier, and masked.
 
     The score is the share of strings that are right as a whole; of several digits, 1 - edit
-    distance / digits. The data comes from `path`, else from NAS_DATA (speech/fsdd.npz).
+    distance / digits. The data comes from `path`, else from NAS_DATA (speech/fsdd.npz): raises
+    `ValueError` where there is none.
+
+    >>> load("ctc", units="letters").fields["vocabulary"]  # doctest: +SKIP
+    16
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r}; expected one of {', '.join(OBJECTIVES)}")
     if units not in UNITS:
         raise ValueError(f"units={units!r}; expected one of {', '.join(UNITS)}")
-    whole("strings", strings, 1)
-    whole("mels", mels, 4)
-    frames = 96 * strings + QUIET if frames is None else whole("frames", frames, 2 * QUIET)
+    whole_number("strings", strings, 1)
+    whole_number("mels", mels, 4)
+    frames = 96 * strings + SILENT if frames is None else whole_number("frames", frames, 2 * SILENT)
     clips = _read(path)
     held = clips["take"] < VALID_TAKES
     parts, longest = {}, 0
@@ -68,7 +74,7 @@ def load(
         longest = max(longest, *map(len, labels))
         parts[name] = (audio, counts, labels)
     mels_of = {name: log_mels(audio, mels) for name, (audio, *_) in parts.items()}
-    real = np.arange(frames) < parts["train"][1][:, None] - QUIET
+    real = np.arange(frames) < parts["train"][1][:, None] - SILENT
     mean, deviation = (float(f(mels_of["train"][real])) for f in (np.mean, np.std))
     made = {}
     for name, (_, counts, labels) in parts.items():
@@ -111,7 +117,7 @@ def load(
     )
 
 
-def text(labels, units: str = "digits") -> str:
+def text(labels: Sequence[int] | np.ndarray, units: str = "digits") -> str:
     """Labels as text; padding and blanks, 0, are left out.
 
     >>> text([8, 2, 0]), text([9, 7, 14, 2, 12, 0], "letters")
@@ -138,18 +144,22 @@ def log_mels(audio: np.ndarray, mels: int) -> np.ndarray:
 
 
 def augment(
-    inputs: dict, targets: dict, generator: np.random.Generator, *, silence: float
-) -> tuple[dict, dict]:
+    inputs: dict[str, np.ndarray],
+    targets: dict[str, np.ndarray],
+    generator: np.random.Generator,
+    *,
+    silence: float,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Training features as they might have been; all else stays.
 
-    Stretched by up to 15 %, begun up to QUIET frames later, shifted by up to one mel, louder or
+    Stretched by up to 15 %, begun up to SILENT frames later, shifted by up to one mel, louder or
     softer, with noise; then two masks over mels and one over frames (SpecAugment, arXiv 1904.08779,
     sizes for clips of half a second). `silence` is the normalized value of digital silence.
     """
     features, counts = inputs["features"], inputs["frames"]
     batch, frames, mels = features.shape
     rows = np.arange(batch)[:, None]
-    speech = counts - QUIET
+    speech = counts - SILENT
     rate = generator.uniform(0.87, 1.15, batch)
     length = np.minimum(np.rint(speech * rate), counts).astype(int)
     start = generator.integers(0, counts - length + 1)
@@ -184,7 +194,7 @@ def augment(
     return inputs | {"features": x.astype(np.float32)}, targets
 
 
-def _transducer(frames: int, fastemit: float, logits, targets):
+def _transducer(frames: int, fastemit: float, logits: Any, targets: Any) -> Any:
     """Losses (batch,) of logits (batch, T, U + 1, V), whose T frames were made of `frames`."""
     import keras
 
@@ -194,7 +204,7 @@ def _transducer(frames: int, fastemit: float, logits, targets):
     return transducer_loss(logits, targets["labels"], lengths, targets["label_lengths"], fastemit)
 
 
-def _ctc(frames: int, logits, targets):
+def _ctc(frames: int, logits: Any, targets: Any) -> Any:
     """Losses (batch,) of logits (batch, T, V), whose T frames were made of `frames`."""
     import keras
 
@@ -209,11 +219,18 @@ def _ratio(frames: int, encoded: int) -> int:
     return round(frames / encoded)
 
 
-def _scorer(objective: str, units: str, frames: int, strings: int, model, predict):
+def _scorer(
+    objective: str,
+    units: str,
+    frames: int,
+    strings: int,
+    model: Any,
+    predict: Callable[[Any], Any],
+) -> Score:
     """A function (inputs, targets) -> scores (batch,) of what greedy search finds."""
     from families.objectives import decoding
 
-    def scores(inputs, targets):
+    def scores(inputs: Any, targets: Any) -> np.ndarray:
         if objective == "ctc":
             logits = predict(inputs)
             lengths = -(-targets["frames"] // _ratio(frames, logits.shape[1]))
@@ -231,7 +248,11 @@ def _scorer(objective: str, units: str, frames: int, strings: int, model, predic
 
 
 def score(found: str, expected: str, strings: int = 1) -> float:
-    """1 for the same text; of several digits what is right of them, letters being whole words."""
+    """1 for the same text; of several digits what is right of them, letters being whole words.
+
+    >>> score("71", "71"), score("71", "72", strings=2)
+    (1.0, 0.5)
+    """
     if strings == 1:
         return float(found == expected)
     from families.objectives import decoding
@@ -250,16 +271,17 @@ def _words(said: str) -> list[str]:
     return words
 
 
-def _labels(digits, units: str) -> list[int]:
+def _labels(digits: Sequence[int], units: str) -> list[int]:
     said = [str(d) if units == "digits" else WORDS[d] for d in digits]
     return [UNITS[units].index(character) + 1 for character in "".join(said)]
 
 
-def _groups(speakers, clips, strings: int, seed: int) -> list[np.ndarray]:
+def _groups(speakers: np.ndarray, clips: np.ndarray, strings: int, seed: int) -> list[np.ndarray]:
     """Every clip once, with others of its speaker: 1 to `strings` in a group."""
     if strings == 1:
         return [np.array([clip]) for clip in clips]
-    generator, groups = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    groups: list[np.ndarray] = []
     for speaker in np.unique(speakers):
         left = generator.permutation(clips[speakers[clips] == speaker])
         while len(left):
@@ -269,19 +291,21 @@ def _groups(speakers, clips, strings: int, seed: int) -> list[np.ndarray]:
     return groups
 
 
-def _joined(audio: list[np.ndarray], groups, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def _joined(
+    audio: list[np.ndarray], groups: list[np.ndarray], frames: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Audio (count, frames * hop) in -1..1, and the number of frames with sound and silence."""
     hop = HOP_MS * RATE // 1000
     joined = np.zeros((len(groups), frames * hop), np.float32)
     counts = np.empty(len(groups), np.int32)
     for row, group in enumerate(groups):
-        sound = np.concatenate([audio[clip] for clip in group])[: (frames - QUIET) * hop]
+        sound = np.concatenate([audio[clip] for clip in group])[: (frames - SILENT) * hop]
         joined[row, : len(sound)] = sound / np.float32(32768)
-        counts[row] = -(-len(sound) // hop) + QUIET
+        counts[row] = -(-len(sound) // hop) + SILENT
     return joined, counts
 
 
-def _read(path: str | None) -> dict:
+def _read(path: str | None) -> dict[str, Any]:
     shared = os.environ.get("NAS_DATA")
     if path is None and shared is None:
         raise ValueError(
@@ -289,7 +313,7 @@ def _read(path: str | None) -> dict:
             "with audio (int16, one clip after the other), end, digit, speaker, take, rate; the "
             "clips are at github.com/Jakobovski/free-spoken-digit-dataset"
         )
-    file = pathlib.Path(path or pathlib.Path(shared, "speech", "fsdd.npz")).expanduser()
+    file = pathlib.Path(path or f"{shared}/speech/fsdd.npz").expanduser()
     if not file.is_file():
         raise ValueError(
             f"fsdd: no file {file}; expected an .npz made of the clips of "

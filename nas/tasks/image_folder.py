@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from nas.tasks.task import Task, fingerprint, whole
+from nas.tasks.task import Task, fingerprint, whole_number
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Files = list[tuple[pathlib.Path, int]]  # (image, label)
@@ -18,9 +18,13 @@ Files = list[tuple[pathlib.Path, int]]  # (image, label)
 def load(path: str, size: int = 64, channels: int = 3, valid: float = 0.2) -> Task:
     """Images of `size` x `size` x `channels` (1 grey, 3 colour), uint8, resized bilinearly.
 
-    `valid` is the share held out where the folder has no split of its own.
+    `valid` is the share held out where the folder has no split of its own. Raises `ValueError`
+    where a class has no images, or one cannot be read.
+
+    >>> load("photos", size=64).classes  # doctest: +SKIP
+    3
     """
-    whole("size", size, 8)
+    whole_number("size", size, 8)
     if channels not in (1, 3):
         raise ValueError(f"channels={channels!r}; expected 1 (grey) or 3 (colour)")
     if not 0 < valid < 1:
@@ -69,7 +73,7 @@ def _classes(root: pathlib.Path) -> list[str]:
 
 
 def _files(root: pathlib.Path, classes: list[str]) -> Files:
-    files = []
+    files: Files = []
     for label, name in enumerate(classes):
         found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found and (root / name).is_dir():
@@ -80,7 +84,8 @@ def _files(root: pathlib.Path, classes: list[str]) -> Files:
 
 def _divide(files: Files, root: pathlib.Path, valid: float) -> tuple[Files, Files]:
     """Hold out the files whose name hashes below `valid`."""
-    train, held = [], []
+    train: Files = []
+    held: Files = []
     for file, label in files:
         (held if _score(file.relative_to(root)) < valid else train).append((file, label))
     return train, held

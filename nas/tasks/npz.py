@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from nas.tasks.task import Task, accuracy, fingerprint, split, whole
+from nas.tasks.task import Task, fingerprint, split, whole_number
 
 # What the parts of a data set are called in files, by Keras' and NumPy's habit.
 INPUTS = {"train": ("x_train", "x"), "valid": ("x_valid", "x_val", "x_test")}
 LABELS = {"train": ("y_train", "y"), "valid": ("y_valid", "y_val", "y_test")}
 EXPECTED = "x and y, x_train and y_train (x_test, y_test), or jpeg, end and y"
-SHIFT = 4  # pixels of 32, as He et al. (2016), section 4.2, augment CIFAR-10
-LEAST = 1e-7  # Keras' epsilon: of probabilities of 0
+SHIFT = 4  # pixels of 32
 
 
 def load(
@@ -69,7 +68,7 @@ def load(
     else:
         (inputs, labels), (held, truth) = _divided(inputs, labels, valid, seed)
         how = f"share {valid}"
-    if limit is not None and whole("limit", limit, 1) < len(inputs):
+    if limit is not None and whole_number("limit", limit, 1) < len(inputs):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:limit])
         inputs, labels = inputs[chosen], None if labels is None else labels[chosen]
     source = fingerprint(inputs, *(one for one in (labels, truth) if one is not None))
@@ -91,50 +90,27 @@ def load(
         fields={"input_shape": parts[0].shape[1:]} | ({"classes": max(known)} if known else {}),
         recipe=f"npz data={source} valid={how} scale={scale} offset={offset} factor={factor} "
         f"augmented={augmented} seed={seed}",
-        loss=loss,
-        scorer=scorer,
-        augment=shifted if augmented else None,
+        augment=mirror_and_shift if augmented else None,
     )
 
 
-def loss(outputs, labels):
-    """Cross-entropy (batch,) of logits, or of the probabilities of a network ending in softmax."""
-    import keras
+def mirror_and_shift(
+    images: np.ndarray, targets: Any, generator: np.random.Generator
+) -> tuple[np.ndarray, Any]:
+    """Images (batch, height, width, channels), half of them mirrored, and moved at random.
 
-    ops = keras.ops
-    _labelled(labels)
-    sums = ops.sum(outputs, -1)
-    shares = ops.all(outputs >= 0) & ops.all(ops.abs(sums - 1) < 1e-2)  # 1e-2: bfloat16 rounds
-    logits = ops.where(shares, ops.log(ops.maximum(outputs, LEAST)), outputs)
-    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    By up to 4 pixels of 32, with 0 at the border: He et al. (2016), section 4.2. The targets are
+    returned as they are.
 
-
-def scorer(model, predict):
-    """1 where the largest output is the label's, else 0."""
-    judged = accuracy(model, predict)
-
-    def scores(inputs, labels):
-        _labelled(labels)
-        return judged(inputs, labels)
-
-    return scores
-
-
-def _labelled(labels) -> None:
-    if labels is None:
-        raise ValueError("npz: the file has no labels (y): it serves to calibrate only")
-
-
-def shifted(images: np.ndarray, targets: Any, generator: np.random.Generator) -> tuple:
-    """Images (batch, height, width, channels), half of them mirrored, moved at random.
-
-    By up to 4 pixels of 32; the border is 0.
+    >>> images = np.ones((2, 8, 8, 1), np.uint8)
+    >>> mirror_and_shift(images, np.arange(2), np.random.default_rng(0))[0].shape
+    (2, 8, 8, 1)
     """
     count, height, width, _ = images.shape
     reach = max(1, round(SHIFT * min(height, width) / 32))
     padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     down, right = generator.integers(0, 2 * reach + 1, (2, count))
-    mirrored = generator.random(count) < 0.5
+    mirrored = np.less(generator.random(count), 0.5)
     moved = np.empty_like(images)
     for place, (image, y, x) in enumerate(zip(padded, down, right, strict=True)):
         cut = image[y : y + height, x : x + width]
@@ -168,7 +144,9 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _part(file, content, part: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _part(
+    file: pathlib.Path, content: dict[str, np.ndarray], part: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Inputs, and labels (count,) int32 or None."""
     if "jpeg" in content:
         inputs = _decoded(file, content)
@@ -201,20 +179,21 @@ def _decoded(file: pathlib.Path, content: dict[str, np.ndarray]) -> np.ndarray:
     """uint8 (count, height, width, 3) of JPEG files of one size."""
     from PIL import Image
 
-    jpeg, ends = content["jpeg"], content.get("end")
-    steps = None if ends is None else np.diff([0, *ends.tolist()])
-    if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or steps is None or ends.ndim != 1:
+    jpeg, ends = content["jpeg"], content.get("end", np.zeros((0, 0)))
+    if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or ends.ndim != 1:
         raise ValueError(f"npz: {file}: expected jpeg, uint8 of one axis, and end of each file")
+    steps = np.diff([0, *ends.tolist()])
     if not len(ends) or steps.min() <= 0 or ends[-1] > len(jpeg):
         raise ValueError(f"npz: {file}: end does not rise from 1 to at most {len(jpeg)}")
-    data, images = jpeg.tobytes(), None
+    data = jpeg.tobytes()
+    images = np.empty((0,), np.uint8)
     for place, (end, step) in enumerate(zip(ends.tolist(), steps.tolist(), strict=True)):
         try:
             with Image.open(io.BytesIO(data[end - step : end])) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"npz: cannot read image {place} of {file}: {error}") from error
-        if images is None:
+        if not place:
             images = np.empty((len(ends), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise ValueError(
@@ -225,8 +204,10 @@ def _decoded(file: pathlib.Path, content: dict[str, np.ndarray]) -> np.ndarray:
     return images
 
 
-def _divided(inputs, labels, valid, seed):
-    """Two (inputs, labels): every class's share `valid` is the second."""
+def _divided(
+    inputs: np.ndarray, labels: np.ndarray | None, valid: Any, seed: int
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Two pairs (inputs, labels): the share `valid` of each class is the second."""
     if isinstance(valid, bool) or not isinstance(valid, (int, float)) or not 0 < valid < 1:
         raise ValueError(f"npz: valid={valid!r}; expected a file, or a share between 0 and 1")
     grouped = np.zeros(len(inputs), int) if labels is None else labels
@@ -236,7 +217,14 @@ def _divided(inputs, labels, valid, seed):
     return [(inputs[one], None if labels is None else labels[one]) for one in (first, second)]
 
 
-def _mapped(inputs, file, shape, scale, offset, factor) -> np.ndarray:
+def _mapped(
+    inputs: np.ndarray,
+    file: pathlib.Path,
+    shape: str | None,
+    scale: float,
+    offset: float,
+    factor: float,
+) -> np.ndarray:
     """Inputs of the shape and in the numbers that a network takes; uint8 of scale 255 stay."""
     if shape is not None:
         try:

@@ -214,7 +214,8 @@ def resized(task: Task, size: int) -> Task:
     if task.input_shape[:2] == (size, size):
         return task
     parts = [
-        (resize(pixels(inputs), size), targets) for inputs, targets in (task.train, task.valid)
+        (resize(pixels(np.asarray(inputs)), size), targets)
+        for inputs, targets in (task.train, task.valid)
     ]
     shape = (size, size, task.input_shape[2])
     return dataclasses.replace(

@@ -5,10 +5,12 @@ The first part of the file trains, the last part validates: no window reaches ov
 
 import pathlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from nas.tasks.task import Task, fingerprint, geometric_mean, whole
+from nas.tasks.task import Score, Task, fingerprint, geometric_mean, whole_number
 from nas.text import sentence_piece, tokenizer_files
 from nas.text.tokenizer import Characters, Tokenizer
 
@@ -29,10 +31,14 @@ def load(
     file. `stride`: training windows begin every so many tokens (`length`: each token once an
     epoch); they are views of one array. What is left at the end of a part is not used.
 
-    The quality is exp(-loss), the likelihood of a validation token: 1 / perplexity.
+    The quality is exp(-loss), the likelihood of a validation token: 1 / perplexity. Raises
+    `ValueError` where the file is no text, or has fewer tokens than a window.
+
+    >>> load("shakespeare.txt", tokenizer="bpe:512", length=64).train[0].shape  # doctest: +SKIP
+    (9026, 64)
     """
-    whole("length", length, 2)
-    stride = length if stride is None else whole("stride", stride, 1)
+    whole_number("length", length, 2)
+    stride = length if stride is None else whole_number("stride", stride, 1)
     train, held, how = _parts(path, valid)
     coder, recipe = _tokenizer(tokenizer, train, held)
     tokens = [np.array(coder.encode(part), np.int32) for part in (train, held)]
@@ -57,18 +63,22 @@ def load(
     )
 
 
-def next_token(logits, targets):
-    """Mean cross-entropy (batch,) in nats of logits (batch, length, vocabulary) and tokens."""
+def next_token(logits: Any, targets: Any) -> Any:
+    """Mean cross-entropy (batch,) in nats of logits (batch, length, vocabulary) and tokens.
+
+    >>> next_token(np.zeros((1, 3, 8), "float32"), np.zeros((1, 3), "int32")).shape[0]
+    1
+    """
     import keras
 
     losses = keras.ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
     return keras.ops.mean(losses, axis=-1)
 
 
-def likelihood(model, predict):
-    """The scorer: geometric mean of what a network gives the right token, for each window."""
+def likelihood(model: Any, predict: Callable[[Any], Any]) -> Score:
+    """The scorer: for each window the geometric mean of the right tokens' probabilities."""
 
-    def scores(tokens, targets):
+    def scores(tokens: Any, targets: Any) -> np.ndarray:
         pairs = zip(predict(tokens), targets, strict=True)
         return np.exp([-_cross_entropy(np.asarray(logits), right) for logits, right in pairs])
 

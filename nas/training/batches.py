@@ -1,7 +1,7 @@
 """What the training steps of both backends share: arrays in, which weights decay, what is kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-7}  # as keras.optimizers.Ad
 LARGE_OUTPUT = 2**16  # numbers an example; above, larger batches no longer speed up evaluation
 
 
-def valid_batch(model, task: Task, recipe: Recipe) -> int:
+def valid_batch(model: Any, task: Task, recipe: Recipe) -> int:
     """Examples judged at once; without gradients, small ones four times as many as trained on."""
     import keras
 
@@ -22,20 +22,30 @@ def valid_batch(model, task: Task, recipe: Recipe) -> int:
     return min(size, count(task.valid))
 
 
-def count(part: tuple[Tree, Tree]) -> int:
-    """How many examples a part of a task has."""
+def count(part: tuple[Tree, Any]) -> int:
+    """How many examples a part of a task has.
+
+    >>> count(({"x": np.zeros((5, 2))}, None))
+    5
+    """
     tree = part[0]
     return len(next(iter(tree.values())) if isinstance(tree, dict) else tree)
 
 
-def prepared(model) -> Callable[[Tree], Tree]:
-    """A function that makes a task's inputs those of `model`: `pixels`, or its integers."""
-    kinds = each(struct(model.input), lambda tensor: tensor.dtype)
+def prepared(model: Any) -> Callable[[Any], Any]:
+    """A function that converts inputs of a task to those of `model`: `pixels`, or integers.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    >>> prepared(model)(np.array([[0, 255]], np.uint8))
+    array([[0., 1.]], dtype=float32)
+    """
+    kinds = mapped(single(model.input), lambda tensor: tensor.dtype)
 
     def one(array: np.ndarray, kind: str) -> np.ndarray:
         return array.astype(kind, copy=False) if "int" in kind else pixels(array)
 
-    def prepare(inputs: Tree) -> Tree:
+    def prepare(inputs: Any) -> Any:
         if isinstance(kinds, dict):
             return {name: one(inputs[name], kind) for name, kind in kinds.items()}
         return one(inputs, kinds)
@@ -43,9 +53,13 @@ def prepared(model) -> Callable[[Tree], Tree]:
     return prepare
 
 
-def labels(targets: Tree) -> Tree:
-    """Targets as a loss sees them: float32, or int32."""
-    return each(
+def labels(targets: Any) -> Any:
+    """Targets as a loss sees them: float32, or int32.
+
+    >>> labels(np.arange(2, dtype=np.uint8)).dtype
+    dtype('int32')
+    """
+    return mapped(
         targets,
         lambda array: array.astype(np.float32 if array.dtype.kind == "f" else np.int32, copy=False),
     )
@@ -55,7 +69,7 @@ def in_float32(outputs: Any) -> Any:
     """Outputs of a network in mixed precision as a loss wants them."""
     import keras
 
-    def one(tensor):
+    def one(tensor: Any) -> Any:
         kind = keras.backend.standardize_dtype(tensor.dtype)
         return keras.ops.cast(tensor, "float32") if kind in ("bfloat16", "float16") else tensor
 
@@ -63,7 +77,7 @@ def in_float32(outputs: Any) -> Any:
 
 
 def per_example(losses: Any, batch_size: int) -> Any:
-    """The losses of a task, or ValueError unless there is one an example."""
+    """The losses of a task; `ValueError` unless there is one an example."""
     if tuple(losses.shape) not in ((batch_size,), (None,)):
         raise ValueError(
             f"the task's loss gives {tuple(losses.shape)} for a batch of {batch_size}; expected "
@@ -72,35 +86,41 @@ def per_example(losses: Any, batch_size: int) -> Any:
     return losses
 
 
-def decays(variable) -> bool:
+def decays(variable: Any) -> bool:
     """Whether weight decay applies: to kernels and embeddings, not to biases and norms."""
     return len(variable.shape) >= 2 and not variable.name.endswith("bias")
 
 
-def averaged_weights(model) -> list:
+def averaged_weights(model: Any) -> list[Any]:
     """The weights of which `Recipe.ema` keeps an average, statistics of batches included."""
     return [weight for weight in model.weights if "float" in str(weight.dtype)]
 
 
-def fits(shapes: list[tuple[int, ...]], arrays: list[np.ndarray]) -> None:
-    """Raise ValueError unless kept arrays are those of this training."""
+def check_shapes(shapes: Sequence[tuple[int, ...]], arrays: Sequence[np.ndarray]) -> None:
+    """Raise `ValueError` unless the arrays of a checkpoint have the shapes of this training."""
     found = [array.shape for array in arrays]
     if found != shapes:
         raise ValueError(f"the checkpoint holds {len(found)} arrays of another network's shapes")
 
 
-def each(tree: Any, function: Callable) -> Any:
+def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """A dict with the function's value of each entry, or the function of what is no dict.
+
+    >>> mapped({"a": 1, "b": 2}, str)
+    {'a': '1', 'b': '2'}
+    """
     if isinstance(tree, dict):
         return {name: function(value) for name, value in tree.items()}
     return function(tree)
 
 
-def arrays_of(tree: Any) -> Tree:
-    if isinstance(tree, list | tuple):
-        return [np.asarray(value) for value in tree]
-    return each(tree, np.asarray)
+def arrays_of(outputs: Any) -> Any:
+    """Outputs of a network as NumPy arrays."""
+    if isinstance(outputs, list | tuple):
+        return [np.asarray(value) for value in outputs]
+    return mapped(outputs, np.asarray)
 
 
-def struct(tensors: Any) -> Any:
-    """The inputs or outputs of a model: a dict, or the tensor where there is only one."""
+def single(tensors: Any) -> Any:
+    """The inputs or outputs of a model: the tensor where there is only one, else as they are."""
     return tensors[0] if isinstance(tensors, list | tuple) and len(tensors) == 1 else tensors

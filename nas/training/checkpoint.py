@@ -1,6 +1,7 @@
-"""The state of a training on the disk: one .npz file, whole or not at all, never a pickle.
+"""The state of a training on the disk: one .npz file, replaced as a whole, never a pickle.
 
-It holds the arrays of the engine, those of the best epoch, the history, and of what training it is.
+It holds the arrays of the engine, those of the best epoch, the history, and which training it is
+of.
 """
 
 import contextlib
@@ -13,31 +14,40 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from latency.system.atomic_write import atomic_write
-from nas.training.loop import Epoch, Interrupted, State
+from nas.training.state import Epoch, Interrupted, State
 
 LARGEST_SHARE = 0.05  # of the time may go into writing, however short the interval
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """Keeps the state of one training in `path`, every `seconds` and at the end of each epoch.
+    """Keeps the state of one training in a file, every `seconds` and at the end of each epoch.
 
-    `identity` is all that decides the result, as JSON: another training's file is refused.
+    path: of the .npz file. identity: all that decides the result, as JSON: the file of another
+    training is refused. seconds: between two times that it is written, apart from epochs.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kept = Checkpoint(pathlib.Path(folder, "a.npz"), {"seed": 0})
+    ...     kept.write(State(step=7, arrays=[np.zeros(3)]))
+    ...     kept.read().step
+    7
     """
 
     path: pathlib.Path
-    identity: dict
+    identity: dict[str, Any]
     seconds: float = 60.0
     _interrupted: bool = False
     _written: float = dataclasses.field(default_factory=time.monotonic)
     _cost: float = 0.0
 
     def read(self) -> State | None:
-        """The state kept, or None; ValueError if it is damaged or another training's."""
+        """The state kept, or None; `ValueError` if it is damaged or of another training."""
         if not self.path.exists():
             return None
         try:
@@ -65,7 +75,7 @@ class Checkpoint:
         return State(step=step, seconds=seconds, history=history, **now, **parts)
 
     def write(self, state: State) -> None:
-        """Replace what is kept; killed in between, the earlier state stays."""
+        """Replace what is kept; where the process is killed in between, the earlier state stays."""
         since = time.monotonic()
         content = {
             "identity": self.identity,
@@ -80,7 +90,7 @@ class Checkpoint:
         arrays |= {name: np.array(getattr(state, name), float) for name in ("losses", "rates")}
         arrays["state"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
         with atomic_write(self.path) as partial, open(partial, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
             file.flush()
             os.fsync(file.fileno())
         self._written = time.monotonic()
@@ -92,7 +102,7 @@ class Checkpoint:
         return time.monotonic() - self._written >= least
 
     def poll(self) -> None:
-        """Raise Interrupted if somebody asked to end: called where the state is whole."""
+        """Raise `Interrupted` after Ctrl-C or SIGTERM; called where the state is consistent."""
         if self._interrupted:
             raise Interrupted
 
@@ -106,7 +116,7 @@ class Checkpoint:
             yield
             return
 
-        def ask(number, frame):
+        def ask(number: int, frame: Any) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
@@ -119,11 +129,16 @@ class Checkpoint:
                 signal.signal(number, handler)
 
     def delete(self) -> None:
+        """Remove the file, as a training that is finished does."""
         self.path.unlink(missing_ok=True)
 
 
-def difference(found: dict, expected: dict) -> str:
-    """The first thing in which two identities differ, in words."""
+def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """The first thing in which two identities differ, in words.
+
+    >>> difference({"seed": 0}, {"seed": 1})
+    'seed is 0 there and 1 here'
+    """
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             return f"{name} is {found.get(name)!r} there and {expected.get(name)!r} here"

@@ -34,7 +34,7 @@ def compiled(
 class Engine:
     """step, judge and predict of a model, and the arrays that a training goes on from."""
 
-    def __init__(self, model, task: Task, recipe: Recipe):
+    def __init__(self, model: Any, task: Task, recipe: Recipe):
         self._model, self._loss, self._recipe = model, task.loss, recipe
         self._prepared = batches.prepared(model)
         self._decays = [batches.decays(variable) for variable in model.trainable_variables]
@@ -84,6 +84,7 @@ class Engine:
             self.put_back()
 
     def weights(self) -> list[np.ndarray]:
+        """Those that the model holds."""
         return self._model.get_weights()
 
     def state(self) -> list[np.ndarray]:
@@ -93,7 +94,7 @@ class Engine:
     def restore(self, arrays: list[np.ndarray]) -> None:
         """Go on from `state()`."""
         leaves, structure = jax.tree.flatten(self._live)
-        batches.fits([leaf.shape for leaf in leaves], arrays)
+        batches.check_shapes([leaf.shape for leaf in leaves], arrays)
         leaves = [jnp.array(a, leaf.dtype) for a, leaf in zip(arrays, leaves, strict=True)]
         self._live = jax.tree.unflatten(structure, leaves)
 
@@ -129,24 +130,26 @@ class Engine:
             for value, averaged in zip(values, self._is_averaged, strict=True)
         ]
 
-    def _in_model(self) -> tuple[list, list]:
+    def _in_model(self) -> tuple[list[Any], list[Any]]:
         trained = [variable.value for variable in self._model.trainable_variables]
         return trained, [variable.value for variable in self._model.non_trainable_variables]
 
-    def _outputs(self, trained, others, inputs):
+    def _outputs(self, trained: Any, others: Any, inputs: Any) -> Any:
         outputs, _ = self._model.stateless_call(trained, others, inputs, training=False)
         return batches.in_float32(outputs)
 
-    def _judged(self, trained, others, inputs, targets):
+    def _judged(self, trained: Any, others: Any, inputs: Any, targets: Any) -> tuple[Any, Any]:
         outputs = self._outputs(trained, others, inputs)
         size = jax.tree.leaves(inputs)[0].shape[0]
         return outputs, batches.per_example(self._loss(outputs, targets), size)
 
-    def _train(self, live, rate, inputs, targets):
+    def _train(
+        self, live: dict[str, Any], rate: Any, inputs: Any, targets: Any
+    ) -> tuple[dict[str, Any], Any]:
         number = live["number"] + 1
 
-        def objective(trained):
-            with _quick_averages(self._model, 9 / (number + 9)):
+        def objective(trained: Any) -> tuple[Any, tuple[Any, Any]]:
+            with _faster_averages(self._model, 9 / (number + 9)):
                 outputs, others, extra = self._model.stateless_call(
                     trained, live["others"], inputs, training=True, return_losses=True
                 )
@@ -167,8 +170,8 @@ class Engine:
         averages = live["averages"]
         if self._recipe.ema:
             share = jnp.maximum(1 - self._recipe.ema, 9 / (number + 9))
-            now = zip(trained + list(others), self._is_averaged, strict=True)
-            now = [value for value, averaged in now if averaged]
+            pairs = zip(trained + list(others), self._is_averaged, strict=True)
+            now = [value for value, averaged in pairs if averaged]
             averages = [a - share * (a - v) for a, v in zip(averages, now, strict=True)]
         return {
             "trained": trained,
@@ -178,7 +181,9 @@ class Engine:
             "averages": averages,
         }, loss
 
-    def _changed(self, weight, moments, gradient, decays, rate, number):
+    def _changed(
+        self, weight: Any, moments: Any, gradient: Any, decays: bool, rate: Any, number: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
         """A weight and its moments after the step."""
         if self._recipe.weight_decay and decays:
             weight = weight - self._recipe.weight_decay * rate * weight
@@ -193,11 +198,11 @@ class Engine:
 
 
 @contextlib.contextmanager
-def _quick_averages(model: keras.Model, least_share: jax.Array) -> Iterator[None]:
+def _faster_averages(model: keras.Model, least_share: jax.Array) -> Iterator[None]:
     """While traced, normalizations take at least that share of each batch into their averages.
 
-    As in nas/training/tensorflow_engine.py: the first epochs would be judged with initial values
-    else.
+    As in nas/training/tensorflow_engine.py: otherwise the first epochs would be judged with initial
+    values.
     """
     layers = [layer for layer in model.layers if type(layer) is keras.layers.BatchNormalization]
     before = [layer.momentum for layer in layers]

@@ -18,42 +18,33 @@ from nas.tasks.task import Task, Tree, classification
 from nas.training.batches import (
     arrays_of,
     count,
-    each,
     in_float32,
     labels,
+    mapped,
     prepared,
-    struct,
+    single,
     valid_batch,
 )
-from nas.training.engines import engine
+from nas.training.checkpoint import Checkpoint
+from nas.training.engines import Engine, Judge, engine
 from nas.training.recipe import Recipe, identity, recipe_of
+from nas.training.state import Epoch, Interrupted, Now, State
 
-__all__ = ["Epoch", "Recipe", "Training", "evaluate", "fit", "identity", "recipe_of"]
+__all__ = [
+    "Epoch",
+    "Interrupted",
+    "Now",
+    "Recipe",
+    "State",
+    "Training",
+    "evaluate",
+    "fit",
+    "identity",
+    "recipe_of",
+]
 
 PARTS = 50  # of an epoch, whose means are kept
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised by `checkpoint.poll` between two steps: the state is kept, then training ends."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """What was seen up to the end of an epoch.
-
-    `loss` is the mean training loss of the epoch, as the steps saw it; `step` and `seconds` are
-    counted from the beginning of the training, evaluations included. `losses` and `rates` are the
-    means of up to 50 equal parts of the epoch.
-    """
-
-    number: int
-    step: int
-    loss: float
-    valid_loss: float
-    quality: float
-    seconds: float
-    losses: tuple[float, ...]
-    rates: tuple[float, ...]
+Judgement = Callable[[Callable[[], None] | None], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,41 +66,8 @@ class Training:
         return tuple(epoch.quality for epoch in self.history)
 
 
-@dataclasses.dataclass(frozen=True)
-class Now:
-    """What `watch` is told; `steps` is how many there will be, as far as known.
-
-    `loss` is the step's own, a number of the backend: convert it only to show it. `judged` is the
-    record of an epoch that is over now, else None.
-    """
-
-    epoch: int
-    step: int
-    steps: int
-    loss: Any
-    rate: float
-    judged: Epoch | None = None
-
-
-@dataclasses.dataclass
-class State:
-    """All that a training is between two steps; written to a checkpoint, and gone on from.
-
-    The order of the examples and their augmentation follow from `step` and the seed; the state of
-    dropout is among the `arrays`, which are the engine's.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    losses: list = dataclasses.field(default_factory=list)  # of the steps of this epoch
-    rates: list = dataclasses.field(default_factory=list)
-    history: list[Epoch] = dataclasses.field(default_factory=list)
-    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
-    best: list[np.ndarray] = dataclasses.field(default_factory=list)  # weights of the best epoch
-
-
 def fit(
-    model,
+    model: Any,
     task: Task,
     epochs: int | None,
     seed: int,
@@ -119,17 +77,27 @@ def fit(
     on_epoch: Callable[[int, float], bool] | None = None,
     watch: Callable[[Now], None] | None = None,
     update: Callable[[int, int], bool] | None = None,
-    checkpoint=None,
-    **changes,
+    checkpoint: Checkpoint | None = None,
+    **changes: Any,
 ) -> Training:
     """Train `model` in place on `task`, for `epochs`, or for `minutes`, whichever ends first.
 
-    `recipe` is the task's unless given; `changes` are fields of it, e.g. learning_rate=1e-2.
-    `on_epoch(epoch, quality)` is called after every epoch, the first is 1; True stops training.
-    `watch` is called after every step, and after every epoch.
-    `update(step, steps)` is called before every step, the first is 0: it may look at the weights of
-    the model and assign to them, and says whether it did.
-    `checkpoint` (nas/training/checkpoint.py) keeps the state, and may hold the one to go on from.
+    model: a flat Functional `keras.Model`, with the inputs and outputs that the task needs.
+    recipe: the task's unless given; `changes` are fields of it, e.g. learning_rate=1e-2.
+    on_epoch: (epoch, quality) -> whether to stop, after every epoch; the first is 1.
+    watch: is called after every step, and after every epoch.
+    update: (step, steps) -> whether it changed weights, before every step; the first is 0. It may
+        look at the weights of the model and assign to them.
+    checkpoint: keeps the state, and may hold the one to go on from.
+
+    Raises `ValueError` where model and task do not fit.
+
+    >>> from families import mnasnet
+    >>> from nas.tasks import digits
+    >>> task = digits.load(size=8)
+    >>> config = dataclasses.replace(mnasnet.VARIANTS["tiny"], **task.fields)
+    >>> len(fit(mnasnet.build(config), task, epochs=1, seed=0).history)
+    1
 
     The order of the examples depends on `seed` only. The same model, weights included (seed them
     with `keras.utils.set_random_seed` before building), gives the same curve, bit for bit, on the
@@ -148,7 +116,15 @@ def fit(
 class _Loop:
     """One training: epochs of steps, each epoch judged."""
 
-    def __init__(self, model, task, recipe, epochs, seed, minutes):
+    def __init__(
+        self,
+        model: Any,
+        task: Task,
+        recipe: Recipe,
+        epochs: int | None,
+        seed: int,
+        minutes: float | None,
+    ):
         self.model, self.task, self.recipe, self.seed = model, task, recipe, seed
         self.epochs, self.limit = epochs, math.inf if minutes is None else 60 * minutes
         self.batch_size = min(recipe.batch_size, count(task.train))
@@ -167,22 +143,29 @@ class _Loop:
         if self.limit < math.inf:
             done = max(self.state.step, 1)
             most = min(most, max(done, round(done * self.limit / max(self.elapsed, 1e-3))))
-        return most
+        return int(most)
 
-    def run(self, engine, on_epoch, watch, update, checkpoint) -> Training:
+    def run(
+        self,
+        engine: Engine,
+        on_epoch: Callable[[int, float], bool] | None,
+        watch: Callable[[Now], None] | None,
+        update: Callable[[int, int], bool] | None,
+        checkpoint: Checkpoint | None,
+    ) -> Training:
         started = time.perf_counter()
         if checkpoint is not None and (found := checkpoint.read()) is not None:
             self.state = found
             engine.restore(found.arrays)
         self.since = time.perf_counter()
-        judged = judge(
+        quality_and_loss = judge(
             self.model, self.task, engine, valid_batch(self.model, self.task, self.recipe)
         )
         state, stop = self.state, False
         try:
             while not stop and not self._over():
                 self._steps(engine, watch, update, checkpoint)
-                epoch = self._judge(engine, judged, checkpoint)
+                epoch = self._judge(engine, quality_and_loss, checkpoint)
                 if watch is not None:
                     last = epoch.rates[-1]
                     watch(Now(epoch.number, state.step, self.steps(), epoch.loss, last, epoch))
@@ -190,7 +173,8 @@ class _Loop:
                 if checkpoint is not None and not stop and not self._over():
                     self._keep(engine, checkpoint)
         except Interrupted:
-            self._keep(engine, checkpoint)
+            if checkpoint is not None:
+                self._keep(engine, checkpoint)
             raise
         kept = state.history[-1]
         if self.recipe.patience:
@@ -199,7 +183,13 @@ class _Loop:
         spent = time.perf_counter() - started + self.seconds["trace"]
         return Training(kept, tuple(state.history), spent, self.seconds)
 
-    def _steps(self, engine, watch, update, checkpoint) -> None:
+    def _steps(
+        self,
+        engine: Engine,
+        watch: Callable[[Now], None] | None,
+        update: Callable[[int, int], bool] | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
         """The steps left of this epoch."""
         state, since = self.state, time.perf_counter()
         epoch = len(state.history) + 1
@@ -231,11 +221,13 @@ class _Loop:
                     self._keep(engine, checkpoint)
         self.seconds["train"] += time.perf_counter() - since
 
-    def _judge(self, engine, judged, checkpoint) -> Epoch:
-        """Judge the weights; the record of the epoch, which is over then."""
+    def _judge(
+        self, engine: Engine, quality_and_loss: Judgement, checkpoint: Checkpoint | None
+    ) -> Epoch:
+        """Judge the weights; the epoch, which has ended then."""
         state, since = self.state, time.perf_counter()
         with engine.averaged():
-            quality, valid_loss = judged(None if checkpoint is None else checkpoint.poll)
+            quality, valid_loss = quality_and_loss(None if checkpoint is None else checkpoint.poll)
             if self.recipe.patience and self._is_best(valid_loss):
                 state.best = engine.weights()
         self.seconds["evaluate"] += time.perf_counter() - since
@@ -266,39 +258,47 @@ class _Loop:
     def _is_best(self, loss: float) -> bool:
         return all(loss < epoch.valid_loss for epoch in self.state.history)
 
-    def _keep(self, engine, checkpoint) -> None:
+    def _keep(self, engine: Engine, checkpoint: Checkpoint) -> None:
         state = self.state
         state.losses = [float(np.asarray(loss)) for loss in state.losses]
         checkpoint.write(dataclasses.replace(state, seconds=self.elapsed, arrays=engine.state()))
 
 
-def evaluate(model, task: Task) -> float:
-    """Quality 0..1 of `model` on the validation part of `task`."""
+def evaluate(model: Any, task: Task) -> float:
+    """Quality 0..1 of a `keras.Model` on the validation part of `task`.
+
+    >>> from families import mnasnet
+    >>> from nas.tasks import digits
+    >>> task = digits.load(size=8)
+    >>> config = dataclasses.replace(mnasnet.VARIANTS["tiny"], **task.fields)
+    >>> 0 <= evaluate(mnasnet.build(config), task) <= 1
+    True
+    """
     return measure(model, task)[0]
 
 
-def measure(model, task: Task, run: Callable[[Tree], Any] | None = None) -> tuple[float, float]:
+def measure(model: Any, task: Task, run: Callable[[Any], Any] | None = None) -> tuple[float, float]:
     """Quality 0..1 and mean loss of `model` on the validation part of `task`.
 
-    `run(inputs)` gives the outputs in its place, such as a file that was made of it.
+    run: gives the outputs of inputs in the model's place, such as a file that was made of it.
     """
     check(model, task)
     size = valid_batch(model, task, recipe_of(task))
     return judge(model, task, _Eager(model, task, run), size)(None)
 
 
-def judge(model, task: Task, engine, batch_size: int) -> Callable:
+def judge(model: Any, task: Task, engine: Judge, batch_size: int) -> Judgement:
     """A function of `poll`, called between batches: (quality, validation loss) of the weights."""
-    now: dict[str, Tree] = {}
+    last: dict[str, Any] = {}
 
-    def predict(inputs: Tree) -> Tree:
+    def predict(inputs: Any) -> Any:
         """The outputs that the loss was taken of, where a scorer asks for the same."""
-        outputs = now["outputs"] if inputs is now.get("inputs") else engine.predict(inputs)
+        outputs = last["outputs"] if inputs is last.get("inputs") else engine.predict(inputs)
         return arrays_of(outputs)
 
     score = task.scorer(model, predict)
 
-    def judged(poll: Callable[[], None] | None) -> tuple[float, float]:
+    def quality_and_loss(poll: Callable[[], None] | None) -> tuple[float, float]:
         scores, losses = [], []
         total = count(task.valid)
         for start in range(0, total, batch_size):
@@ -307,20 +307,20 @@ def judge(model, task: Task, engine, batch_size: int) -> Callable:
             first = min(start, total - batch_size)  # the last batch overlaps: one shape only
             chosen = slice(first, first + batch_size)
             inputs, targets = (taken(part, chosen) for part in task.valid)
-            now["outputs"], loss = engine.judge(inputs, targets)
-            now["inputs"] = inputs
+            last["outputs"], loss = engine.judge(inputs, targets)
+            last["inputs"] = inputs
             losses.append(np.asarray(loss, np.float64)[start - first :])
             scores.append(np.asarray(score(inputs, targets), np.float64)[start - first :])
-        now.clear()
+        last.clear()
         return task.average(np.concatenate(scores)), float(np.mean(np.concatenate(losses)))
 
-    return judged
+    return quality_and_loss
 
 
 class _Eager:
     """What `judge` needs of an engine, without tracing anything."""
 
-    def __init__(self, model, task: Task, run: Callable[[Tree], Any] | None):
+    def __init__(self, model: Any, task: Task, run: Callable[[Any], Any] | None):
         self._run = run or (lambda inputs: model(inputs, training=False))
         self._loss, self._prepared = task.loss, prepared(model)
 
@@ -339,8 +339,11 @@ def batches(total: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.n
         yield order[start : start + batch_size]
 
 
-def check(model, task: Task, epochs: int | None = 1, minutes: float | None = None) -> None:
-    """Raise ValueError, saying how to fix it, unless `model` can be trained on `task`."""
+def check(model: Any, task: Task, epochs: int | None = 1, minutes: float | None = None) -> None:
+    """Raise `ValueError`, saying how to fix it, unless `model` can be trained on `task`.
+
+    A classification needs at least as many outputs as there are classes, logits or probabilities.
+    """
     if epochs is None and minutes is None:
         raise ValueError("epochs and minutes are both missing; expected one of them")
     if epochs is not None and epochs < 1:
@@ -349,13 +352,34 @@ def check(model, task: Task, epochs: int | None = 1, minutes: float | None = Non
         raise ValueError(f"minutes={minutes}; expected a time above 0")
     if not count(task.train) or not count(task.valid):
         raise ValueError(f"task {task.name} has no examples to train on or to be judged on")
-    found = each(struct(model.input), lambda tensor: tuple(tensor.shape))
-    needed = each(task.train[0], lambda array: (None, *array.shape[1:]))
-    made = each(struct(model.output), lambda tensor: tuple(tensor.shape))
-    wanted = (None, task.classes) if task.loss is classification else made
-    if (found, made) != (needed, wanted):
-        wanted = f" to {wanted}" if task.loss is classification else ""
+    if not task.labelled:
+        raise ValueError(
+            f"task {task.name} has no labels (y): its examples serve to calibrate only"
+        )
+    found = mapped(single(model.input), lambda tensor: tuple(tensor.shape))
+    needed = mapped(task.train[0], lambda array: (None, *array.shape[1:]))
+    made = mapped(single(model.output), lambda tensor: tuple(tensor.shape))
+    if task.loss is classification:
+        classes = _classes(task)
+        fits = isinstance(made, tuple) and len(made) == 2 and (made[1] or 0) >= classes
+        wanted = f" to (None, {classes})"
+        remedy = ", or give the nas.Task a loss and a scorer of its own"
+    else:
+        fits, wanted, remedy = True, "", ""
+    if found != needed or not fits:
         raise ValueError(
             f"the model maps {found} to {made}, the task {task.name} needs {needed}{wanted}: "
-            f"set {' and '.join(task.fields)} of its Config"
+            f"set {' and '.join(task.fields)} of its Config{remedy}"
         )
+
+
+def _classes(task: Task) -> int:
+    """How many classes there are at least: what the task says, and its labels."""
+    found = [np.asarray(part[1]) for part in (task.train, task.valid)]
+    for one in found:
+        if one.ndim != 1 or one.dtype.kind not in "iub" or one.min() < 0:
+            raise ValueError(
+                f"task {task.name}: labels are {one.dtype} {one.shape}; expected integers"
+                " from 0 on, (count,): for other targets give the nas.Task a loss and a scorer"
+            )
+    return max(task.fields.get("classes", 0), *(int(one.max()) + 1 for one in found))

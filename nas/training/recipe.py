@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from nas.tasks.task import Task
 
 BATCH_SIZE = 64
-LEARNING_RATE = 6e-3  # of 1.5e-3, 3e-3 and 6e-3 the best after 4 and 5 epochs
+LEARNING_RATE = 6e-3  # the best of 1.5e-3, 3e-3 and 6e-3 after 4 and 5 epochs
 WARM_UP = 0.1  # share of all steps in which the rate rises from 0
 COOL_DOWN = 0.2  # share of all steps, of "wsd": Haegele et al., arXiv 2405.18392, section 4
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
@@ -21,7 +21,7 @@ def _field(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; what it is trained on and for how long is said beside it.
+    """How a network is trained; what on and for how long are arguments beside it.
 
     schedule: how the rate falls after the warm-up: "cosine" or "linear" to 0, "constant", or "wsd",
         constant until the last fifth.
@@ -84,7 +84,14 @@ class Recipe:
 
 
 def recipe_of(task: "Task") -> Recipe:
-    """The recipe that suits a task: that of a search, but for what the task says."""
+    """The recipe of a task: the default one, but for the fields that `Task.training` gives.
+
+    >>> from nas.tasks.task import Task
+    >>> import numpy as np
+    >>> pair = np.zeros((4, 2), "float32"), np.arange(4)
+    >>> recipe_of(Task(pair, pair, training={"clip": 1.0, "epochs": 3})).clip
+    1.0
+    """
     return Recipe(**{name: value for name, value in task.training.items() if name != "epochs"})
 
 

@@ -40,7 +40,9 @@ def compiled(
 class Engine:
     """step, judge and predict of a model, and the arrays that a training goes on from."""
 
-    def __init__(self, model, task: Task, recipe: Recipe, batch_size: int, least_share):
+    def __init__(
+        self, model: Any, task: Task, recipe: Recipe, batch_size: int, least_share: tf.Variable
+    ):
         self._model, self._loss, self._recipe = model, task.loss, recipe
         self._prepared = batches.prepared(model)
         self._number = tf.Variable(0.0)  # of the step, counted from 1
@@ -75,7 +77,7 @@ class Engine:
         return self._step(tf.constant(rate, tf.float32), *self._flat(inputs, targets))
 
     def judge(self, inputs: Tree, targets: Tree) -> tuple[Any, tf.Tensor]:
-        """Outputs, and losses (batch,); a batch of the size that `step.valid_batch` says."""
+        """Outputs, and losses (batch,); a batch of the size that `batches.valid_batch` says."""
         return self._judge(*self._flat(inputs, targets))
 
     def predict(self, inputs: Tree) -> Any:
@@ -94,6 +96,7 @@ class Engine:
                 variable.assign(value)
 
     def weights(self) -> list[np.ndarray]:
+        """Those that the model holds."""
         return self._model.get_weights()
 
     def state(self) -> list[np.ndarray]:
@@ -102,7 +105,7 @@ class Engine:
 
     def restore(self, arrays: list[np.ndarray]) -> None:
         """Go on from `state()`."""
-        batches.fits([tuple(variable.shape) for variable in self._state], arrays)
+        batches.check_shapes([tuple(variable.shape) for variable in self._state], arrays)
         for variable, array in zip(self._state, arrays, strict=True):
             variable.assign(array)
 
@@ -135,16 +138,16 @@ class Engine:
     def _flat(self, inputs: Tree, targets: Tree) -> list[tf.Tensor]:
         return [tf.constant(array) for array in self._arrays(inputs, targets)]
 
-    def _packed(self, flat: tuple) -> tuple[Any, Any]:
+    def _packed(self, flat: tuple[Any, ...]) -> tuple[Any, Any]:
         return keras.tree.pack_sequence_as((self._inputs, self._targets), flat)
 
-    def _judged(self, *flat):
+    def _judged(self, *flat: tf.Tensor) -> tuple[Any, tf.Tensor]:
         inputs, targets = self._packed(flat)
         outputs = batches.in_float32(self._model(inputs, training=False))
         count = flat[0].shape[0]
         return outputs, batches.per_example(self._loss(outputs, targets), count)
 
-    def _train(self, rate, *flat):
+    def _train(self, rate: tf.Tensor, *flat: tf.Tensor) -> tf.Tensor:
         inputs, targets = self._packed(flat)
         number = self._number.assign_add(1.0)
         self._least_share.assign(9 / (number + 9))
@@ -162,13 +165,13 @@ class Engine:
         if self._recipe.clip is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._recipe.clip)
         self._apply(gradients, rate, number)
-        if self._averages:
+        if self._recipe.ema:
             share = tf.maximum(1 - self._recipe.ema, 9 / (number + 9))
             for variable, average in self._averages:
                 average.assign_sub(share * (average - variable))
         return loss
 
-    def _apply(self, gradients: list, rate, number) -> None:
+    def _apply(self, gradients: list[Any], rate: tf.Tensor, number: tf.Tensor) -> None:
         decay = tf.constant(self._recipe.weight_decay) * rate
         momentum = tf.constant(self._recipe.momentum)
         rates = {name: tf.constant(value) for name, value in ADAM.items()}  # once, not per variable
@@ -228,12 +231,12 @@ def _can_fuse(layer: keras.Layer) -> bool:
 
 def _fused_call(
     layer: keras.layers.BatchNormalization, least_share: tf.Variable | None
-) -> Callable:
+) -> Callable[..., Any]:
     stock = layer.call
     channels = layer.moving_mean.shape
     ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
 
-    def call(inputs, training=None, mask=None):
+    def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is not None or (training and not inputs.shape.is_fully_defined()):
             return stock(inputs, training=training, mask=mask)
         mean, variance = layer.moving_mean.value, layer.moving_variance.value

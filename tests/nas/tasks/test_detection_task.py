@@ -259,9 +259,9 @@ def test_boxes_move_with_their_images():
         table[index, 0] = [1, x, y, x + width, y + height]
     before = images.copy()
     targets = {"boxes": table, "number": np.ones(40, np.int32)}
-    new, there = detection.moved(images, targets, np.random.default_rng(1))
+    new, there = detection.transformed(images, targets, np.random.default_rng(1))
     np.testing.assert_array_equal(images, before)
-    again, _ = detection.moved(images, targets, np.random.default_rng(1))
+    again, _ = detection.transformed(images, targets, np.random.default_rng(1))
     np.testing.assert_array_equal(new, again)
     assert there["number"].tolist() == (there["boxes"][..., 0] >= 0).sum(axis=1).tolist()
     assert (new != before).any(axis=(1, 2, 3)).all() and there["number"].sum() >= 30

@@ -66,7 +66,7 @@ def test_takes_are_split_as_usual(task, clips):
     assert inputs["features"].dtype == np.float32 and inputs["frames"].dtype == np.int32
     np.testing.assert_array_equal(inputs["labels"], targets["labels"])
     samples = np.diff(np.r_[0, clips["end"]])[held]
-    frames = np.minimum(-(-samples // 80), 96) + fsdd.QUIET
+    frames = np.minimum(-(-samples // 80), 96) + fsdd.SILENT
     np.testing.assert_array_equal(inputs["frames"], frames)
 
 
@@ -127,7 +127,7 @@ def test_augmented_features_are_others_of_the_same_digits(task):
     # The same words still: energy over time, moved by at most the silence, correlates.
     similar = []
     for old, new in zip(kept["features"].mean(2), first["features"].mean(2), strict=True):
-        shifted = [np.corrcoef(old[: 112 - s], new[s:])[0, 1] for s in range(fsdd.QUIET + 8)]
+        shifted = [np.corrcoef(old[: 112 - s], new[s:])[0, 1] for s in range(fsdd.SILENT + 8)]
         similar.append(max(shifted))
     assert np.median(similar) > 0.8
 

@@ -10,7 +10,7 @@ from PIL import Image
 from nas import registry
 from nas.files.open_network import open_network
 from nas.tasks import npz
-from nas.tasks.task import pixels
+from nas.tasks.task import classification, pixels
 
 RNG = np.random.default_rng(0)
 
@@ -88,7 +88,7 @@ def test_jpegs_are_decoded_and_augmented(tmp_path):
 def test_augmented_images_are_the_same_mirrored_or_moved():
     ramp = np.tile(np.arange(1, 33, dtype=np.uint8)[:, None], (1, 32, 1))[None].repeat(64, 0)
     ramp = ramp.reshape(64, 32, 32, 1) + np.arange(32, dtype=np.uint8).reshape(1, 1, 32, 1)
-    moved, _ = npz.shifted(ramp, None, np.random.default_rng(0))
+    moved, _ = npz.mirror_and_shift(ramp, None, np.random.default_rng(0))
     padded = np.pad(ramp[0, ..., 0], 4)
     windows = [padded[y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     allowed = {one.tobytes() for w in windows for one in (w, w[:, ::-1])}
@@ -115,7 +115,7 @@ def test_the_loss_takes_logits_and_probabilities():
     )
     shares = keras.ops.softmax(logits)
     for outputs in (logits, shares):
-        found = keras.ops.convert_to_numpy(npz.loss(keras.ops.convert_to_tensor(outputs), labels))
+        found = keras.ops.convert_to_numpy(classification(keras.ops.convert_to_tensor(outputs), labels))
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

@@ -82,10 +82,10 @@ def test_the_seed_decides_the_curve(task):
 
 IN_A_NEW_PROCESS = """
 import hashlib, json, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-from test_train import digits, seeded, train
+sys.path[:0] = [{folder!r}]
+from test_train import digits, loop, seeded
 model = seeded(7)
-curve = train.fit(model, digits.load(size=8), 2, seed=1).curve
+curve = loop.fit(model, digits.load(size=8), 2, seed=1).curve
 digest = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
 print(json.dumps([curve, digest]))
 """
@@ -93,7 +93,7 @@ print(json.dumps([curve, digest]))
 
 def test_two_processes_train_the_same_bits():
     environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "2"}
-    command = [sys.executable, "-c", IN_A_NEW_PROCESS.format(root=str(ROOT))]
+    command = [sys.executable, "-c", IN_A_NEW_PROCESS.format(folder=str(pathlib.Path(__file__).parent))]
     outputs = [
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
         for _ in range(2)

@@ -15,8 +15,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from nas.training import checkpoint as resume
 from nas.cli import training_line
+from nas.training import checkpoint as resume
 from nas.training.loop import Epoch, State
 
 ROOT = pathlib.Path(__file__).parents[3]
