@@ -16,9 +16,10 @@ from families import efficientnet, efficientnet_x, mnasnet
 from families.layers import shapes_only
 from latency.networks.count import count
 from nas.cli.command_line import main
+from nas.cli.scale import base_of
 from nas.files.readers import config_file
 from nas.files.writers.config_file import as_python
-from nas.scaling import journey, scaled_networks
+from nas.scaling import scaled_space
 from nas.scaling.compound_scaling import (
     LACS_GPU,
     LACS_TPU,
@@ -205,7 +206,7 @@ def test_a_found_network_is_read_back_and_not_run(tmp_path):
     config = dataclasses.replace(TINY, classes=7)
     (tmp_path / "config.py").write_text(as_python(config))
     assert config_file.read(tmp_path) == config
-    assert journey.base_of(str(tmp_path)) == config
+    assert base_of(str(tmp_path)) == config
     for text in (
         "import os\nconfig = os.system('touch x')",
         "from families.mnasnet import Config\n\nconfig = Config.__init__(1)",
@@ -223,7 +224,7 @@ def test_a_found_network_is_read_back_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--budget-ms", "2,x"], "--budget-ms 2,x"),
         (["--budget-ms", "0"], "--budget-ms 0"),
@@ -234,11 +235,11 @@ def test_a_found_network_is_read_back_and_not_run(tmp_path):
         (["--task", "digit"], "no task 'digit'"),
     ],
 )
-def test_bad_flags_are_one_line(capsys, tmp_path, flags, told):
+def test_bad_flags_are_one_line(capsys, tmp_path, flags, expected):
     command = ["scale", "mnasnet:tiny", "--budget-ms", "1", "--task", "digits"]
     assert main([*command, "--out", str(tmp_path / "family"), *flags]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert expected in error and error.count("\n") == 1
     assert not (tmp_path / "family").exists()
 
 
@@ -279,7 +280,7 @@ def finished(folder) -> dict[int, dict]:
 @pytest.mark.slow
 def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
     family = tmp_path / "family"
-    monkeypatch.setattr(scaled_networks, "SILENCE", 0.0)
+    monkeypatch.setattr(scaled_space, "SILENCE", 0.0)
     assert main(command(family, "--json", "--seeds", "3")) == 0
     printed = capsys.readouterr()
     assert "timed 2 networks, the last takes" in printed.err
@@ -312,8 +313,8 @@ def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in family.rglob("finals/*")}
     assert main(command(family, "--seeds", "3")) == 0
     assert {path: path.stat().st_mtime_ns for path in family.rglob("finals/*")} == before
-    told = capsys.readouterr().out
-    assert "single-objective" in told and "LACS" in told
+    table = capsys.readouterr().out
+    assert "single-objective" in table and "LACS" in table
     assert main(["export", str(family / "0.008ms")]) == 2
     assert f"whose networks are all in {family}" in capsys.readouterr().err
     # What would be another family is refused.

@@ -11,19 +11,21 @@ import sys
 import keras
 import numpy as np
 import pytest
-from nas.searching.compressed_networks import Candidate, CompressedNetworks
-from nas.searching.progress_line import Progress
 
 from families import decoder, mnasnet
 from latency.cpu import CPU
 from latency.tflite import convert
 from nas import registry
 from nas.cli.command_line import main
+from nas.cli.search import parts_of
+from nas.cli.search_lines import SearchLines
 from nas.files.writers.litert import read_codes
 from nas.networks import build
 from nas.profiling import history
 from nas.searching import finalists, start, study
-from nas.searching import networks as evaluate
+from nas.searching.candidate import Candidate
+from nas.searching.events import TrialEvent
+from nas.searching.networks import Networks
 from nas.searching.study import Settings
 from nas.training import loop
 
@@ -72,16 +74,15 @@ def toy(tmp_path, monkeypatch):
     return tmp_path
 
 
-def networks(config, task, methods=(), **options) -> CompressedNetworks:
-    return CompressedNetworks(
+def networks(config, task, *names: str) -> Networks:
+    return Networks(
         lambda trial: config,
         task,
+        lambda config, final: task,
         [CPU(threads=1)],
         task.fields,
         epochs=1,
-        final_task=lambda: task,
-        alternatives=methods,
-        **options,
+        alternatives=start._with_teachers([{name: registry.method(name)} for name in names]),
     )
 
 
@@ -95,7 +96,7 @@ def test_a_search_of_networks_and_methods(toy, capsys):
     out = ["--out", str(toy), "--study", "s", "--trials", "2", "--finalists", "0"]
     assert main([*SEARCH, *METHODS, *SMALL, *out]) == 0
     folder = toy / "s"
-    told, found = capsys.readouterr(), profiles(folder)
+    printed, found = capsys.readouterr(), profiles(folder)
     for profile in found:
         if "drop_experts:0.5" in profile.get("methods", ()):
             assert "no mixture of experts" in profile["excess"]
@@ -109,7 +110,7 @@ def test_a_search_of_networks_and_methods(toy, capsys):
     winner = json.loads((folder / "result.json").read_text())["winner"]
     methods = " ".join(winner["methods"])
     assert "ptq" in methods and winner["within_budget"]
-    assert methods in told.out and methods in told.err
+    assert methods in printed.out and methods in printed.err
     tflite = folder / "best.tflite"
     assert tflite.stat().st_size == winner["file_bytes"] <= 14e3
     searched = found[winner["number"]]["file_bytes"]
@@ -166,11 +167,15 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
     folder = toy / "s"
     command = [*SEARCH, "--method", "qat:8|qat:4", "--out", str(toy), "--finalists", "0"]
 
+    show = SearchLines.__call__
+
     def interrupt(self, event):
-        raise KeyboardInterrupt
+        if isinstance(event, TrialEvent):
+            raise KeyboardInterrupt
+        show(self, event)
 
     with monkeypatch.context() as patched:  # Ctrl-C, when the first network is trained
-        patched.setattr(Progress, "__call__", interrupt)
+        patched.setattr(SearchLines, "__call__", interrupt)
         assert main([*command, "--study", "s", "--trials", "50"]) == 130
     winner = json.loads((folder / "result.json").read_text())["winner"]
     assert winner["methods"] and not winner.get("retrained")
@@ -179,9 +184,10 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
     model = keras.saving.load_model(folder / "best.keras", compile=False)
     assert loop.evaluate(model, registry.task("digits:8")) == winner["quality"]
     settings, found = study.load(folder)
-    evaluator, _ = start.evaluator_of(dataclasses.replace(settings, max_bytes=100))
+    small = dataclasses.replace(settings, max_bytes=100)
+    evaluator, _ = start.evaluator_of(parts_of(small), small)
     goal = study.objective(found, settings)
-    large = finalists.hand_over_as_trained(folder, found, evaluator, goal)["winner"]
+    large = finalists.best_as_searched(folder, found, evaluator, goal)["winner"]
     assert winner["within_budget"] and not large["within_budget"]
     for name in ("s", "calm"):
         assert main([*command, "--study", name, "--trials", "2"]) == 0
@@ -192,10 +198,10 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
 def test_candidates_are_told_apart_by_what_their_methods_are():
     task = registry.task("digits:8")
     config = build.for_task(mnasnet.VARIANTS["tiny"], task.fields, task.name)
-    of = networks(config, task)
+    of = networks(config, task, "ptq:8", "ptq:4", "prune:0.5", "prune:0.8", "ptq", "ptq:bits=8")
     texts = [("ptq:8",), ("ptq:4",), ("ptq:8", "prune:0.5"), ("prune:0.8",)]
-    keys = {of.key(Candidate(config, methods)) for methods in texts} | {of.key(config)}
-    assert len(keys) == 5 and of.key(config) == build.key(config)
+    keys = {of.key(Candidate(config, methods)) for methods in texts} | {of.key(Candidate(config))}
+    assert len(keys) == 5 and of.key(Candidate(config)) == build.key(config)
     assert of.key(Candidate(config, ("ptq",))) == of.key(Candidate(config, ("ptq:bits=8",)))
     other = dataclasses.replace(config, head_filters=32)
     assert of.key(Candidate(other, ("ptq:8",))) not in keys
@@ -211,7 +217,7 @@ def test_a_teacher_in_another_file_is_another_method(tmp_path, monkeypatch):
         inputs = keras.Input((8, 8, 1))
         hidden = keras.layers.Flatten()(inputs)
         keras.Model(inputs, keras.layers.Dense(10)(hidden)).save("t.keras")
-        found.add(networks(config, task).key(candidate))
+        found.add(networks(config, task, *candidate.methods).key(candidate))
     assert len(found) == 2
 
 
@@ -222,12 +228,13 @@ def test_a_decoder_is_timed_as_its_step_with_codes(shared_data):
     config = build.for_task(
         dataclasses.replace(decoder.VARIANTS["tiny"], **small), task.fields, task.name
     )
-    of, candidate = networks(config, task), Candidate(config, ("qat:4",))
+    of = networks(config, task, "qat:4", "prune_channels:0.5")
+    candidate = Candidate(config, ("qat:4",))
     record, form = of.profile(candidate), of.form(candidate)
     assert record["form"] == repr(decoder.deploy(config)) == repr(form.config)
-    kinds = [constant.kind for constant in read_codes(form.handed).values()]
+    kinds = [constant.kind for constant in read_codes(form.artifact).values()]
     assert "int4" in kinds and record["costs"]
-    assert convert.Session(form.handed).inputs.keys() == build.build(form.config).input.keys()
+    assert convert.Session(form.artifact).inputs.keys() == build.build(form.config).input.keys()
     assert history.rows()[-1].network == form.network  # the same file, to the bit
     narrow = of.profile(Candidate(config, ("prune_channels:0.5",)))
     assert "the deployed form cannot follow" in narrow["excess"] and not narrow["costs"]
@@ -257,19 +264,19 @@ def test_jax_searches_as_well(toy):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--method", "prun:.8|none"], "did you mean 'prune'"),
         (["--method", "ptq:7"], "7"),
         (["--method", "ptq:8|none|ptq:8"], "an alternative twice"),
-        (["--method", "ptq:8", "--target", "tpu:v5e"], "one that runs them, such as cpu"),
+        (["--method", "ptq:8", "--target", "tpu:v5e"], "target that runs them, such as cpu"),
         (["--method", "ptq:8", "--input", "16"], "leave out --input"),
         (["--method", "ptq:8", "--task", "table:none.npz"], "table has figures only"),
     ],
 )
-def test_errors_are_one_line(tmp_path, capsys, flags, told):
+def test_errors_are_one_line(tmp_path, capsys, flags, expected):
     assert main(["search", "--task", "digits:8", *flags, "--out", str(tmp_path)]) == 2
-    assert told in capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_studies_without_methods_stay_what_they_were(tmp_path):
@@ -280,4 +287,3 @@ def test_studies_without_methods_stay_what_they_were(tmp_path):
     del described["methods"]
     (tmp_path / "study.json").write_text(json.dumps({"settings": described, "storage": None}))
     assert study.read_settings(tmp_path) == settings
-    assert isinstance(start.evaluator_of(settings)[0], evaluate.Networks)

@@ -17,13 +17,14 @@ from nas import registry
 from nas.cli.command_line import main
 from nas.networks import build
 from nas.profiling import history
-from nas.searching import networks as evaluate
+from nas.searching.candidate import Candidate
+from nas.searching.evaluator import Limits
 from nas.searching.networks import Networks
 
 
 @dataclasses.dataclass(frozen=True)
 class Changing(Target):
-    """Says what it is told, of the kind that it is told: no device."""
+    """Gives the figure, of the kind, that it was made with: no device."""
 
     kinds: ClassVar = frozenset(Kind)
     device: ClassVar[str] = "none"
@@ -56,15 +57,24 @@ class Task:
 def networks(monkeypatch, tmp_path):
     monkeypatch.setenv("NAS_CACHE", str(tmp_path))
 
-    def of(target):
-        return Networks(lambda trial: None, Task(), [target], Task.fields, 1, lambda: Task())
+    def of(target, **options):
+        task = Task()
+        return Networks(
+            lambda trial: None,
+            task,
+            lambda config, final: task,
+            [target],
+            Task.fields,
+            1,
+            **options,
+        )
 
     return of
 
 
 def test_a_study_does_not_mix_kinds(networks):
     evaluator = networks(Changing())
-    config = evaluator.suited(mnasnet.VARIANTS["tiny"])
+    config = Candidate(evaluator.for_task(mnasnet.VARIANTS["tiny"]))
     record = evaluator.profile(config)
     assert record["latency"][0]["kind"] == "predicted"
     evaluator.kinds = ["predicted"]
@@ -76,17 +86,18 @@ def test_a_study_does_not_mix_kinds(networks):
 
 def test_what_does_not_fit_into_the_device_exceeds_a_limit(networks):
     evaluator = networks(Changing(1001.0))
-    record = evaluator.profile(evaluator.suited(mnasnet.VARIANTS["tiny"]))
+    config = evaluator.for_task(mnasnet.VARIANTS["tiny"])
+    record = evaluator.profile(Candidate(config))
     assert record["costs"] == [] and record["excess"] == "it needs 9 MB of 8"
 
 
-def test_a_finalist_is_measured_on_the_device_itself(networks, monkeypatch):
+def test_a_finalist_is_measured_on_the_device_itself(networks):
     real = {"phone": Changing(3.0, Kind.MEASURED), "away": Changing(-1.0, Kind.MEASURED)}
-    monkeypatch.setattr(registry, "target", real.__getitem__)
-    config = networks(Changing()).suited(mnasnet.VARIANTS["tiny"])
-    (there,) = networks(Changing(real="phone")).measure_again(config, "s:1")
+    device = real.__getitem__
+    config = Candidate(networks(Changing()).for_task(mnasnet.VARIANTS["tiny"]))
+    (there,) = networks(Changing(real="phone"), device=device).measure_again(config, "s:1")
     assert (there["kind"], there["median_ms"]) == ("measured", 3.0) and "unchecked" not in there
-    (away,) = networks(Changing(real="away")).measure_again(config, "s:1")
+    (away,) = networks(Changing(real="away"), device=device).measure_again(config, "s:1")
     assert (away["kind"], away["median_ms"]) == ("predicted", 1.0)
     assert away["unchecked"] == "it was unplugged"
     names = {(row.name, row.kind) for row in history.rows()}
@@ -96,17 +107,17 @@ def test_a_finalist_is_measured_on_the_device_itself(networks, monkeypatch):
 
 def test_a_task_decides_the_fields_it_has(networks):
     evaluator = networks(Changing())
-    assert evaluator.suited(mnasnet.VARIANTS["tiny"]).input_shape == (32, 32, 3)
+    assert evaluator.for_task(mnasnet.VARIANTS["tiny"]).input_shape == (32, 32, 3)
     words = "decoder networks cannot take task none: .* has no classes, input_shape .it has vocab"
     with pytest.raises(ValueError, match=words):
-        evaluator.suited(decoder.VARIANTS["tiny"])
+        evaluator.for_task(decoder.VARIANTS["tiny"])
 
 
 def test_images_keep_the_names_under_which_they_are_remembered(networks):
     """Of a cache that an earlier version wrote."""
-    config = networks(Changing()).suited(mnasnet.VARIANTS["tiny"])
+    config = networks(Changing()).for_task(mnasnet.VARIANTS["tiny"])
     assert build.deploy(config) == config
-    record = networks(Changing()).profile(config)
+    record = networks(Changing()).profile(Candidate(config))
     assert record["key"] == build.key(config) == "b646a0367df14593" and "form" not in record
 
 
@@ -121,17 +132,18 @@ def test_the_deployed_form_is_timed_and_counted(networks, monkeypatch):
     )
     evaluator = networks(Changing())
     config = dataclasses.replace(decoder.VARIANTS["tiny"], vocabulary=11, length=8)
-    record = evaluator.profile(config)
+    candidate = Candidate(config)
+    record = evaluator.profile(candidate)
     form = decoder.deploy(config)
     ((names, model),) = timed
     assert record["form"] == repr(form) and names == [build.key(form)]
     assert record["key"] == build.key(config)
     assert record["macs"] == count(model).macs == count(build.build(form)).macs
     assert record["macs"] < count(build.build(config)).macs
-    evaluator.measure_again(config, "s:1")
+    evaluator.measure_again(candidate, "s:1")
     assert timed[1][0] == [build.key(form)] and timed[1][1].input.keys() == model.input.keys()
-    evaluator.limits = evaluate.Limits(file_bytes=1000)
-    assert evaluator.profile(config)["excess"].startswith("file_bytes ")
+    evaluator.limits = Limits(file_bytes=1000)
+    assert evaluator.profile(candidate)["excess"].startswith("file_bytes ")
 
 
 def test_the_deployed_network_has_the_trained_weights():
@@ -159,17 +171,17 @@ def _places(config: Sized) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(config.classes, name="head")(places))
 
 
-def test_weights_that_depend_on_the_size_are_told(networks, monkeypatch):
+def test_weights_that_depend_on_the_size_are_refused(networks, monkeypatch):
     module = types.ModuleType("families.sized")
     module.build = _places
     monkeypatch.setitem(sys.modules, "families.sized", module)
     monkeypatch.setattr(Sized, "__module__", "families.sized")
     evaluator = networks(Changing())
-    evaluator.check(evaluator.suited(Sized()))
+    evaluator.check(evaluator.for_task(Sized()))
     evaluator.fields = {"input_shape": (16, 16, 3), "classes": 10}
     words = r"'head/kernel' depends on .*\(768, 10\) as timed, \(3072, 10\) as trained; train at"
     with pytest.raises(ValueError, match=words):
-        evaluator.check(evaluator.suited(Sized()))
+        evaluator.check(evaluator.for_task(Sized()))
 
 
 SPACE = """
@@ -202,8 +214,8 @@ def test_search_beyond_images(tmp_path, monkeypatch, capsys, shared_data):
     task = ["--space", "toy", "--task", f"text:{tmp_path}/some.txt,length=16"]
     searched = [*task, "--target", "none", "--budget-ms", "2", "--trials", "1", "--epochs", "1"]
     assert main(["search", *searched, "--finalists", "1", *out]) == 0
-    told = capsys.readouterr()
-    assert "quality is 1 / perplexity" in told.err and "1 / perplexity, in %" in told.out
+    printed = capsys.readouterr()
+    assert "quality is 1 / perplexity" in printed.err and "1 / perplexity, in %" in printed.out
     folder = tmp_path / "s"
     trained = keras.saving.load_model(folder / "best.keras", compile=False)
     assert trained.output_shape == (None, 16, len(set(text)))

@@ -10,6 +10,8 @@ import pytest
 from families.mnasnet import Block, Config
 from nas import backend, registry
 from nas.cli.command_line import main
+from nas.cli.search import _one_shot
+from nas.files.writers.litert import read_codes
 from nas.tasks import digits
 
 keras = backend.load()
@@ -17,8 +19,13 @@ keras = backend.load()
 from shared_weights import alone, choices, outputs, varied, with_weights  # noqa: E402
 
 from nas.networks import build  # noqa: E402
+from nas.searching import study  # noqa: E402
+from nas.searching.candidate import Candidate  # noqa: E402
+from nas.searching.networks import Networks  # noqa: E402
+from nas.searching.study import Settings  # noqa: E402
 from nas.supernets import layers, masks, network, supernet  # noqa: E402
-from nas.supernets.search import SupernetNetworks  # noqa: E402
+from nas.supernets.one_shot import OneShot  # noqa: E402
+from nas.supernets.shared_weights import SharedWeights  # noqa: E402
 from nas.training import loop  # noqa: E402
 from nas.training.batches import count  # noqa: E402
 from nas.training.checkpoint import Checkpoint  # noqa: E402
@@ -193,34 +200,65 @@ def test_weights_are_kept(learned, task, tmp_path):
         wider.load(tmp_path / "s.weights.h5")
 
 
-def networks(task, folder, evaluator="supernet:1"):
-    return SupernetNetworks(
-        one_block, task, [], task.fields, 1, lambda: task, evaluator=evaluator, folder=folder
+def networks(task, folder, alternatives=()):
+    return Networks(
+        one_block,
+        task,
+        lambda config, final: task,
+        [],
+        task.fields,
+        1,
+        weights=SharedWeights(one_block, task, folder, OneShot(epochs=1)),
+        alternatives=alternatives,
     )
 
 
 def test_finalists_inherit(learned, task, tmp_path):
     evaluator = networks(task, tmp_path)
-    config = evaluator.suited(supernet.drawn(learned.sample, 23, 0))
+    config = evaluator.for_task(supernet.drawn(learned.sample, 23, 0))
+    candidate = Candidate(config)
     with pytest.raises(ValueError, match="supernet of this study is not trained"):
-        evaluator.train(config)
+        evaluator.train(candidate)
     learned.save(tmp_path / "supernet.weights.h5")
     kept = []
-    record = evaluator.train(config, keep=lambda network, record: kept.append(network))
+    record = evaluator.train(candidate, keep=lambda network, record: kept.append(network()))
     assert record["quality"] == learned.quality(config) and record["curve"] == [record["quality"]]
     evaluator.save(kept[0], tmp_path / "so_far")
     model = keras.models.load_model(tmp_path / "so_far.keras", compile=False)
     assert loop.evaluate(model, task) == pytest.approx(record["quality"], abs=0.08)
-    final = evaluator.train(config, epochs=1, final=True)["quality"]
+    final = evaluator.train(candidate, epochs=1, final=True)["quality"]
     scratch = loop.fit(build.build(config), task, 1, 0).quality
     assert final > scratch + 0.1
 
 
-def test_bad_options_and_families(task, tmp_path):
+def test_a_compressed_candidate_is_judged_with_inherited_weights(learned, task, tmp_path):
+    """Compressed at once; its norms see what is left; the finalist is trained with its methods."""
+    learned.save(tmp_path / "supernet.weights.h5")
+    names = ("qat:4", "prune_channels:0.5", "prune:0.99")
+    evaluator = networks(task, tmp_path, [{name: registry.method(name)} for name in names])
+    config = evaluator.for_task(supernet.drawn(learned.sample, 23, 0))
+    plain = evaluator.train(Candidate(config))["quality"]
+    quality = {n: evaluator.train(Candidate(config, (n,)))["quality"] for n in names}
+    assert quality["qat:4"] == pytest.approx(plain, abs=0.1)
+    assert plain + 0.1 > quality["qat:4"] > quality["prune:0.99"]
+    candidate, kept = Candidate(config, ("qat:4",)), []
+    record = evaluator.train(candidate, keep=lambda network, record: kept.append(network()))
+    (product,) = kept
+    assert loop.evaluate(product.model, task) == pytest.approx(record["quality"], abs=1e-6)
+    evaluator.save(product, tmp_path / "so_far")
+    assert "int4" in {one.kind for one in read_codes(tmp_path / "so_far.tflite").values()}
+    assert "nas compress" not in (tmp_path / "so_far.py").read_text()  # new weights would differ
+    final = evaluator.train(candidate, epochs=1, final=True)
+    assert final["quality"] > quality["qat:4"] - 0.05 and len(final["curve"]) == 1
+    evaluator.forget()
+
+
+def test_bad_options_and_families():
     with pytest.raises(ValueError, match="epochs='many'; expected a whole number"):
-        networks(task, tmp_path, "supernet:many")
+        _one_shot("supernet:many")
     with pytest.raises(ValueError, match="no option 'minutes'"):
-        networks(task, tmp_path, "supernet:minutes=3")
+        _one_shot("supernet:minutes=3")
+    assert _one_shot("supernet:5,examples=7") == OneShot(5, 7) and _one_shot("train") is None
     from families import vit
 
     with pytest.raises(ValueError, match="no supernet of vit networks .there is: eff.*mnasnet"):
@@ -235,11 +273,14 @@ def refused(capsys, *flags) -> str:
 def test_what_cannot_be_is_said_in_a_line(tmp_path, capsys):
     out = ["--out", str(tmp_path)]
     assert "expected train, or supernet" in refused(capsys, *out, "--evaluator", "one-shot")
-    told = refused(capsys, *out, "--evaluator", "supernet", "--method", "ptq:8|none")
-    assert "leave out --method" in told
-    told = refused(capsys, *out, "--study", "a", "--evaluator", "supernet", "--method", "ptq:8")
-    told = refused(capsys, *out, "--study", "a", "--method", "ptq:8")
-    assert "evaluator was supernet, now train" in told
+    one_shot = ["--evaluator", "supernet"]
+    said = refused(capsys, *out, *one_shot, "--method", "ptq:8|none", "--target", "tpu:v5e")
+    assert "target that runs them, such as cpu" in said
+    said = refused(capsys, *out, *one_shot, "--filter", "synflow")
+    assert "--evaluator supernet has none: leave it out" in said
+    study.create(tmp_path / "a", Settings(space="mnasnet:tiny", evaluator="supernet"), None)
+    said = refused(capsys, *out, "--study", "a", "--method", "ptq:8")
+    assert "evaluator was supernet, now train" in said
 
 
 @pytest.mark.slow
