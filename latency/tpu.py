@@ -299,8 +299,8 @@ class TPU(Target):
             if not kinds:
                 names = ", ".join(f"tpu:{name}" for name in chips.CHIPS)
                 raise TargetUnavailable(
-                    f"no TPU is attached{f' ({reason})' if reason else ''}; compiled for one without it:"
-                    f" {names}"
+                    f"no TPU is attached{f' ({reason})' if reason else ''}; compiled for one "
+                    f"without it: {names}"
                 )
             return True
         kind = self._chip().device_kind

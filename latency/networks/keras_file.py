@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import re
 import struct
 import sys
 import zipfile
@@ -123,7 +124,10 @@ def load(path: Path) -> Any:
     import keras
 
     for module in registered():
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the user's code, or an installed package's, raises
+            raise ValueError(f"{path}: cannot import {module}, for its layers: {error}") from error
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a damaged or foreign file makes Keras raise
@@ -133,6 +137,11 @@ def load(path: Path) -> Any:
 def cause(error: BaseException) -> str:
     """Why Keras cannot load a file, in one line: between what and why it tells the architecture."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if unknown := re.search(r"Could not locate (?:class|function) '([^']+)'", text):
+        return (
+            f"it names {unknown[1]!r}, which nothing here registers; import the file or module that"
+            " does, on the command line by --import my_layers.py"
+        )
     # "X could not be deserialized properly. ... config={...}. Exception encountered: why"
     text = text.rpartition(" Exception encountered: ")[2]
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-180:]}"

@@ -201,7 +201,7 @@ def test_without_jax_it_says_how_to_get_it(monkeypatch, tmp_path, network):
 )
 def test_without_a_tpu_nothing_is_started_to_look_for_one(no_process):
     no_process()
-    assert tpu.attached() == ((), None)
+    assert tpu.attached_devices() == ((), None)
     with pytest.raises(TargetUnavailable, match="no TPU is attached.*tpu:v2, tpu:v3.*tpu:7x"):
         TPU().identity()
     with pytest.raises(TargetUnavailable, match="calibrating needs an attached TPU"):
@@ -228,7 +228,7 @@ class TestMeasured:
             requests.append(request)
             return {"samples_ms": [1.0, 2.0], "memory_mb": 3.0, "conditions": {"stable": True}}
 
-        monkeypatch.setattr(tpu, "attached", lambda: (("TPU v5 lite",) * 4, None))
+        monkeypatch.setattr(tpu, "attached_devices", lambda: (("TPU v5 lite",) * 4, None))
         monkeypatch.setattr(process, "ask", answer)
         return requests
 
