@@ -59,11 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Continue a prompt, or write the step that a device runs, or both; 130 if interrupted."""
     _check(arguments)
     from nas.text.generation import generate, prompt_ids
+    from nas.text.language_models import Decoder
 
     started = time.perf_counter()
     source = _opened(arguments.model)
     tokenizer = _tokenizer(arguments, source.vocabulary)
-    if arguments.export:
+    if arguments.export and isinstance(source, Decoder):
         _export(arguments, source, tokenizer)
         if arguments.prompt is None:
             return 0

@@ -156,7 +156,7 @@ class _Network:
     ) -> None:
         self.name, self._config, self._folder, self._target = name, config, folder, target
         self._tasks, self._loaded = tasks, loaded
-        self._ready: tuple[Any, Task, dict[str, float]] | None = None
+        self._ready: tuple[Any, Task, dict[str, Any]] | None = None
         self._stem = folder
 
     def cell(self, method: Method) -> Cell:
@@ -176,7 +176,7 @@ class _Network:
         except (ValueError, RuntimeError, TargetUnavailable) as error:
             return dataclasses.replace(empty, failed=f"{type(error).__name__}: {error}")
 
-    def _trained(self) -> tuple[Any, Task, dict[str, float]]:
+    def _trained(self) -> tuple[Any, Task, dict[str, Any]]:
         """The network with its weights of the folder, or trained; its task; its qualities."""
         task = suited_task(self._config, _each(self._tasks, self._loaded))
         self._config = build.for_task(self._config, task.fields, task.name)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,14 @@ class View:
     below: int
 
 
-def view(rows: Sequence[Network], summary: Mapping, goal: Goal, target: int) -> View:
+def view(rows: Sequence[Network], summary: Mapping[str, Any], goal: Goal, target: int) -> View:
     """The range that shows the front and the budget; the worst networks may fall below it."""
     trained = [row for row in rows if row.state == study_rows.TRAINED]
     marks = [*study_rows.finalists(summary).values(), study_rows.part(summary, "baseline")]
     costs = [row.costs[target] for row in trained]
     costs += [c for mark in marks if (c := study_rows.cost(mark, target)) is not None]
     costs += [goal.budget] if goal.budget else []
-    quality = 100 * np.array([row.quality for row in trained])
+    quality = np.array([row.percent for row in trained])
     shown = [100 * mark["quality"] for mark in marks if mark.get("quality") is not None]
     low, high = quality.min(), max([quality.max(), *shown])
     # The best half decides the scale: networks that learned nothing must not flatten the rest.
@@ -70,7 +71,9 @@ def ticks(
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def stairs(points: Sequence[tuple[float, float]], right: float, bottom: float) -> list:
+def stairs(
+    points: Sequence[tuple[float, float]], right: float, bottom: float
+) -> list[tuple[float, float]]:
     """The front of (cost, quality) as a staircase from `bottom` to the right edge."""
     kept: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
@@ -99,7 +102,7 @@ def middle(steps: Sequence, view: View, share: float) -> tuple[float, float]:
     return inside[int(share * (len(inside) - 1))] if inside else steps[-1]
 
 
-def random_points(summary: Mapping, target: int) -> list[tuple[float, float]]:
+def random_points(summary: Mapping[str, Any], target: int) -> list[tuple[float, float]]:
     """(cost, quality %) of the random search of proof mode."""
     found = study_rows.part(summary, "prove").get("random") or ()
     points = [(study_rows.cost(r, target), r.get("quality")) for r in found]
@@ -117,7 +120,7 @@ class Final:
     before: tuple[float, float] | None
 
 
-def finals(rows: Sequence[Network], summary: Mapping, target: int) -> list[Final]:
+def finals(rows: Sequence[Network], summary: Mapping[str, Any], target: int) -> list[Final]:
     """The finalists with both figures, best first; without a winner, the best network so far."""
     by_number = {row.number: row for row in rows}
     winner = study_rows.winner(summary).get("number")
@@ -136,7 +139,7 @@ def finals(rows: Sequence[Network], summary: Mapping, target: int) -> list[Final
         found.append(Final(number, name, number == winner, (cost, 100 * quality), before))
     best = study_rows.leader(rows, study_rows.goals(summary, rows)) if winner is None else None
     if best is not None:
-        at = (best.costs[target], 100 * best.quality)
+        at = (best.costs[target], best.percent)
         found.append(Final(best.number, "best so far", True, at, None))
     return sorted(found, key=lambda final: -final.at[1])
 
@@ -152,7 +155,7 @@ def along(corners: Sequence, step: float = 14.0) -> np.ndarray:
 
 
 def place(
-    at: tuple[float, float],
+    at: Sequence[float],
     size: tuple[float, float],
     bounds: tuple[float, float, float, float],
     taken: list[tuple[float, float, float, float]],

@@ -37,6 +37,11 @@ class Network:
             raise ValueError(f"trial {self.number} is {self.state}: it has no quality")
         return 100 * self.quality
 
+    @property
+    def rank(self) -> float:
+        """What the search makes large: the reward, without one the quality."""
+        return self.percent if self.reward is None else self.reward
+
     def interval(self, target: int) -> tuple[float, float] | None:
         """The confidence interval of the median latency on one target, where it was timed."""
         found = self.latency[target].get("interval_ms") if target < len(self.latency) else None
@@ -101,7 +106,7 @@ def front(rows: Iterable[Network], target: int | None = None) -> list[Network]:
     for row in sorted(rows, key=lambda row: row.number):
         if row.state == TRAINED:
             costs = row.costs if target is None else (row.costs[target],)
-            distinct.setdefault((*costs, -row.quality), row)
+            distinct.setdefault((*costs, -row.percent), row)
     if not distinct:
         return []
     mask = pareto.front(list(distinct))
@@ -120,7 +125,7 @@ def leader(rows: Iterable[Network], goals: Sequence["Goal"]) -> Network | None:
     inside = [row for row in rows if within(row.costs, goals)]
     return max(
         inside or rows,
-        key=lambda row: (row.quality if row.reward is None else row.reward, -row.number),
+        key=lambda row: (row.rank, -row.number),
         default=None,
     )
 

@@ -31,7 +31,7 @@ class BytePairs(Tokenizer):
             bytes([byte]) not in ranks for byte in range(256)
         ):
             raise ValueError("expected ids from 0 without a gap, and among them every single byte")
-        self.pieces = [*sorted(ranks, key=ranks.get), b""]
+        self.pieces = [*sorted(ranks, key=ranks.__getitem__), b""]
         self._encoding = tiktoken.Encoding(
             "nas",
             pat_str=WORDS,

@@ -10,6 +10,7 @@ import numpy as np
 from latency.system.atomic_write import atomic_write
 from latency.system.silent_stderr import silent_stderr
 from latency.tflite import convert
+from nas.files.writers.written_file import REPORT, CannotWrite
 
 PARITY = 1e-4  # the exported file must give the network's own outputs
 SHORT = 8  # so few tokens are read one by one: a form of their own takes seconds to compile
@@ -204,7 +205,7 @@ class LiteRT:
 def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) -> int:
     """Write the step of one token with a cache of `context` as .tflite; returns its bytes.
 
-    The file is run, and must give the network's own logits within 1e-4: else RuntimeError.
+    The file is run, and must give the network's own logits within 1e-4, else `CannotWrite`.
     """
     from families import decoder
     from families.layers import copy_weights
@@ -213,7 +214,7 @@ def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) 
     step = decoder.build(form)
     copy_weights(model, step)
     with silent_stderr():  # under JAX this imports TensorFlow, which greets
-        content = convert.file_of(step)
+        content = convert.bytes_of(step)
     path = pathlib.Path(path)
     with atomic_write(path) as partial:
         partial.write_bytes(content)
@@ -222,9 +223,9 @@ def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) 
             expected = theirs.read([token])
             difference = float(np.abs(mine.read([token]) - expected).max())
             if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
-                raise RuntimeError(
-                    f"{path.name} differs from the network by {difference:.1e}; expected at most "
-                    f"{PARITY}: this is a bug in the conversion, please report {form!r}"
+                raise CannotWrite(
+                    f"{path.name} of {form!r} differs from the network by {difference:.1e}; "
+                    f"expected at most {PARITY}{REPORT}"
                 )
     return len(content)
 

@@ -73,9 +73,9 @@ class SentencePiece(Tokenizer):
         """The same pieces, for a network that is trained on text in which no token opens it."""
         if self.start is None:
             return self
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import sentencepiece_model_pb2 as proto
 
-        model = sentencepiece_model_pb2.ModelProto.FromString(self._model)
+        model = proto.ModelProto.FromString(self._model)  # type: ignore[attr-defined]
         model.pieces[self.start].type = UNUSED_PIECE
         return SentencePiece(model.SerializeToString())
 
@@ -124,9 +124,10 @@ def llama2c(content: bytes) -> SentencePiece:
     It joins the pair of the best score first, and writes what it lacks in bytes: that is
     sentencepiece's BPE, so a sentencepiece model of the same pieces does it.
     """
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece import sentencepiece_model_pb2 as proto
 
-    longest, at, found = _unpack("<i", content, 0)[0], 4, []
+    longest, at = _unpack("<i", content, 0)[0], 4
+    found: list[tuple[str, float]] = []
     while at < len(content):
         score, length = _unpack("<fi", content, at)
         at += 8
@@ -137,7 +138,7 @@ def llama2c(content: bytes) -> SentencePiece:
     bytes_of = [f"<0x{byte:02X}>" for byte in range(256)]
     if [piece for piece, _ in found[FIRST_BYTE : FIRST_BYTE + 256]] != bytes_of:
         raise ValueError("expected <unk>, <s>, </s> and <0x00> to <0xFF> first, as llama2.c's have")
-    model = sentencepiece_model_pb2.ModelProto()
+    model = proto.ModelProto()  # type: ignore[attr-defined]
     special = {UNKNOWN: UNKNOWN_PIECE, START: CONTROL_PIECE, END: CONTROL_PIECE}
     for number, (piece, score) in enumerate(found):
         byte = FIRST_BYTE <= number < FIRST_BYTE + 256

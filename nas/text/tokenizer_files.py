@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 from nas.text import byte_pairs, sentence_piece
 from nas.text.tokenizer import Characters, Tokenizer
@@ -16,7 +17,7 @@ def read(path: str | pathlib.Path) -> Tokenizer:
     against the encoder.json beside it. .tiktoken: byte pairs in base64. .txt: an alphabet.
     """
     path = pathlib.Path(path).expanduser()
-    kinds = {
+    kinds: dict[str, Callable[[bytes], Tokenizer]] = {
         ".model": sentence_piece.SentencePiece,
         ".bin": sentence_piece.llama2c,
         ".bpe": functools.partial(byte_pairs.of_merges, path),

@@ -26,8 +26,9 @@ def read(config: str | None) -> tuple[dict[str, str], list[Table]]:
     for field in call.keywords:
         value = field.value
         items = value.elts if isinstance(value, ast.Tuple | ast.List) else []
-        if items and all(isinstance(item, ast.Call) and item.keywords for item in items):
-            rows = tuple({k.arg: _value(k.value) for k in item.keywords} for item in items)
+        calls = [item for item in items if isinstance(item, ast.Call) and item.keywords]
+        if calls and len(calls) == len(items):
+            rows = tuple({str(k.arg): _value(k.value) for k in one.keywords} for one in calls)
             columns = tuple(dict.fromkeys(name for row in rows for name in row))
             tables.append(Table(str(field.arg), columns, rows))
         else:
@@ -49,14 +50,13 @@ def html(config: str | None, baseline: str | None) -> str:
     drawn = []
     for table in tables:
         other = theirs.get(table.name)
-        comparable = other is not None and len(other.rows) == len(table.rows)
+        were = other.rows if other and len(other.rows) == len(table.rows) else table.rows
         head = "".join(f"<th>{escape(name)}</th>" for name in ("", *table.columns))
         body = []
         for index, row in enumerate(table.rows):
             cells = [f"<td>{escape(table.name.removesuffix('s'))} {index + 1}</td>"]
             for name in table.columns:
-                was = other.rows[index].get(name) if comparable else row.get(name)
-                cells.append(_cell(row.get(name, ""), was, _most(table, name)))
+                cells.append(_cell(row.get(name, ""), were[index].get(name), _most(table, name)))
             body.append(f"<tr>{''.join(cells)}</tr>")
         drawn.append(
             f'<div class="panel"><table><thead><tr>{head}</tr></thead>'
@@ -71,16 +71,22 @@ def html(config: str | None, baseline: str | None) -> str:
 
 def _most(table: Table, name: str) -> float:
     """The largest value of a column of sizes; 0 where a bar would say nothing."""
-    values = [row.get(name) for row in table.rows]
-    sized = all(isinstance(v, int | float) and not isinstance(v, bool) and v >= 0 for v in values)
-    return max(values) if sized and len(set(values)) > 1 else 0
+    sizes = [size for row in table.rows if (size := _size(row.get(name))) is not None]
+    return max(sizes) if len(sizes) == len(table.rows) and len(set(sizes)) > 1 else 0
+
+
+def _size(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        return None
+    return value
 
 
 def _cell(value: object, was: object, most: float) -> str:
     changed = " changed" if value != was else ""
     title = f' title="baseline: {escape(str(was))}"' if changed else ""
-    if most:
-        style = f' style="--share:{value / most:.3f}"'
+    size = _size(value)
+    if most and size is not None:
+        style = f' style="--share:{size / most:.3f}"'
         return f'<td class="fill{changed}"{style}{title}>{escape(str(value))}</td>'
     return f'<td class="{changed.strip()}"{title}>{escape(str(value))}</td>'
 

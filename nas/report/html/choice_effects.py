@@ -19,31 +19,31 @@ def html(rows: Sequence[Network], goals: Sequence[Goal], chosen: Mapping[str, An
     trained = [row for row in rows if row.state == study_rows.TRAINED]
     costly = [row for row in rows if row.costs and row.costs[0] > 0]
     costly = [row for row in costly if row.state not in (study_rows.DUPLICATE, study_rows.RUNNING)]
-    gain = importance.effects([r.choices for r in trained], [100 * r.quality for r in trained])
+    gain = importance.effects([r.choices for r in trained], [r.percent for r in trained])
     slow = importance.effects(
         [row.choices for row in costly], [100 * math.log(row.costs[0]) for row in costly]
     )
-    told = []
+    claims = []
     for name, found in (("Quality", gain), (f"Latency on {goals[0].spec}", slow)):
         if found.refusal:
-            told.append(f"{name}: no claim, {found.refusal}.")
+            claims.append(f"{name}: no claim, {found.refusal}.")
         else:
-            told.append(
+            claims.append(
                 f"{name}: from {found.trials:,} networks; single choices explain "
                 f"{found.explained:.0%} of the variance of held-out ones."
             )
-    claims = {css: f for css, f in (("gain", gain), ("cost", slow)) if not f.refusal}
-    sides = {css: {d.name: d for d in found.decisions} for css, found in claims.items()}
+    known = {css: f for css, f in (("gain", gain), ("cost", slow)) if not f.refusal}
+    sides = {css: {d.name: d for d in found.decisions} for css, found in known.items()}
     share: dict[str, float] = {}
     for side in sides.values():
         for name, decision in side.items():
             share[name] = max(share.get(name, 0), decision.share)
     names = sorted(share, key=lambda name: -share[name])[:SHOWN_DECISIONS]
-    reach = {css: _reach(found, names) for css, found in claims.items()}
+    reach = {css: _reach(found, names) for css, found in known.items()}
     cards = []
     for name in names:
-        found = [sides.get(css, {}).get(name) for css in ("gain", "cost")]
-        drawn = _bars(name, *found, reach, chosen.get(name))
+        pair = [sides.get(css, {}).get(name) for css in ("gain", "cost")]
+        drawn = _bars(name, pair[0], pair[1], reach, chosen.get(name))
         cards.append(
             f'<div class="panel"><h3>{escape(name)}</h3><div class="heads"><span></span>'
             f"<span>quality, points</span><span>latency</span></div>{drawn}</div>"
@@ -58,7 +58,7 @@ def html(rows: Sequence[Network], goals: Sequence[Goal], chosen: Mapping[str, An
             "the winner's choice. Pairs of choices may act together, which this does not show, and "
             f"the controller chose what to try.{more}</p>"
         )
-    lines = "".join(f"<p class='lede'>{escape(line)}</p>" for line in told)
+    lines = "".join(f"<p class='lede'>{escape(line)}</p>" for line in claims)
     drawn = f'<div class="effects">{"".join(cards)}</div>'
     return f"<h2>What each choice was worth</h2>{lines}{drawn}{note}"
 
@@ -91,9 +91,9 @@ def _bars(
             a, b = (center + max(min(v * scale, REACH), -REACH) for v in (level.low, level.high))
             unit = "" if css == "gain" else " %"
             value = _written(center + REACH + 6, y + 4, _signed(level.effect) + unit, "value")
-            told = f"{level.trials} networks, {level.effect:+.2f}{unit}"
+            about = f"{level.trials} networks, {level.effect:+.2f}{unit}"
             drawn.append(
-                f'<g class="{css}{known}"><title>{told} '
+                f'<g class="{css}{known}"><title>{about} '
                 f"(95 % interval {level.low:+.2f} to {level.high:+.2f})</title>"
                 f'<rect x="{x:.1f}" y="{y - 6}" width="{max(width, 0.5):.1f}" height="12"/>'
                 f'<path class="whisker" d="M{a:.1f} {y}H{b:.1f}"/>'

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from nas.report import study_rows
-from nas.report.format import count, duration, figure, percent
+from nas.report.format import count, duration, figure, percent, size
 from nas.report.html import architecture, charts, choice_effects, style, trials
 from nas.report.study_rows import Goal, Network
 
@@ -139,13 +139,13 @@ def _cards(best: Mapping, summary: Mapping, goals: Sequence[Goal], rows: Sequenc
             name = "Speed-up" + (f", {goal.spec}" if len(goals) > 1 else "")
             cards.append(_card(name, f"{theirs / value:.2f}×", "", note))
     if best.get("params") is not None:
-        size = f"{count(best.get('macs'))} MACs"
+        about = f"{count(best.get('macs'))} MACs"
         if best.get("file_bytes"):
-            size += f", file {best['file_bytes'] / 1e3:,.0f} kB"
-        share = ""
+            about += f", file {size(best['file_bytes'])}"
+        times = ""
         if baseline.get("params"):
-            share = f"{best['params'] / baseline['params']:.2f}× the baseline's"
-        cards.append(_card("Parameters", count(best["params"]), "", size, share))
+            times = f"{best['params'] / baseline['params']:.2f}× the baseline's"
+        cards.append(_card("Parameters", count(best["params"]), "", about, times))
     tally = study_rows.tally(rows)
     spent = study_rows.part(summary, "time_s").get("total")
     profiled = sum(bool(row.costs) and row.state != study_rows.DUPLICATE for row in rows)

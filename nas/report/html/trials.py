@@ -37,7 +37,8 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
         }
         words["over budget when timed again"] = final.get("within_budget") is False
         note = ", ".join([*(word for word, holds in words.items() if holds), *row.methods])
-        cells = [(str(row.number), row.number), (percent(row.quality), row.quality)]
+        cells: list[tuple[str, Any]] = [(str(row.number), row.number)]
+        cells.append((percent(row.quality), row.quality))
         if retrained:
             cells.append((percent(final.get("quality")), final.get("quality")))
         for target, value in enumerate(row.costs):
@@ -59,7 +60,7 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
 
     trained = [row for row in rows if row.state == study_rows.TRAINED]
     kept = [row for row in trained if row.number in front or row.number in retrained]
-    ranked = sorted(trained, key=lambda r: -(r.quality if r.reward is None else r.reward))
+    ranked = sorted(trained, key=lambda row: -row.rank)
     left = f" (the best {MOST_ROWS} of {len(ranked):,})" if len(ranked) > MOST_ROWS else ""
     about = "Quality and latency as the search saw them"
     if retrained:

@@ -16,7 +16,7 @@ FRONT, WINNER, BUDGET, RANDOM = "#1f4e8c", "#d9480f", "#b42318", "#8a7a5c"
 ORDER = ("#bcd4ea", "#96bde0", "#6aa2d4", "#3f80bf", "#255e9e", "#123e73")  # early to late
 SERIES = (FRONT, WINNER, "#1a7f4b", RANDOM, "#7b3fa0", BUDGET)  # several of a kind
 LABEL, SMALL = 9.5, 8.5  # sizes of text, points
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
     "font.size": 10,
@@ -40,7 +40,8 @@ _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of devices may hold a $
 }
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def panel(
     axes.grid(axis="y")
     axes.set_xlabel("trial")
     axes.set_ylabel(f"reward ({summary.get('reward') or 'scalar'})" if rewarded else "quality, %")
-    best, corners = -math.inf, []
+    best = -math.inf
+    corners: list[tuple[float, float]] = []
     for row, x, y in points:
         if y > best and (rewarded or study_rows.within(row.costs, goals)):
             corners += [(x, best), (x, y)] if corners else [(x, y)]

@@ -147,17 +147,17 @@ def _steepness(panel: Any) -> float:
 def _points(panel: Any, why: Explanation) -> None:
     total = why.total.ms or 1.0
     bottom, edge = panel.get_ylim()[0], panel.get_xlim()[1] / 1.15
-    timed = sorted((one for one in why.operations if one.flops and one.ms), key=lambda one: -one.ms)
+    timed = [(one, one.ms) for one in why.operations if one.flops and one.ms]
+    timed.sort(key=lambda pair: -pair[1])
     places = []
-    for one in timed:
-        speed = max(one.flops / one.ms / 1e6, bottom * 1.1)
-        inside = one.intensity is not None and one.intensity < edge
-        places.append((one.intensity if inside else edge, speed))
+    for one, ms in timed:
+        speed = max(one.flops / ms / 1e6, bottom * 1.1)
+        places.append((min(one.intensity or edge, edge), speed))
         panel.scatter(
             *([value] for value in places[-1]),
-            s=14 + 2600 * one.ms / total,
+            s=14 + 2600 * ms / total,
             color=color_of(one.op_class),
-            marker="o" if inside else ">",
+            marker="o" if places[-1][0] < edge else ">",
             alpha=0.55,
             edgecolor="white",
             linewidth=0.7,
@@ -170,10 +170,12 @@ def _points(panel: Any, why: Explanation) -> None:
     bounds = (box.x0, box.y0, box.x1, box.y1)
     peak = to_pixels((panel.get_xlim()[1], why.limits.peak_tflops * 1e3))
     taken = [(peak[0] - 260, peak[1], peak[0], peak[1] + 40)]  # the words on the peak
-    for one, here, at in list(zip(timed, places, dots, strict=True))[:_LABELS]:
-        text = f"{operation_name(one)[-30:]} {share(one.ms / total)}"
+    for (one, ms), here, at in list(zip(timed, places, dots, strict=True))[:_LABELS]:
+        text = f"{operation_name(one)[-30:]} {share(ms / total)}"
         size = (len(text) * 8.6, 17.0)
-        x, y = panel.transData.inverted().transform(scales.place(at, size, bounds, taken, dots))
+        x, y = panel.transData.inverted().transform(
+            scales.place(tuple(at), size, bounds, taken, dots)
+        )
         panel.annotate(
             text,
             here,

@@ -106,15 +106,15 @@ def findings(explained: Explanation) -> list[str]:
     if not total.ms:
         return []
     sentences = []
-    products = [one for one in explained.classes if one.flops and one.ms]
-    best = max(products, key=lambda one: one.tflops or 0.0, default=None)
-    for one in products:
-        if one is best or one.ms < _HEAVY * total.ms or best.tflops < _FAR * one.tflops:
+    products = [(one, one.tflops) for one in explained.classes if one.flops and one.tflops]
+    best, fastest = max(products, key=lambda pair: pair[1], default=(total, 0.0))
+    for one, tflops in products:
+        if one is best or one.ms < _HEAVY * total.ms or fastest < _FAR * tflops:
             continue
         sentences.append(
             f"{one.name}: {share(one.ms / total.ms)} of the time for "
             f"{share(one.flops / total.flops)} of the FLOPs; {_place(one, explained.limits)}, and "
-            f"a FLOP takes {best.tflops / one.tflops:.3g} times as long as in {best.name}"
+            f"a FLOP takes {fastest / tflops:.3g} times as long as in {best.name}"
         )
     for one in explained.classes:
         if not one.flops and one.ms >= _HEAVY * total.ms:
@@ -130,13 +130,13 @@ def findings(explained: Explanation) -> list[str]:
         f"the time is bound {', '.join(shares)}; if all operations took what they can attain, they "
         f"would take {_number(total.attainable_ms)} ms, {share(total.efficiency)} of it"
     )
-    slow = [one for one in explained.operations if (one.efficiency or 1.0) < _IDLE]
-    slow_ms = sum(one.ms for one in slow)
+    slow: dict[str, float] = collections.defaultdict(float)  # class -> ms
+    for operation in explained.operations:
+        if (operation.efficiency or 1.0) < _IDLE:
+            slow[operation.op_class] += operation.ms or 0.0
+    slow_ms = sum(slow.values())
     if slow_ms >= _HEAVY * total.ms:
-        classes = collections.Counter()
-        for one in slow:
-            classes[one.op_class] += one.ms
-        most, ms = classes.most_common(1)[0]
+        most, ms = max(slow.items(), key=lambda item: item[1])
         sentences.append(
             f"{share(slow_ms / total.ms)} of it is in operations below {_IDLE:.0%} of what they "
             f"can attain, {share(ms / slow_ms)} of that in {most}: neither the peak nor memory "
@@ -172,7 +172,7 @@ def sums(title: str, found: Sequence[Part], total: Part) -> list[str]:
                 share(one.flops / total.flops) if total.flops else "",
                 _number(one.bytes / 1e6),
                 intensity(one),
-                _number(one.tflops and one.tflops * 1e3),
+                _gflops(one),
                 share(one.efficiency),
                 _number(one.ms),
                 share(one.ms / total.ms) if total.ms else "",
@@ -188,10 +188,12 @@ def side_by_side(spec: str, batch: int, found: Mapping[str, Explanation]) -> lis
     legend = ", ".join(f"{letter(index)} is {name}" for index, name in enumerate(names))
     lines = paragraph(f"side by side on {spec}, batch {batch}: {legend}")
     for title, field in (("stage", "stages"), ("class", "classes")):
-        each = [
+        each: list[dict[str, Part]] = [
             {one.name: one for one in getattr(explained, field)} for explained in found.values()
         ]
-        rows = list(dict.fromkeys(name for parts_ in each for name in parts_))
+        rows = list(dict.fromkeys(name for named in each for name in named))
+        for named, explained in zip(each, found.values(), strict=True):
+            named["total"] = explained.total
         if title == "stage":
             rows = _in_order(rows)
         head = [title]
@@ -201,8 +203,7 @@ def side_by_side(spec: str, batch: int, found: Mapping[str, Explanation]) -> lis
             head += ratios if label in _RATIOS else []
         cells = [head]
         for name in (*rows, "total"):
-            mine = [explained.total for explained in found.values()] if name == "total" else None
-            mine = mine or [parts_.get(name) for parts_ in each]
+            mine = [named.get(name) for named in each]
             line = [name]
             for label, value in _COMPARED:
                 values = [None if one is None else value(one) for one in mine]
@@ -221,7 +222,7 @@ def side_by_side(spec: str, batch: int, found: Mapping[str, Explanation]) -> lis
 _COMPARED = (
     ("GFLOPs", lambda one: one.flops / 1e9),
     ("FLOPs/B", lambda one: one),
-    ("GFLOP/s", lambda one: one.tflops and one.tflops * 1e3),
+    ("GFLOP/s", lambda one: one.tflops and 1e3 * one.tflops),
     ("ms", lambda one: one.ms),
 )
 _RATIOS = ("GFLOPs", "ms")
@@ -237,7 +238,7 @@ def verdict(name: str, one: Explanation, other_name: str, other: Explanation) ->
         f"({kind_word(other.latency_kind)}) with {flops:.2f} times its FLOPs: "
     )
     text += (
-        f"{_number(b.tflops * 1e3)} GFLOP/s against {_number(a.tflops * 1e3)}, "
+        f"{_gflops(b)} GFLOP/s against {_gflops(a)}, "
         f"{intensity(b)} FLOPs a byte against {intensity(a)}, "
         f"{_number(b.bytes / 1e6)} MB moved against {_number(a.bytes / 1e6)}"
     )
@@ -256,6 +257,10 @@ def letter(index: int) -> str:
 
 def _number(value: float | None) -> str:
     return figure(value, zeros=False, missing="")
+
+
+def _gflops(one: Part) -> str:
+    return _number(one.tflops and 1e3 * one.tflops)
 
 
 def intensity(one: Operation | Part) -> str:

@@ -144,7 +144,7 @@ def _summary(
         if goal.budget is None or (winner and value is None):
             continue
         landing = f"{figure(goal.budget)} {goal.unit} on {goal.spec}"
-        if winner:
+        if value is not None:
             state = "within" if value <= goal.budget else f"over by {value / goal.budget - 1:.1%}"
             estimated = study_rows.estimated(winner.get("latency") or (), target)
             landing += f"; winner {figure(value)} {goal.unit}"
