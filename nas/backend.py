@@ -50,10 +50,8 @@ def load() -> Any:
 
 def accelerator() -> bool:
     """Whether an NVIDIA GPU or a TPU is visible; looks at device files and imports nothing."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        devices = ACCELERATORS[1:]
-    else:
-        devices = ACCELERATORS
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    devices = ACCELERATORS[1:] if hidden else ACCELERATORS
     return any(pathlib.Path("/dev", name).exists() for name in devices)
 
 

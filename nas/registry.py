@@ -7,7 +7,6 @@ Keras layers that files name), a file of our own folder. An entry is imported on
 so that listing costs nothing, and to add an entry is to add a file.
 """
 
-import ast
 import dataclasses
 import difflib
 import functools
@@ -18,12 +17,13 @@ import importlib.util
 import inspect
 import pathlib
 import pkgutil
-import re
 import sys
 import traceback
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+from nas.spec import Spec, accepts, call, is_outside, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,69 +52,6 @@ LAYERS = "nas.layers"  # entry points of modules that register Keras layers
 OURS = {kind.package.partition(".")[0] for kind in KINDS.values()}  # packages
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """One parsed `name[:value][,key=value...]`; `attribute` is what is meant of a file or module.
-
-    Where a file or module is followed by one value only, its author's names decide whether that is
-    an attribute (`./boards.py:Board`) or a value (`./my_space.py:small`).
-    """
-
-    name: str
-    value: Any = None
-    options: tuple[tuple[str, Any], ...] = ()
-    attribute: str | None = None
-
-    def __str__(self) -> str:
-        parts = [str(part) for part in (self.attribute, self.value) if part is not None]
-        parts += [f"{key}={value}" for key, value in self.options]
-        return self.name + (":" + ",".join(parts) if parts else "")
-
-
-def parse(text: str) -> Spec:
-    """The parts of a spec; values that read as Python literals become them.
-
-    >>> parse("mnasnet:a1")
-    Spec(name='mnasnet', value='a1', options=(), attribute=None)
-    >>> parse("cpu:threads=1").options
-    (('threads', 1),)
-    >>> parse("./rounding.py:Tiny,0.2")
-    Spec(name='./rounding.py', value=0.2, options=(), attribute='Tiny')
-    """
-    name, separator, rest = _PARTS.fullmatch(text.strip()).groups()
-    if not name or (separator and not rest):
-        raise ValueError(f"cannot read {text!r}; expected name[:value][,key=value...]")
-    values: list[Any] = []
-    options: list[tuple[str, Any]] = []
-    for part in rest.split(",") if rest else []:
-        key, equals, option = part.partition("=")
-        if equals and key.isidentifier():
-            options.append((key, _literal(option)))
-        elif not options and len(values) < (2 if _is_outside(name) else 1):
-            values.append(_literal(part))
-        else:
-            raise ValueError(f"cannot read {part!r} in {text!r}; expected key=value")
-    attribute = values.pop(0) if len(values) == 2 else None
-    return Spec(name, values[0] if values else None, tuple(options), attribute)
-
-
-_PARTS = re.compile(r"([^:,]*)([:,]?)(.*)", re.DOTALL)
-
-
-def _literal(text: str) -> Any:
-    if text in ("true", "false"):  # as many write them; as texts both would count as true
-        return text == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _is_outside(name: str) -> bool:
-    """Whether a name is that of a file or a module rather than an entry's."""
-    return name.endswith(".py") or "." in name
-
-
 def listing(kind: str) -> dict[str, str]:
     """The names of a kind and the first line of each docstring, read without importing anything.
 
@@ -127,7 +64,9 @@ def listing(kind: str) -> dict[str, str]:
         found[name] = f"{line} [{package}]".lstrip()
     package = KINDS[kind].package
     # find_spec of a dotted name imports its parent: `nas` only, which is nearly empty.
-    folder = pathlib.Path(importlib.util.find_spec(package).origin).parent
+    found_package = importlib.util.find_spec(package)
+    assert found_package is not None and found_package.origin is not None
+    folder = pathlib.Path(found_package.origin).parent
     for module in pkgutil.iter_modules([str(folder)]):
         source = (folder / f"{module.name}.py").read_text() if not module.ispkg else ""
         if KINDS[kind].mark in source:
@@ -148,9 +87,10 @@ def _source(module: str) -> str:
     try:
         found = importlib.util.find_spec(top)
         for part in parts:
-            found = importlib.machinery.PathFinder.find_spec(part, found.submodule_search_locations)
-        return pathlib.Path(found.origin).read_text()
-    except (AttributeError, ImportError, OSError, TypeError, ValueError):
+            folders = None if found is None else found.submodule_search_locations
+            found = importlib.machinery.PathFinder.find_spec(part, folders or [])
+        return pathlib.Path((found and found.origin) or "").read_text()
+    except (ImportError, OSError, ValueError):
         return ""
 
 
@@ -168,7 +108,7 @@ def known(kind: str, name: str) -> None:
     Traceback (most recent call last):
     ValueError: no target 'cpy'; did you mean 'cpu'? (there is: android, cpu, gpu, ...)
     """
-    if _is_outside(name):
+    if is_outside(name):
         if name.endswith(".py") and not pathlib.Path(name).expanduser().is_file():
             raise ValueError(f"no file {name}; expected a Python file with a {kind}")
         return
@@ -293,7 +233,7 @@ def space(text: str) -> tuple[Callable[[Any], Any], Any]:
     base = {} if named.value is None else {"base": named.value}
     baseline = getattr(entry, "baseline", None)
     call = functools.partial(sample, **base | dict(named.options))
-    _accepts(sample, base | dict(named.options), named.name)
+    accepts(sample, base | dict(named.options), named.name)
     return call, None if baseline is None else baseline(**base)
 
 
@@ -334,7 +274,7 @@ def method(text: str) -> Any:
 
 def _called(kind: str, text: str | Spec, **defaults: Any) -> Any:
     _, thing, named = _thing(kind, text)
-    return _call(thing, named, **defaults)
+    return call(thing, named, **defaults)
 
 
 def _thing(kind: str, text: str | Spec) -> tuple[ModuleType, Any, Spec]:
@@ -342,15 +282,20 @@ def _thing(kind: str, text: str | Spec) -> tuple[ModuleType, Any, Spec]:
     named = parse(text) if isinstance(text, str) else text
     entry = module(kind, named.name)
     attribute = named.attribute
-    if attribute is None and _is_outside(named.name) and isinstance(named.value, str):
+    if attribute is None and is_outside(named.name) and isinstance(named.value, str):
         if callable(getattr(entry, named.value, None)):
             attribute, named = named.value, dataclasses.replace(named, value=None)
-    elif attribute is None and not _is_outside(named.name):
+        elif KINDS[kind].function is None:
+            _not_misspelled(named, entry)
+    elif attribute is None and not is_outside(named.name):
         installed = _entry_points(KINDS[kind].group).get(named.name)
         attribute = installed.attr or None if installed is not None else None
     if attribute is not None:
         if not callable(getattr(entry, attribute, None)):
-            raise ValueError(f"{named.name} defines no {attribute!r}; expected a {kind}")
+            there = ", ".join(_defined(entry)) or "nothing"
+            raise ValueError(
+                f"{named.name} defines no {attribute!r}; expected a {kind} (it defines: {there})"
+            )
         return entry, getattr(entry, attribute), named
     function = KINDS[kind].function
     if function is None:
@@ -358,6 +303,23 @@ def _thing(kind: str, text: str | Spec) -> tuple[ModuleType, Any, Spec]:
     if not callable(getattr(entry, function, None)):
         raise ValueError(f"{named.name} is no {kind}: expected a function {function} in it")
     return entry, getattr(entry, function), named
+
+
+def _defined(entry: ModuleType) -> list[str]:
+    """The public classes and functions that a module defines itself."""
+    own = {name for name, thing in vars(entry).items() if _module_of(thing) == entry.__name__}
+    return sorted(name for name in own if not name.startswith("_"))
+
+
+def _module_of(thing: Any) -> Any:
+    return getattr(thing, "__module__", None)
+
+
+def _not_misspelled(named: Spec, entry: ModuleType) -> None:
+    """`ValueError` where a value that names nothing in the module looks like a name that is."""
+    close = difflib.get_close_matches(named.value, _defined(entry), n=1, cutoff=0.75)
+    if close:
+        raise ValueError(f"{named.name} defines no {named.value!r}; did you mean {close[0]!r}?")
 
 
 def _contract(kind: str) -> type:
@@ -391,41 +353,3 @@ def _public_subclass(entry: ModuleType, contract: type) -> type:
         )
     (thing,) = found.values()
     return thing
-
-
-def _accepts(function: Callable, options: dict[str, Any], name: str) -> dict[str, Any]:
-    """The parameters of a function; `ValueError` for an option that it has not."""
-    accepted = dict(inspect.signature(function).parameters)
-    others = [n for n, p in accepted.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    for other in others:  # **others are for what `function` calls in turn
-        accepted.pop(other)
-    unknown = [key for key in options if key not in accepted and not others]
-    if unknown:
-        raise ValueError(
-            f"{name} has no option {unknown[0]!r} (it has: {', '.join(accepted) or 'none'})"
-        )
-    return accepted
-
-
-def _call(function: Callable, named: Spec, **defaults: Any) -> Any:
-    """Call `function` with the options of a spec, and with those `defaults` that it accepts."""
-    accepted = _accepts(function, dict(named.options), named.name)
-    options = {key: value for key, value in defaults.items() if key in accepted}
-    options.update(named.options)
-    if named.value is not None:
-        if not accepted:
-            raise ValueError(f"{named.name} takes no value, but {named.value!r} was given")
-        options[next(iter(accepted))] = named.value
-    try:
-        return function(**options)
-    except TypeError as error:
-        missing = [
-            name
-            for name, parameter in accepted.items()
-            if parameter.default is parameter.empty and name not in options
-        ]
-        if missing:
-            raise ValueError(
-                f"{named.name} needs {missing[0]}: write {named.name}:VALUE"
-            ) from error
-        raise

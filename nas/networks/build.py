@@ -35,7 +35,7 @@ def identity_of(thing: Any) -> str:
     >>> identity_of(CPU(threads=1))
     'CPU(threads=1)'
     """
-    source = source_digest(type(thing))
+    source = source_digest(type(thing))  # type: ignore[arg-type]
     return f"{thing!r} source={source}" if source else repr(thing)
 
 
@@ -53,6 +53,7 @@ def source_digest(kind: type) -> str:
         module = sys.modules.get(name)
         if name in found or not _beside(name, kind.__module__):
             continue
+        assert module is not None
         found[name] = pathlib.Path(str(module.__file__)).read_bytes()
         for value in vars(module).values():
             owner = value.__name__ if isinstance(value, ModuleType) else _module_of(value)
