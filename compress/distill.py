@@ -43,6 +43,11 @@ class Distill(Method):
     named: where the teacher is from, for the record.
 
     A step costs the teacher's forward pass more; evaluation costs nothing.
+
+    >>> Distill(kind="feature")
+    Traceback (most recent call last):
+        ...
+    ValueError: distill kind='feature'; expected one of logits, features, lattice
     """
 
     teacher: Any = None

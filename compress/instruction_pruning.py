@@ -42,6 +42,14 @@ class InstructionPruning(Method):
 
     The finished network predicts its masks; `masks` tells them, `materialize` makes of one the
     small dense network. In a file for batches of 1 unused blocks are not computed.
+
+    >>> from compress.method import compress
+    >>> inputs = keras.Input((8,))
+    >>> x = keras.layers.Dense(16, "relu", name="hidden")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(4, name="head")(x))
+    >>> small = compress(model, [InstructionPruning(active=0.5, blocks=4, hidden=4)]).model
+    >>> masks(small, np.ones((1, 8), np.float32)).sum()  # of 4 blocks
+    np.float32(2.0)
     """
 
     active: float = 0.25

@@ -26,6 +26,10 @@ class Method:
 
     Their repr is the record of what was asked for. Every field has a default. All state of a run is
     in variables of the prepared model, so that a training that was killed goes on with it.
+
+    >>> import compress.prune
+    >>> compress.prune.Prune(0.5).trains, compress.prune.Prune.stage == WEIGHTS
+    (True, True)
     """
 
     stage: ClassVar[int] = WEIGHTS

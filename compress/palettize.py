@@ -55,6 +55,7 @@ class Palette(OnLevels):
         return self.kernel.size * bits + self.groups(bits) * 2**bits * ENTRY
 
     def rows(self, array: np.ndarray, bits: int) -> np.ndarray:
+        """The values that share a table, a row each: (tables, values)."""
         return np.moveaxis(array, self.axis, 0).reshape(self.groups(bits), -1)
 
     def settle(self, value: np.ndarray, bits: int, mask: np.ndarray | None) -> None:
@@ -64,6 +65,7 @@ class Palette(OnLevels):
         self.bits = bits
 
     def weight(self, value: np.ndarray, bits: int, mask: np.ndarray | None = None) -> Weight:
+        """These values as codes into the tables of so many bits."""
         found = nearest(self.rows(value, bits), self.made[bits])
         moved = np.moveaxis(value, self.axis, 0).shape
         codes = np.moveaxis(found.reshape(moved), 0, self.axis)

@@ -240,6 +240,9 @@ def polynomial(
     """Sparsity at a step: final + (initial - final) (1 - (step - begin) / (end - begin))^power.
 
     Before `begin` it is `initial`, after `end` `final`: tfmot's PolynomialDecay.
+
+    >>> polynomial(5, 0, 10, initial=0.0, final=0.5)
+    0.4375
     """
     share = min(1.0, max(0.0, (step - begin) / (end - begin))) if end > begin else 1.0
     return final + (initial - final) * (1 - share) ** power
@@ -256,6 +259,9 @@ def largest(
 
     round(size * (1 - sparsity)) of each weight stay, at least 1, as in tfmot; of equals the first.
     N:M: of each group M - floor(share * (M - N)).
+
+    >>> largest([np.array([[3.0, -1.0, 0.5, 2.0]])], 0.5, "2:4")[0].tolist()
+    [[True, False, False, True]]
     """
     keep, group = _pattern(pattern)
     scores = [np.abs(row).reshape(-1, group) for row in rows]

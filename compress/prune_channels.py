@@ -40,6 +40,13 @@ class PruneChannels(Method):
         what the unit adds to what reads it. The last two look at data.
     round_to: channels left are a multiple of it, or all stay.
     which: regex over the paths of kernels that make a unit; None: all.
+
+    >>> from compress.method import compress
+    >>> inputs = keras.Input((8,))
+    >>> x = keras.layers.Dense(16, "relu", name="hidden")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    >>> compress(model, [PruneChannels(0.5)]).model.get_layer("hidden").units
+    8
     """
 
     fraction: float = 0.25
@@ -225,7 +232,11 @@ def remove_units(model: keras.Model, channels: Channels, removed: list[int]) -> 
 
 
 def take(value: np.ndarray, axes: tuple[int, ...], mask: np.ndarray) -> np.ndarray:
-    """What stays along the last of `axes`; with two, for each index of the first on its own."""
+    """What stays along the last of `axes`; with two, for each index of the first on its own.
+
+    >>> take(np.arange(6).reshape(2, 3), (1,), np.array([True, False, True])).tolist()
+    [[0, 2], [3, 5]]
+    """
     if len(axes) == 1:
         return value.compress(mask, axis=axes[0])
     kept = np.stack([np.flatnonzero(row) for row in mask])

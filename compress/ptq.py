@@ -27,9 +27,11 @@ class Rounded(Quantizer):
         self._scale: np.ndarray | None = None
 
     def settle(self, scale: np.ndarray | None) -> None:
+        """From now on round to levels of this scale; None: pass the weight on."""
         self._scale = scale
 
     def scale(self) -> Any:
+        """That of `settle`; `ValueError` before it."""
         if self._scale is None:
             raise ValueError("no scale yet: `update` with step == steps comes before `finalize`")
         return self._scale

@@ -30,11 +30,14 @@ class ShareKV(Method):
     Encoders are left alone: without a cache between calls there is little to win by sharing, and
     tokens of an encoder see each other in both directions, so `NotApplicable`.
 
-    >>> from families import decoder
     >>> from compress.method import compress
-    >>> model = decoder.build(decoder.VARIANTS["stories260k"])
-    >>> compress(model, [ShareKV()]).model.count_params()
-    251840
+    >>> x = inputs = keras.Input((4, 8))
+    >>> for number in (1, 2):
+    ...     parts = [keras.layers.Dense(8, name=f"{part}{number}")(x) for part in "qkv"]
+    ...     x = Attention(heads=2, causal=True, name=f"block{number}_attend")(*parts)
+    >>> small = compress(keras.Model(inputs, x), [ShareKV(0.5)]).model
+    >>> sorted(layer.name for layer in small.layers if layer.weights)
+    ['k1', 'q1', 'q2', 'v1']
     """
 
     share: float = 0.375

@@ -93,6 +93,7 @@ class Config:
 
     @property
     def encoded_frames(self) -> int:
+        """Frames of the encoder's output."""
         return -(-self.frames // self.ratio)
 
 

@@ -213,7 +213,11 @@ def prefill(config: Config) -> Config:
 
 
 def kv_bytes(config: Config, tokens: int, batch: int = 1, bytes_per_value: float = 2) -> int:
-    """Bytes of the keys and values that are kept of `tokens` tokens, the next one not included."""
+    """Bytes of the keys and values that are kept of `tokens` tokens, the next one not included.
+
+    >>> kv_bytes(VARIANTS["stories260k"], tokens=100)
+    64000
+    """
     kept = sum(
         min(tokens, config.window) if is_local(config, number) else tokens
         for number in range(1, config.layers - config.shared + 1)
@@ -223,7 +227,11 @@ def kv_bytes(config: Config, tokens: int, batch: int = 1, bytes_per_value: float
 
 
 def is_local(config: Config, number: int) -> bool:
-    """Whether layer `number`, counted from 1, sees the last `window` tokens only."""
+    """Whether layer `number`, counted from 1, sees the last `window` tokens only.
+
+    >>> is_local(VARIANTS["tiny"], 1)
+    False
+    """
     number = min(number, config.layers - config.shared)  # what shares keys sees what they are of
     return bool(config.window) and number % (config.local + 1) != 0
 

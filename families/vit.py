@@ -156,8 +156,10 @@ def classify(x: Any, config: Config) -> Any:
 
 
 def norm(x: Any, name: str) -> Any:
+    """LayerNormalization with the epsilon of the released networks."""
     return keras.layers.LayerNormalization(epsilon=1e-6, name=name)(x)
 
 
 def dropout(x: Any, config: Config, name: str) -> Any:
+    """Dropout, where there is any."""
     return keras.layers.Dropout(config.dropout, name=name)(x) if config.dropout else x

@@ -149,6 +149,7 @@ class Channels:
         return np.full(size, len(self._parents) - 1)
 
     def keep(self, labels: np.ndarray, reason: str) -> None:
+        """These channels stay, and the reason; the first reason counts."""
         for root in np.unique(self.find(labels)):
             self._reasons.setdefault(int(root), reason)
 
@@ -189,6 +190,7 @@ class Channels:
             self.slots.append(Slot(layer, index, axes, labels, role, source, multiplied))
 
     def size(self, layer: keras.layers.Layer, **options: Callable) -> None:
+        """Options of a layer's config, each a function of `count(labels)`."""
         self.sizes.setdefault(layer.name, {}).update(options)
 
     def _root(self, label: int) -> int:
@@ -228,9 +230,14 @@ class Channels:
 
 
 def elementwise(activation: Any) -> bool:
-    """Whether an activation acts on each number by itself."""
+    """Whether an activation acts on each number by itself.
+
+    >>> elementwise(keras.activations.relu), elementwise(keras.activations.softmax)
+    (True, False)
+    """
     return activation is None or getattr(activation, "__name__", None) in ELEMENTWISE
 
 
 def channels_last(layer: keras.layers.Layer) -> bool:
+    """Whether the last axis of a layer's inputs counts channels."""
     return getattr(layer, "data_format", "channels_last") in ("channels_last", None)

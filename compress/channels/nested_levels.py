@@ -142,10 +142,12 @@ def with_levels(model: keras.Model, levels: Levels) -> keras.Model:
 
 
 def has_levels(model: keras.Model) -> bool:
+    """Whether a model is prepared by `with_levels`."""
     return any(isinstance(layer, Levels) for layer in model.layers)
 
 
 def levels_of(model: keras.Model) -> Levels:
+    """The levels of such a model; `ValueError` of another."""
     for layer in model.layers:
         if isinstance(layer, Levels):
             return layer
@@ -153,6 +155,7 @@ def levels_of(model: keras.Model) -> Levels:
 
 
 def without_levels(model: keras.Model) -> keras.Model:
+    """The model as it was before `with_levels`."""
     return graph.rewrite(model, lambda _, copy: None if isinstance(copy, Levels) else copy)
 
 

@@ -52,6 +52,9 @@ def rare_word_filter(
 
     A text is a string, of words between spaces, or a sequence of words or tokens. `counts` are
     those of what the network has learned well already, such as the transcripts of its audio.
+
+    >>> rare_word_filter(["a cat", "a yak"], {"a": 9, "cat": 5}, most=1)
+    [1]
     """
     return [
         index
@@ -61,7 +64,11 @@ def rare_word_filter(
 
 
 def word_counts(texts: Sequence[str | Sequence[Hashable]]) -> collections.Counter:
-    """How often each word is in `texts`."""
+    """How often each word is in `texts`.
+
+    >>> word_counts(["a cat", "a yak"])["a"]
+    2
+    """
     return collections.Counter(word for text in texts for word in _words(text))
 
 
@@ -161,6 +168,10 @@ def choose(
     that have a token seen at most `most` times (None: any), of `POOL` times `count` by chance.
     Everything else: by chance. `scores`: the highest come first in place of chance, such as a
     contrast of perplexities or grades of a `QualityClassifier`.
+
+    >>> labels = np.array([0, 0, 0, 1])
+    >>> sorted(labels[choose(np.zeros((4, 2)), labels, 2)].tolist())
+    [0, 1]
     """
     if count < 1:
         raise ValueError(f"count={count!r}; expected at least 1")

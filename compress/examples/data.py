@@ -15,6 +15,10 @@ class Data:
 
     `loss(outputs, targets)` gives losses (batch,), in `keras.ops`; None, as `targets`, where only
     inputs are known: methods that need the loss say so by `NotApplicable`.
+
+    >>> data = Data(np.zeros((100, 8), np.float32))
+    >>> [len(inputs) for inputs, _ in data.batches()]
+    [64, 36]
     """
 
     inputs: Tree

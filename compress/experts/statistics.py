@@ -40,6 +40,7 @@ class Mixture:
 
     @property
     def name(self) -> str:
+        """That of the layer of experts."""
         return self.layer.name
 
 
@@ -97,6 +98,7 @@ class Statistics:
         return self.total / np.maximum(self.rows, 1)[:, None]
 
     def variance(self) -> np.ndarray:
+        """Of the outputs of each expert, per dimension: (experts, dim)."""
         squares = self.squares / np.maximum(self.rows, 1)[:, None]
         return np.maximum(squares - self.mean() ** 2, 0)
 

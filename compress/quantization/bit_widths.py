@@ -47,6 +47,7 @@ def _bits(method: Any, kernel: Kernel, edges: set[str]) -> int:
 
 
 def reason_for_none(method: Any, model: keras.Model, taken: Any) -> str:
+    """Why a method found no kernel to quantize."""
     if not kernels(model):
         return f"{model.name} has no kernels, only vectors"
     if not kernels(model, method.which):
@@ -57,6 +58,7 @@ def reason_for_none(method: Any, model: keras.Model, taken: Any) -> str:
 
 
 def reason_left(method: Any) -> str:
+    """Why a layer was left alone."""
     return f"left in float, as {method!r} says"
 
 

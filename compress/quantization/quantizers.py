@@ -32,19 +32,32 @@ def levels(bits: int) -> np.ndarray:
 
 
 def limits(bits: int) -> tuple[float, float]:
+    """Lowest and highest level of so many bits, in steps.
+
+    >>> limits(4)
+    (-7.0, 7.0)
+    """
     if bits not in RANGES:
         raise ValueError(f"bits={bits!r}; expected one of {', '.join(map(str, RANGES))}")
     return RANGES[bits]
 
 
 def codes(values: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 numbers of the levels that are nearest to values / scale."""
+    """uint8 numbers of the levels that are nearest to values / scale.
+
+    >>> codes(np.array([-9.0, 0.4, 1.6]), np.float32(1), 2).tolist()
+    [0, 2, 3]
+    """
     low, high = limits(bits)
     return np.clip(np.rint(values / scale - low), 0, high - low).astype(np.uint8)
 
 
 def round_to_levels(values: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    """The nearest of scale * levels, float32."""
+    """The nearest of scale * levels, float32.
+
+    >>> round_to_levels(np.array([-9.0, 0.4, 1.6]), np.float32(1), 2).tolist()
+    [-1.5, 0.5, 1.5]
+    """
     return levels(bits)[codes(values, scale, bits)] * np.asarray(scale, np.float32)
 
 
@@ -64,6 +77,9 @@ def scales(
     "newton": for given codes q the error sum (w - s q)^2 is a parabola in s whose minimum is one
     Newton step away; new codes never raise the error, so it falls until it stays. It starts at the
     best of some scales up to "maxabs", hence is never worse than that.
+
+    >>> scales(np.array([[0.5, -3.0], [1.5, 1.0]]), 2, axes=(0,), clip="maxabs").tolist()
+    [[1.0, 2.0]]
     """
     if clip not in CLIPS:
         raise ValueError(f"clip={clip!r}; expected one of {', '.join(CLIPS)}")
@@ -170,6 +186,7 @@ class Quantizer(OnLevels):
     bits: int
 
     def scale(self) -> Any:
+        """The distance of the levels, to be broadcast to the weight."""
         raise NotImplementedError
 
     def describe(self, value: np.ndarray, before: Weight | None) -> Weight:
@@ -214,6 +231,7 @@ class LearnedClip(Quantizer):
         self._share = float((each * limits(self.bits)[1]) ** -0.5)
 
     def scale(self) -> Any:
+        """The initial distances times what was learned."""
         if self.clip is None:
             return ops.convert_to_tensor(self.initial)
         return self.initial * ops.exp(ops.reshape(self.clip, self._initial.shape))

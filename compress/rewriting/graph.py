@@ -28,6 +28,13 @@ def rewrite(model: keras.Model, change: Change) -> keras.Model:
     `copy` is a new layer with the same configuration and weights; what `change` returns (the copy,
     perhaps changed; another, built or not; None: the layer is left out, its one input goes on) is
     called where the layer was. Weights keep their paths as long as layers keep their names.
+
+    >>> inputs = keras.Input((8,))
+    >>> x = keras.layers.Dropout(0.5, name="noise")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(4, name="head")(x))
+    >>> calm = rewrite(model, lambda layer, copy: None if layer.name == "noise" else copy)
+    >>> [layer.name for layer in calm.layers[1:]]
+    ['head']
     """
     check_flat(model)
     made: dict[int, keras.layers.Layer | None] = {}

@@ -123,7 +123,15 @@ def parametrize(model: keras.Model, functions: dict[str, Parametrization]) -> ke
 
 
 def functions(model: keras.Model, kind: type) -> dict[str, list]:
-    """Path of a weight -> its parametrizations of a kind, over all layers of a model."""
+    """Path of a weight -> its parametrizations of a kind, over all layers of a model.
+
+    >>> from compress.quantization.quantizers import LearnedClip
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, keras.layers.Dense(4, name="head")(inputs))
+    >>> quantizer = LearnedClip(np.ones((1, 4)), bits=4)
+    >>> list(functions(parametrize(model, {"head/kernel": quantizer}), LearnedClip))
+    ['head/kernel']
+    """
     found = {}
     for layer in model.layers:
         for path, chain in getattr(layer, "parametrizations", {}).items():

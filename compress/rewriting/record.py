@@ -29,7 +29,12 @@ class Weight:
     axis: int = -1
 
     def dense(self) -> np.ndarray:
-        """The float32 values that this stands for; `ValueError` where there are no codes."""
+        """The float32 values that this stands for; `ValueError` where there are no codes.
+
+        >>> codes, levels = np.array([0, 1], np.uint8), np.array([[-1.0, 1.0]], np.float32)
+        >>> Weight(1, codes, levels, np.float32([0.5])).dense().tolist()
+        [-0.5, 0.5]
+        """
         if self.codes is None or self.levels is None or self.scale is None:
             raise ValueError("a weight that is only sparse has no codes to take values from")
         groups = len(self.levels)

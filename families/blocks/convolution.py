@@ -9,6 +9,7 @@ import keras
 
 
 def convolution(inputs: Any, filters: int, kernel: int, *, name: str, stride: int = 1) -> Any:
+    """A convolution without bias, with padding "same"; the layer's name is `name`."""
     return keras.layers.Conv2D(
         filters,
         kernel,
@@ -21,6 +22,7 @@ def convolution(inputs: Any, filters: int, kernel: int, *, name: str, stride: in
 
 
 def depthwise(inputs: Any, kernel: int, *, name: str, stride: int = 1) -> Any:
+    """A depthwise convolution without bias, with padding "same"."""
     return keras.layers.DepthwiseConv2D(
         kernel,
         strides=stride,
@@ -32,6 +34,7 @@ def depthwise(inputs: Any, kernel: int, *, name: str, stride: int = 1) -> Any:
 
 
 def norm(inputs: Any, *, momentum: float, name: str) -> Any:
+    """BatchNormalization with the epsilon of the released mobile networks."""
     return keras.layers.BatchNormalization(momentum=momentum, epsilon=1e-3, name=name)(inputs)
 
 

@@ -126,6 +126,7 @@ class Entry:
     channels: int
 
     def after(self, block: Block) -> Place:
+        """Where the pixels are after the block."""
         return Place(block.filters, block.filters * _depth(self.inside), self.inside)
 
 

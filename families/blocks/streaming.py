@@ -19,10 +19,12 @@ class Stream:
         self.outputs: dict[str, keras.KerasTensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+        """A state from the chunk before: an input of this name."""
         self.inputs[name] = keras.Input(shape, name=name, dtype=dtype)
         return self.inputs[name]
 
     def keep(self, name: str, state: Any) -> None:
+        """What becomes of it: the output of this name."""
         self.outputs[name] = state
 
 

@@ -23,6 +23,11 @@ class Attention(keras.layers.Layer):
     gives (batch, queries, heads * d). `causal`: the queries belong to the last of the keys, and
     each sees its own key and those before, with `window` only the last `window` of them.
     `bias` (batch, keys) is added to the scores of every query.
+
+    >>> query, memory = keras.Input((3, 8)), keras.Input((5, 4))
+    >>> layer = Attention(heads=4, key_value_heads=2, causal=True)
+    >>> layer(query, memory, memory).shape, layer.macs((1, 3, 8), (1, 5, 4), (1, 5, 4))
+    ((None, 3, 8), 240)
     """
 
     def __init__(

@@ -15,6 +15,10 @@ class KeepLast(keras.layers.Layer):
 
     A cache that is always shifted needs no index, no scatter and no modulus: position does not
     enter, a window is a shorter cache, and what is older than the cache falls out by itself.
+
+    >>> cache, new = keras.ops.zeros((1, 3, 1)), keras.ops.ones((1, 2, 1))
+    >>> keras.ops.convert_to_numpy(KeepLast(4)(cache, new)).ravel().tolist()
+    [0.0, 0.0, 1.0, 1.0]
     """
 
     def __init__(self, count: int, **kwargs: Any):
@@ -49,6 +53,10 @@ class CacheBias(keras.layers.Layer):
 
     Called with position (batch, 1), the tokens before this call's `length`: of the last `keys` keys
     those are real that are not older than the first token.
+
+    >>> bias = CacheBias(keys=4, length=1)(keras.ops.ones((1, 1)))  # the second token
+    >>> (keras.ops.convert_to_numpy(bias) < 0).tolist()
+    [[True, True, False, False]]
     """
 
     def __init__(self, keys: int, length: int, **kwargs: Any):

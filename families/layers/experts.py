@@ -49,6 +49,10 @@ class Experts(keras.layers.Layer):
         order of the batch, or with `batch_priority` of the largest weight. None: nothing is left
         out, and outputs do not depend on the other examples.
     importance_weight, load_weight: of the losses that keep the experts busy, added in training.
+
+    >>> layer = Experts(count=4, hidden=8, top_k=2)
+    >>> layer(keras.Input((5, 6))).shape, layer.macs((1, 5, 6))
+    ((None, 5, 6), 1080)
     """
 
     def __init__(

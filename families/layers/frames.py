@@ -13,6 +13,9 @@ class ValidFrames(keras.layers.Layer):
     """Numbers of real frames (batch,) -> (batch, length): 1 for frames, 0 for the padding after.
 
     `ratio` frames became one before: counts are divided by it, rounded up.
+
+    >>> ValidFrames(3, ratio=4)(keras.ops.convert_to_tensor([5])).numpy().tolist()
+    [[1.0, 1.0, 0.0]]
     """
 
     def __init__(self, length: int, ratio: int = 1, **kwargs: Any):
@@ -65,7 +68,11 @@ class ValidContext(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("nas")
 class LastFrames(keras.layers.Layer):
-    """(batch, frames, ...) -> the last `count` of them."""
+    """(batch, frames, ...) -> the last `count` of them.
+
+    >>> LastFrames(2)(keras.Input((5, 8))).shape
+    (None, 2, 8)
+    """
 
     def __init__(self, count: int, **kwargs: Any):
         super().__init__(**kwargs)

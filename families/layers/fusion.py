@@ -14,6 +14,9 @@ class Fusion(keras.layers.Layer):
     """Tensors of one shape -> their average, by one learned weight each.
 
     method: "fast" weighs by relu(w) / (sum of relu(w) + 1e-4), "softmax" by softmax(w).
+
+    >>> Fusion()([keras.Input((4, 4, 8)), keras.Input((4, 4, 8))]).shape
+    (None, 4, 4, 8)
     """
 
     def __init__(self, method: str = "fast", **kwargs: Any):

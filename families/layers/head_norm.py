@@ -11,7 +11,11 @@ from families.layers.protocol import ChannelGraph, Labels
 
 @keras.saving.register_keras_serializable("nas")
 class HeadNormalization(keras.layers.Layer):
-    """RMS normalization of every head of (batch, length, heads * width), one scale (width,)."""
+    """RMS normalization of every head of (batch, length, heads * width), one scale (width,).
+
+    >>> HeadNormalization(heads=2)(keras.Input((5, 8))).shape
+    (None, 5, 8)
+    """
 
     def __init__(self, heads: int, epsilon: float = 1e-6, **kwargs: Any):
         super().__init__(**kwargs)

@@ -15,6 +15,9 @@ def soft_top_k(scores: Any, k: int, temperature: float = 1.0, iterations: int = 
     """sigmoid(scores / temperature - tau) over the last axis, with the tau that makes the sum k.
 
     tau is found by bisection; its gradient is that of the implicit function.
+
+    >>> round(float(ops.sum(soft_top_k(ops.convert_to_tensor([0.1, 3.0, 2.0]), 2))), 3)
+    2.0
     """
     scores = scores / temperature
     size = scores.shape[-1]
@@ -43,7 +46,11 @@ def soft_top_k(scores: Any, k: int, temperature: float = 1.0, iterations: int = 
 
 
 def hard_top_k(scores: Any, k: int) -> Any:
-    """1 for the k largest of the last axis, 0 for the others: of equal ones the first are taken."""
+    """1 for the k largest of the last axis, 0 for the others: of equal ones the first are taken.
+
+    >>> ops.convert_to_numpy(hard_top_k(ops.convert_to_tensor([1.0, 3.0, 2.0]), 2)).tolist()
+    [0.0, 1.0, 1.0]
+    """
     chosen = ops.top_k(scores, k)[1]
     return ops.sum(ops.one_hot(chosen, scores.shape[-1], dtype=scores.dtype), -2)
 
@@ -127,7 +134,11 @@ class MaskPredictor(keras.layers.Layer):
 
 
 def unit_blocks(hidden: int, blocks: int) -> np.ndarray:
-    """The block of each hidden unit: consecutive units, as equal in number as they can be."""
+    """The block of each hidden unit: consecutive units, as equal in number as they can be.
+
+    >>> unit_blocks(5, 2).tolist()
+    [0, 0, 0, 1, 1]
+    """
     return np.repeat(np.arange(blocks), [len(p) for p in np.array_split(np.arange(hidden), blocks)])
 
 

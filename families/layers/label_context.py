@@ -15,6 +15,9 @@ class LabelContext(keras.layers.Layer):
 
     Output t is the mean over `heads` and the `context` last embeddings e_n of e_n times its
     similarity (scalar product) to the vector that the head has for position n.
+
+    >>> LabelContext(heads=2)(keras.Input((4, 8))).shape
+    (None, 3, 8)
     """
 
     def __init__(self, heads: int, context: int = 2, **kwargs: Any):

@@ -43,6 +43,9 @@ class SpaceToDepth(_Layout):
     """(batch, h, w, c) -> (batch, ceil(h / 2), ceil(w / 2), 4 c); odd sizes get a row of zeros.
 
     Channels are ordered by row, column and channel of their 2 x 2 pixels, as in `tf.nn`.
+
+    >>> SpaceToDepth()(keras.Input((5, 6, 3))).shape
+    (None, 3, 3, 12)
     """
 
     def call(self, inputs: Any) -> Any:
@@ -75,6 +78,9 @@ class DepthToSpace(_Layout):
     """The inverse of `SpaceToDepth`: (batch, h, w, 4 c) -> (batch, *size, c).
 
     size: height and width, at most 2 h and 2 w; what was added to odd sizes is cut off.
+
+    >>> DepthToSpace(size=(5, 6))(keras.Input((3, 3, 12))).shape
+    (None, 5, 6, 3)
     """
 
     def __init__(self, size: tuple[int, int], **kwargs: Any):

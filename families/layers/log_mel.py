@@ -20,6 +20,9 @@ class LogMel(keras.layers.Layer):
 
     Frame i covers the samples [i * hop, i * hop + window), Hann-weighted; there is no padding, so
     frames = 1 + (samples - window) // hop.
+
+    >>> LogMel(sample_rate=8000, mels=20)(keras.Input((8000,))).shape
+    (None, 98, 20)
     """
 
     def __init__(
@@ -82,12 +85,20 @@ class LogMel(keras.layers.Layer):
 
 
 def samples_of(ms: float, sample_rate: int) -> int:
-    """Samples in `ms` milliseconds, at least 1."""
+    """Samples in `ms` milliseconds, at least 1.
+
+    >>> samples_of(25, 8000)
+    200
+    """
     return max(1, round(ms * sample_rate / 1000))
 
 
 def fourier_length(window: int) -> int:
-    """The power of two that holds a window."""
+    """The power of two that holds a window.
+
+    >>> fourier_length(200)
+    256
+    """
     return 1 << (window - 1).bit_length()
 
 

@@ -21,6 +21,10 @@ class LSTM(keras.layers.Layer):
     Called with two more tensors it goes on from there: last output (batch, outputs) and cell
     (batch, units) of the call before; zeros if absent. `projection` is the size of the outputs,
     0: they are the units. The gates are Keras's: i, f, c, o.
+
+    >>> outputs, output, cell = LSTM(units=16, projection=8)(keras.Input((5, 4)))
+    >>> outputs.shape, output.shape, cell.shape
+    ((None, 5, 8), (None, 8), (None, 16))
     """
 
     def __init__(self, units: int, projection: int = 0, **kwargs: Any):

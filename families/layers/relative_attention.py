@@ -22,6 +22,10 @@ class FrameAttention(keras.layers.Layer):
     keys >= queries: the first keys come from a cache. `valid` (batch, keys) is 0 where a key is
     padding. `causal`: no key later than the query is seen, and of the earlier ones the `left`
     nearest, all if None.
+
+    >>> chunk, frames = keras.Input((2, 8)), keras.Input((6, 8))
+    >>> FrameAttention(heads=2, causal=True, left=4)(chunk, frames, frames).shape
+    (None, 2, 8)
     """
 
     def __init__(self, heads: int, causal: bool = False, left: int | None = None, **kwargs: Any):
@@ -133,7 +137,11 @@ class RelativeAttention(FrameAttention):
 
 
 def sinusoids(positions: np.ndarray, width: int) -> np.ndarray:
-    """(positions, width): sines of width / 2 frequencies, then their cosines (section 3.3)."""
+    """(positions, width): sines of width / 2 frequencies, then their cosines (section 3.3).
+
+    >>> sinusoids(np.array([0, 1]), 4)[0].tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
     frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
     angles = positions[:, None] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], 1)[:, :width].astype(np.float32)

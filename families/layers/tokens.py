@@ -13,6 +13,9 @@ class ClassToken(keras.layers.Layer):
     """A learned token before the others: (batch, tokens, dim) -> (batch, 1 + tokens, dim).
 
     Its output is what a classifier reads (Devlin et al., arXiv 1810.04805).
+
+    >>> ClassToken()(keras.Input((4, 8))).shape
+    (None, 5, 8)
     """
 
     def build(self, shape: tuple[int, ...]) -> None:

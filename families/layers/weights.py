@@ -8,6 +8,15 @@ def copy_weights(source: Any, target: Any) -> None:
 
     `source` may hold more, as a network to train holds more than its step with a cache. Raises
     `ValueError` naming the first weight that is missing or of another shape.
+
+    >>> import keras
+    >>> def network():
+    ...     inputs = keras.Input((2,))
+    ...     return keras.Model(inputs, keras.layers.Dense(1, name="head")(inputs))
+    >>> source, target = network(), network()
+    >>> copy_weights(source, target)
+    >>> bool((source.get_weights()[0] == target.get_weights()[0]).all())
+    True
     """
     found = {weight.path: weight for weight in source.weights}
     for weight in target.weights:

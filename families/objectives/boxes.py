@@ -87,7 +87,11 @@ def overlaps(ours: Any, theirs: Any) -> Any:
 
 
 def area(boxes: Any) -> Any:
-    """(...) of boxes (..., 4)."""
+    """(...) of boxes (..., 4).
+
+    >>> area(np.array([0.0, 0.0, 2.0, 3.0]))
+    np.float64(6.0)
+    """
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 

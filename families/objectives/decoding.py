@@ -250,7 +250,11 @@ def ctc_beam(
 
 
 def edit_distance(found: Any, expected: Any) -> int:
-    """Least insertions, deletions and substitutions that turn one sequence into the other."""
+    """Least insertions, deletions and substitutions that turn one sequence into the other.
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
     costs = np.arange(len(expected) + 1)
     for row, symbol in enumerate(found, 1):
         before, costs = costs, np.full(len(expected) + 1, row)
