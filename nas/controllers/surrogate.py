@@ -18,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from nas import pareto
+from nas.proposals.blas import one_blas_thread
 from nas.proposals.expected_improvement import (
     Costs,
     HypervolumeGain,
@@ -112,7 +113,7 @@ class Surrogate(FromHistory, BaseSampler):
 
     def select(self, study: Study, trials: Sequence[FrozenTrial]) -> int:
         """Index of the one of these profiled, running trials that is most worth training."""
-        with self._lock:
+        with self._lock, one_blas_thread():
             history = self._history.read(study, max(trials, key=lambda trial: trial.number))
             costs = np.array([trial.user_attrs["profile"]["costs"] for trial in trials], float)
             models = None

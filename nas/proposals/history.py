@@ -23,6 +23,8 @@ from optuna.distributions import (
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.proposals.blas import one_blas_thread
+
 MOST_EXACT = 64  # a numeric parameter with more steps than this is searched in BINS bins
 BINS = 16
 READ_ALL_ABOVE = 32  # that many new trials are fetched with one call
@@ -265,7 +267,7 @@ class FromHistory:
         """The proposal of `propose`."""
         if not search_space:
             return {}
-        with self._lock:
+        with self._lock, one_blas_thread():
             history = self._history.read(study, trial)
             space = history.encode(search_space)
             rng = generator(self._seed, history.count)
@@ -321,7 +323,8 @@ class Reseeded:
     ) -> dict[str, Any]:
         """Optuna's, from the stream of this trial."""
         self.reseed(study, trial)
-        return super().sample_relative(study, trial, search_space)
+        with one_blas_thread():
+            return super().sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,

@@ -1,9 +1,7 @@
 """Zero-cost scores against hand and NumPy, and as a filter of a search."""
 
+import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -182,34 +180,28 @@ def test_families_have_scores_and_train_as_without(family):
     assert curves[0] == curves[1]
 
 
-@pytest.mark.slow
-def test_backends_agree():
-    """The same weights in a process of each backend."""
-    code = (
-        "import dataclasses, json, numpy as np\n"
-        "from nas import registry\n"
-        "from nas.searching import zero_cost\n"
-        "family, config = registry.network('mnasnet:tiny')\n"
-        "config = dataclasses.replace(config, blocks=config.blocks[:3])\n"
-        "model = family.build(config)\n"
-        "generator = np.random.default_rng(0)\n"
-        "model.set_weights([\n"
-        "    np.ones(w.shape) if 'var' in w.path else generator.normal(size=w.shape) / 8\n"
-        "    for w in model.weights])\n"
-        "images = generator.uniform(size=(32, *config.input_shape)).astype('float32')\n"
-        "print(json.dumps([zero_cost.synflow(model), zero_cost.naswot(model, images)]))\n"
+def of_fixed_weights():
+    """synflow and naswot of a network with weights that NumPy draws."""
+    family, config = registry.network("mnasnet:tiny")
+    config = dataclasses.replace(config, blocks=config.blocks[:3])
+    model = family.build(config)
+    generator = np.random.default_rng(0)
+    model.set_weights(
+        [
+            np.ones(weight.shape)
+            if "var" in weight.path
+            else generator.normal(size=weight.shape) / 8
+            for weight in model.weights
+        ]
     )
-    found = []
-    for backend in ("tensorflow", "jax"):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found.append(json.loads(run.stdout))
-    (flow, patterns), (flow_jax, patterns_jax) = found
+    images = generator.uniform(size=(32, *config.input_shape)).astype("float32")
+    return zero_cost.synflow(model), zero_cost.naswot(model, images)
+
+
+@pytest.mark.slow
+def test_backends_agree(on_jax):
+    """The same weights on each backend."""
+    (flow, patterns), (flow_jax, patterns_jax) = of_fixed_weights(), on_jax(of_fixed_weights)
     assert flow == pytest.approx(flow_jax, rel=1e-9)
     # A unit that is 0 up to rounding may be on in one and off in the other.
     assert patterns == pytest.approx(patterns_jax, rel=1e-4)
