@@ -89,12 +89,12 @@ class Compressed:
         return self.table()
 
     def _repr_html_(self) -> str:
-        from nas.report.plots import figure, sensitivity
+        from nas.report.plots import compression, figure, sensitivity
 
-        picture = ""
+        pictures = [figure.svg(compression.draw(self.record))]
         if self.record.get("sensitivity"):
-            picture = figure.svg(sensitivity.draw(self.record))
-        return f"<pre>{html.escape(self.table())}</pre>{picture}"
+            pictures.append(figure.svg(sensitivity.draw(self.record)))
+        return f"<pre>{html.escape(self.table())}</pre>{''.join(pictures)}"
 
     def to_json(self) -> dict[str, Any]:
         """All that is known, as plain data."""

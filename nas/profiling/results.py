@@ -100,4 +100,9 @@ class Profiles(list[Latency]):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        table = f"<pre>{html.escape(repr(self))}</pre>"
+        if not self.profiles:
+            return table
+        from nas.report.plots import figure, latency
+
+        return figure.svg(latency.draw(self.rows())) + table
