@@ -15,7 +15,7 @@ from latency.phones import adb, phone_state
 from latency.roofline import of_tflite
 from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now
-from latency.target import Found, Kind, Latency, Target, TargetUnavailable, Timing
+from latency.target import FoundDevice, Kind, Latency, Target, TargetUnavailable, Timing
 
 _PLACE = "/data/local/tmp"  # what the shell user may write and execute
 _WARMUP_S = 0.2  # a governor raises the clock within some 20 ms; then caches
@@ -50,12 +50,12 @@ class Android(Target):
     benchmark: str | None = None
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         """Every phone that adb lists; what hinders those that cannot be used."""
         try:
             phones = adb.attached_phones()
         except TargetUnavailable as error:
-            return [Found("android", "Android phones", Kind.MEASURED, str(error))]
+            return [FoundDevice("android", "Android phones", Kind.MEASURED, str(error))]
         listed = []
         for phone in phones:
             device, missing = phone.about or "Android phone", None
@@ -66,9 +66,9 @@ class Android(Target):
                 target._tool(about)
             except (TargetUnavailable, ValueError) as error:
                 missing = str(error)
-            listed.append(Found(f"android:{phone.serial}", device, Kind.MEASURED, missing))
+            listed.append(FoundDevice(f"android:{phone.serial}", device, Kind.MEASURED, missing))
         nothing = "no phone is attached: plug one in and switch on USB debugging"
-        return listed or [Found("android", "Android phones", Kind.MEASURED, nothing)]
+        return listed or [FoundDevice("android", "Android phones", Kind.MEASURED, nothing)]
 
     def __post_init__(self):
         if self.serial is not None:  # a spec makes numbers of digits

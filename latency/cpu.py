@@ -20,7 +20,7 @@ from latency.measuring import reference_networks, stopwatch
 from latency.roofline import of_tflite
 from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
-from latency.target import Found, Kind, Latency, Target, Timing, cache_directory
+from latency.target import FoundDevice, Kind, Latency, Target, Timing, cache_directory
 from latency.tflite import convert, process, profiler
 
 _NOMINAL_BLOCKS = 600  # blocks of each reference that make its nominal time: about 1.5 s
@@ -56,8 +56,8 @@ class CPU(Target):
     threads: int = 1
 
     @classmethod
-    def found(cls) -> list[Found]:
-        return [Found("cpu:threads=1", cls().device, Kind.MEASURED)]
+    def discover(cls) -> list[FoundDevice]:
+        return [FoundDevice("cpu:threads=1", cls().device, Kind.MEASURED)]
 
     def __post_init__(self):
         cores = len(stopwatch.allowed_cores())

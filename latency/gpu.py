@@ -20,7 +20,7 @@ from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
-    Found,
+    FoundDevice,
     Kind,
     Latency,
     Target,
@@ -62,19 +62,19 @@ class GPU(Target):
     limit_s: float = 900.0
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         """The attached GPUs, and that any known one can be estimated."""
         listed = []
         for card in dict.fromkeys(one.name for one in nvidia_smi.cards()):
             chip = gpu_chips.named(card)
             name = "gpu" if chip is None else f"gpu:{chip.name}"
-            listed.append(Found(name, card, Kind.MEASURED, _lacks_jax()))
+            listed.append(FoundDevice(name, card, Kind.MEASURED, _lacks_jax()))
         if not listed:
             missing = "no NVIDIA GPU is attached, or its driver does not answer (nvidia-smi)"
-            listed = [Found("gpu", "NVIDIA GPU", Kind.MEASURED, missing)]
+            listed = [FoundDevice("gpu", "NVIDIA GPU", Kind.MEASURED, missing)]
         estimate = Kind.PREDICTED if _lacks_jax() else Kind.COMPILED
         known = ", ".join(gpu_chips.CHIPS)
-        return listed + [Found("gpu:h100", f"estimates for {known}", estimate)]
+        return listed + [FoundDevice("gpu:h100", f"estimates for {known}", estimate)]
 
     def __post_init__(self):
         if self.chip is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from latency.apple import coreml
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing
+from latency.target import FoundDevice, Kind, Target, TargetUnavailable, Timing
 
 _LIST_S = 20.0
 
@@ -39,17 +39,19 @@ class IPhone(Target):
     limit_s: float = 1800.0
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         """Every iPhone that devicectl lists; what hinders those that cannot be used."""
         try:
             phones = _phones()
         except TargetUnavailable as error:
-            return [Found("iphone", "iPhones through Core ML", Kind.MEASURED, str(error))]
+            return [FoundDevice("iphone", "iPhones through Core ML", Kind.MEASURED, str(error))]
         nothing = "no iPhone is known to this Mac: attach one by cable and trust this computer"
         return [
-            Found(f"iphone:{one.udid}", one.words, Kind.MEASURED, one.hindered or coreml.missing())
+            FoundDevice(
+                f"iphone:{one.udid}", one.words, Kind.MEASURED, one.hindered or coreml.missing()
+            )
             for one in phones
-        ] or [Found("iphone", "iPhones through Core ML", Kind.MEASURED, nothing)]
+        ] or [FoundDevice("iphone", "iPhones through Core ML", Kind.MEASURED, nothing)]
 
     def __post_init__(self):
         coreml.check(self.units, self.precision, self.limit_s)
@@ -104,7 +106,7 @@ class IPhone(Target):
             }
             answer = coreml.ask(request, self.limit_s)
         except TargetUnavailable as error:
-            raise coreml.kept_at(error, package) from error
+            raise coreml.with_location(error, package) from error
         return coreml.timed(answer, conditions)
 
     def _chosen(self) -> "_Phone":

@@ -5,7 +5,7 @@ import platform
 from typing import Any, ClassVar
 
 from latency.apple import coreml
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing
+from latency.target import FoundDevice, Kind, Target, TargetUnavailable, Timing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class MacOS(Target):
     limit_s: float = 600.0
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         target = cls()
         try:
-            return [Found("macos", target.device, Kind.MEASURED, coreml.missing())]
+            return [FoundDevice("macos", target.device, Kind.MEASURED, coreml.missing())]
         except TargetUnavailable as error:
-            return [Found("macos", "Core ML on a Mac", Kind.MEASURED, str(error))]
+            return [FoundDevice("macos", "Core ML on a Mac", Kind.MEASURED, str(error))]
 
     def __post_init__(self):
         coreml.check(self.units, self.precision, self.limit_s)
@@ -67,7 +67,7 @@ class MacOS(Target):
             }
             answer = coreml.ask(request, self.limit_s)
         except TargetUnavailable as error:
-            raise coreml.kept_at(error, package) from error
+            raise coreml.with_location(error, package) from error
         conditions["after"] = _state()
         return coreml.timed(answer, conditions)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from latency.prediction import operation_features, predictor
 from latency.prediction.predictor import Predictor
-from latency.target import Found, Kind, Target, TargetUnavailable, Timing, cache_directory
+from latency.target import FoundDevice, Kind, Target, TargetUnavailable, Timing, cache_directory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -50,16 +50,20 @@ class Predicted(Target):
         directory(self.name)
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         entries = []
         for name in names():
             try:
-                entries.append(Found(f"predicted:{name}", cls(name).device, Kind.PREDICTED))
+                entries.append(FoundDevice(f"predicted:{name}", cls(name).device, Kind.PREDICTED))
             except (ValueError, TargetUnavailable) as error:
                 missing = f"{error}; add it again"
-                entries.append(Found(f"predicted:{name}", "unreadable", Kind.PREDICTED, missing))
+                entries.append(
+                    FoundDevice(f"predicted:{name}", "unreadable", Kind.PREDICTED, missing)
+                )
         missing = "no device learned yet: nas device add NAME --target SPEC"
-        return entries or [Found("predicted:NAME", "a learned device", Kind.PREDICTED, missing)]
+        return entries or [
+            FoundDevice("predicted:NAME", "a learned device", Kind.PREDICTED, missing)
+        ]
 
     @property
     def device(self) -> str:

@@ -16,7 +16,15 @@ from latency.boards import benchmark_tool, board_state, openssh, python_runtime
 from latency.roofline import of_tflite
 from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
-from latency.target import Found, Kind, Latency, Target, TargetUnavailable, Timing, cache_directory
+from latency.target import (
+    FoundDevice,
+    Kind,
+    Latency,
+    Target,
+    TargetUnavailable,
+    Timing,
+    cache_directory,
+)
 
 _RUNTIMES = ("auto", "python", "benchmark_model")
 _LOOK_S = 3  # for a board in `nas devices`
@@ -57,17 +65,17 @@ class SSH(Target):
     config: str | None = None
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         """The boards that were measured on before, whether they answer: no network is searched."""
         known = sorted(_known().glob("*.json"))
         if not known:
             hint = "none was used yet: name one that `ssh` can log in to, --target ssh:user@host"
-            return [Found("ssh:user@host", "Linux boards over ssh", Kind.MEASURED, hint)]
+            return [FoundDevice("ssh:user@host", "Linux boards over ssh", Kind.MEASURED, hint)]
         with concurrent.futures.ThreadPoolExecutor(min(16, len(known))) as pool:
             return [one for one in pool.map(cls._look, known) if one]
 
     @classmethod
-    def _look(cls, file: Path) -> Found | None:
+    def _look(cls, file: Path) -> FoundDevice | None:
         """One board that was used before; None where its record cannot be read."""
         try:
             record = json.loads(file.read_text())
@@ -80,7 +88,7 @@ class SSH(Target):
             openssh.Board(where, _LOOK_S).close()
         except (TargetUnavailable, ValueError, TypeError) as error:
             missing = f"{error}; to forget it, delete {file}"
-        return Found(spec, device, Kind.MEASURED, missing)
+        return FoundDevice(spec, device, Kind.MEASURED, missing)
 
     def __post_init__(self):
         if self.host is None or isinstance(self.host, float):

@@ -40,7 +40,7 @@ class Kind(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FoundDevice:
     """Something that `nas devices` lists: how to name it, what its figures are, what is missing."""
 
     spec: str  # e.g. "android:0A1B2C"
@@ -160,7 +160,7 @@ class Target(abc.ABC):
     runs_tflite: ClassVar[bool] = False  # whether it times `.tflite` files, integers and all
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         """What of this kind can be used on this machine now, or what is missing for it."""
         return []
 

@@ -18,7 +18,7 @@ from latency.roofline.explanation import Explanation
 from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
-    Found,
+    FoundDevice,
     Kind,
     Latency,
     Target,
@@ -75,18 +75,18 @@ class TPU(Target):
             raise ValueError(f"topology={self.topology!r} needs a chip, e.g. tpu:v5e,topology=2x4")
 
     @classmethod
-    def found(cls) -> list[Found]:
+    def discover(cls) -> list[FoundDevice]:
         kinds, reason = attached_devices()
         if kinds:
-            return [Found("tpu", f"{kinds[0]}, {len(kinds)} devices", Kind.MEASURED)]
+            return [FoundDevice("tpu", f"{kinds[0]}, {len(kinds)} devices", Kind.MEASURED)]
         missing = None
         try:
             compiler = f"libtpu {tpu_compile.versions()['libtpu']}"
         except TargetUnavailable as error:
             compiler, missing = "libtpu", str(error)
-        here = [Found("tpu", "TPU", Kind.MEASURED, reason)] if reason else []
+        here = [FoundDevice("tpu", "TPU", Kind.MEASURED, reason)] if reason else []
         return here + [
-            Found(f"tpu:{name}", f"{chip.device}, through {compiler}", Kind.COMPILED, missing)
+            FoundDevice(f"tpu:{name}", f"{chip.device}, through {compiler}", Kind.COMPILED, missing)
             for name, chip in chips.CHIPS.items()
         ]
 

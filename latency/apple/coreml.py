@@ -153,7 +153,7 @@ def operations(plan: list[dict[str, Any]], total_ms: float) -> tuple[dict[str, A
     )
 
 
-def kept_at(error: TargetUnavailable, package: Path) -> TargetUnavailable:
+def with_location(error: TargetUnavailable, package: Path) -> TargetUnavailable:
     """The error, saying where the converted network lies."""
     return TargetUnavailable(f"{error}; the converted network lies at {package}")
 

@@ -2,7 +2,7 @@
 
 A network of works u takes sum_u m(u) (1 + g(u)) + b: m is a rough guess with a few positive
 coefficients (a roofline, or what is known of another device) and g its relative error, a Gaussian
-process over the kind and the features of a work. Sums of Gaussian processes are one (Rasmussen and
+process over the kind and the features of a work. A sum of Gaussian processes is one (Rasmussen and
 Williams 2006, 9.4), so whole-network times alone tell of each operation, and how sure that is.
 """
 
@@ -26,8 +26,8 @@ _OUTLIER = 3.0  # standardised leave-one-out error beyond which a time counts le
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sums:
-    """A fitted process: plain arrays; `np.savez` of `vars` keeps it, `Sums(**arrays)` is it again.
+class AdditiveGaussianProcess:
+    """A fitted process as plain arrays: `np.savez` of its `vars` stores it.
 
     U works and n networks of training, p columns of the guess.
     """
@@ -101,7 +101,7 @@ def fit(
     ms: np.ndarray,
     start: np.ndarray | None = None,
     steps: int = _STEPS,
-) -> Sums:
+) -> AdditiveGaussianProcess:
     """Fits the times `ms` (n,) of networks with `counts` (n, U) of `works`; columns (U, p).
 
     Hyperparameters begin at `start`; without `steps` they stay there.
@@ -174,7 +174,7 @@ def fit(
         if steps:
             hyperparameters = optimum(hyperparameters, [hyperparameters[3]])
     density = -0.5 * (left_out / deviations) ** 2 - np.log(deviations * totals)
-    return Sums(
+    return AdditiveGaussianProcess(
         kinds,
         features,
         center,

@@ -17,7 +17,7 @@ _FOLDS = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Profiled:
+class PerOperationTable:
     """Fitted times of operations; plain arrays. `table` maps a work to its milliseconds."""
 
     table: dict[Work, float]
@@ -57,7 +57,7 @@ class Profiled:
 
 def fit(
     networks: Sequence[Sequence[Work]], ms: np.ndarray, per_op: Sequence[np.ndarray]
-) -> tuple[Profiled, np.ndarray, np.ndarray]:
+) -> tuple[PerOperationTable, np.ndarray, np.ndarray]:
     """Fits the times of `networks` (n,), and of each of their works (nan: not timed).
 
     Also returns what was predicted of each network by a fit without it (n,), and how unsure.
@@ -87,7 +87,7 @@ def fit(
 
 def _fit(
     networks: Sequence[Sequence[Work]], ms: np.ndarray, per_op: Sequence[np.ndarray]
-) -> Profiled:
+) -> PerOperationTable:
     seen: dict[Work, list[float]] = {}
     for works, total, times in zip(networks, ms, per_op, strict=True):
         timed = ~np.isnan(times)
@@ -111,7 +111,7 @@ def _fit(
     weights = np.sqrt([len(seen[work]) for work in works])
     trees = forest.grow(_features(works, kinds), rest, weights)
     table = dict(zip(works, times.tolist(), strict=True))
-    return Profiled(table, kinds, rooflines, trees, np.zeros(3))
+    return PerOperationTable(table, kinds, rooflines, trees, np.zeros(3))
 
 
 def _counts(works: Sequence[Work]) -> np.ndarray:

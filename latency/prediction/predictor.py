@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from latency.prediction import additive_gaussian_process, forest, per_operation_table
-from latency.prediction.additive_gaussian_process import Sums
+from latency.prediction.additive_gaussian_process import AdditiveGaussianProcess
 from latency.prediction.operation_features import FEATURES, Work, matrix
-from latency.prediction.per_operation_table import Profiled
+from latency.prediction.per_operation_table import PerOperationTable
 from latency.system.atomic_write import atomic_write
 
 ARCHIVE = "predictor.npz"
@@ -49,7 +49,7 @@ class Predictor:
     low: dict[str, np.ndarray]  # the least of each feature, by kind
     high: dict[str, np.ndarray]
     totals: tuple[float, float]  # the range of whole-network times
-    profiled: Profiled | None
+    profiled: PerOperationTable | None
     sums: "Mixture"
     calibration: tuple[float, float]  # error = hypot(first, second x what the model says)
     held_out: dict[str, float]
@@ -136,7 +136,9 @@ class Predictor:
             partial.write_bytes(self.bytes())
 
 
-Mixture = tuple[tuple[float, Predictor | None, Sums], ...]  # weight, the device it begins from
+Mixture = tuple[
+    tuple[float, Predictor | None, AdditiveGaussianProcess], ...
+]  # weight, the device it begins from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +201,7 @@ def fit(
         features = np.array(work.features)
         low[work.kind] = np.minimum(low.get(work.kind, features), features)
         high[work.kind] = np.maximum(high.get(work.kind, features), features)
-    operations: Profiled | None = None
+    operations: PerOperationTable | None = None
     mixture: Mixture = ()
     left_out: _LeftOut | None = None
     known_times = {i: rows for i, rows in enumerate(per_op or ()) if rows is not None}
@@ -250,7 +252,7 @@ def _columns(known: Predictor | None, works: Sequence[Work]) -> np.ndarray:
 def _mixture(
     works: Sequence[Work], counts: np.ndarray, ms: np.ndarray, known: Mapping[str, Predictor]
 ) -> tuple[Mixture, _LeftOut]:
-    """Sums that begin from counts and from each known device, weighted by what they predict."""
+    """Processes that begin from counts and from each known device, weighted by evidence."""
     fitted = []
     for start in (None, *known.values()):
         if start is not None:
@@ -338,7 +340,7 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Predictor:
         known = part(f"sums{number}/known/")
         evidence = float(fields.pop("evidence"))
         own = {k: v for k, v in fields.items() if not k.startswith("known/")}
-        sums = Sums(evidence=evidence, **own)
+        sums = AdditiveGaussianProcess(evidence=evidence, **own)
         mixture.append((weight, _unpack(known) if known else None, sums))
     operations = None
     if "profiled/kinds" in arrays:
@@ -347,7 +349,7 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Predictor:
             Work(str(kind), tuple(map(float, features)))
             for kind, features in zip(rows["kinds"], rows["features"], strict=True)
         ]
-        operations = Profiled(
+        operations = PerOperationTable(
             dict(zip(works, rows["ms"].tolist(), strict=True)),
             arrays["profiled/kinds"],
             arrays["profiled/rooflines"],

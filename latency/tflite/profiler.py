@@ -108,7 +108,7 @@ def _plausible(answers: list[dict[str, Any]]) -> None:
             )
 
 
-def record(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
+def profile_file(file: str, threads: int, runs: int, names: bool) -> dict[str, Any]:
     """Profiles a `.tflite` file in this process, which it may end. Times in microseconds.
 
     At least `runs` runs, and on until the minima of even and odd runs agree; a network that takes

@@ -32,7 +32,7 @@ def profile(file: str, **options: Any) -> dict[str, Any]:
     """The microseconds of each operation, by LiteRT's profiler."""
     from latency.tflite import profiler
 
-    return profiler.record(file, **options)
+    return profiler.profile_file(file, **options)
 
 
 def convert(file: str, into: str, modules: list[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The flags of `nas profile`."""
 
 import argparse
+from typing import Any
 
 EPILOG = """examples:
   nas profile mnasnet:a1 --target android --runs 50
@@ -10,7 +11,7 @@ EPILOG = """examples:
 `nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
 
 
-def add(commands, common) -> None:
+def add(commands: Any, common: Any) -> None:
     """The command `profile`, among the others."""
     profile = commands.add_parser(
         "profile",

@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from latency.target import Found, Target
+from latency.target import FoundDevice, Target
 from nas.profiling import history
 
 _SEARCH_S = 60.0  # each target's own search has shorter time-outs
 
 
-def find(targets: Iterable[type[Target]]) -> list[Found]:
+def find(targets: Iterable[type[Target]]) -> list[FoundDevice]:
     """What the classes of targets find on this machine, searched at the same time; usable first.
 
     >>> from latency.cpu import CPU
@@ -22,7 +22,7 @@ def find(targets: Iterable[type[Target]]) -> list[Found]:
     """
     classes = list(targets)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(classes))) as pool:
-        searches = [pool.submit(one.found) for one in classes]
+        searches = [pool.submit(one.discover) for one in classes]
         found = [one for search in searches for one in search.result(_SEARCH_S)]
     return sorted(found, key=lambda one: one.missing is not None)
 

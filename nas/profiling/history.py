@@ -54,11 +54,11 @@ def profile(
     """
     latencies = target.compare(list(models.values()), **options)
     for index, (name, latency) in enumerate(zip(models, latencies, strict=True)):
-        record(latency, name, networks[index] if networks else digest(models[name]))
+        add(latency, name, networks[index] if networks else digest(models[name]))
     return latencies
 
 
-def record(latency: Latency, name: str, network: str) -> None:
+def add(latency: Latency, name: str, network: str) -> None:
     """Keep one figure; where that fails, say so, for the figure itself is not to be lost."""
     row = {
         "date": latency.conditions.get("date") or utc_now(),

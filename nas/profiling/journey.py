@@ -84,7 +84,7 @@ def sustain(
             network = history.digest(model)
             for batch_size in batch_sizes:
                 for latency in target.sustain(model, batch_size, seconds):
-                    history.record(latency, name, network)
+                    history.add(latency, name, network)
                     yield Profile(name, target_name, latency)
 
 

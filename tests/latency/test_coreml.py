@@ -145,7 +145,7 @@ sys.modules["coremltools"] = None
 from latency import iphone, macos
 from latency.apple import coreml
 from latency.target import TargetUnavailable
-assert macos.MacOS.found()[0].missing
+assert macos.MacOS.discover()[0].missing
 try:
     coreml.convert("model.keras", 1, "float16", None)
 except TargetUnavailable as error:
@@ -227,7 +227,7 @@ def test_iphones_are_listed_with_what_hinders_them(xcode):
         entry("Locked", "00008110-03", developerModeStatus="disabled"),
         entry("Watch", "00008110-04", kind="appleWatch"),
     )
-    found = IPhone.found()
+    found = IPhone.discover()
     assert [one.spec for one in found] == [f"iphone:00008110-0{number}" for number in (1, 2, 3)]
     assert all(registry.target(one.spec).phone == one.spec[7:] for one in found)
     assert found[0].device == "iPhone 15 Pro (Ann's iPhone), iOS 17.5"
@@ -246,26 +246,26 @@ def test_two_iphones_must_be_told_apart_and_none_is_said(xcode):
     with pytest.raises(ValueError, match=r"say which, iphone:1-1 \(One\), iphone:1-2 \(Two\)"):
         _ = IPhone().device
     xcode()
-    assert "attach one" in IPhone.found()[0].missing
+    assert "attach one" in IPhone.discover()[0].missing
 
 
 def test_an_xcode_that_fails_or_hangs_is_said(xcode, monkeypatch):
     xcode(script="echo 'error: unable to find utility \"devicectl\"' >&2; exit 72")
-    assert "unable to find utility" in IPhone.found()[0].missing
+    assert "unable to find utility" in IPhone.discover()[0].missing
     xcode(script='while [ "$1" != -j ]; do shift; done; echo "{}" > "$2"')
-    assert "not known" in IPhone.found()[0].missing
+    assert "not known" in IPhone.discover()[0].missing
     monkeypatch.setattr(iphone, "_LIST_S", 0.3)
     xcode(script="exec sleep 20")
     started = time.monotonic()
-    assert "did not list" in IPhone.found()[0].missing
+    assert "did not list" in IPhone.discover()[0].missing
     assert time.monotonic() - started < 5
 
 
 @elsewhere
 def test_without_xcode_it_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert "Xcode" in IPhone.found()[0].missing
-    assert "macOS only" in MacOS.found()[0].missing
+    assert "Xcode" in IPhone.discover()[0].missing
+    assert "macOS only" in MacOS.discover()[0].missing
 
 
 @needs_coremltools

@@ -216,7 +216,7 @@ def test_without_a_gpu_it_names_an_estimate():
         GPU().profile(model)
     with pytest.raises(TargetUnavailable, match="gpu:l4,how=layers"):
         GPU("l4", how="measured").profile(model)
-    found = {(one.spec, one.kind): one.missing for one in GPU.found()}
+    found = {(one.spec, one.kind): one.missing for one in GPU.discover()}
     assert "attached" in found["gpu", Kind.MEASURED]
 
 
@@ -245,7 +245,7 @@ def test_nvidia_smi_is_read_and_what_it_does_not_tell_is_missing(smi):
     assert first.state["temperature_c"] == 41 and first.state["power_w"] == 27.31
     assert second.driver == "570.10"
     assert "memory_mb" not in second.state and "power_w" not in second.state
-    assert {one.spec for one in GPU.found()} >= {"gpu:t4", "gpu:h200"}
+    assert {one.spec for one in GPU.discover()} >= {"gpu:t4", "gpu:h200"}
 
 
 def test_a_driver_that_fails_or_hangs_is_no_gpu(smi, monkeypatch, tmp_path):

@@ -132,7 +132,7 @@ def test_another_release_is_noticed(file, change):
     code = (
         "import sys; import numpy as np; from latency.tflite import profiler\n"
         f"{change}\n"
-        "try: profiler.record(sys.argv[1], 1, 5, True)\n"
+        "try: profiler.profile_file(sys.argv[1], 1, 5, True)\n"
         "except (profiler.ProfilerFailed, OSError) as error: print('told:', error)\n"
     )
     result = subprocess.run(

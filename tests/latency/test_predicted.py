@@ -177,10 +177,10 @@ def test_the_forest_says_what_scikit_learn_says():
 def test_the_target(fitted, tmp_path):
     with pytest.raises(TargetUnavailable, match="nas device add mine"):
         Predicted("mine").profile(_file(tmp_path, 30))
-    assert Predicted.found()[0].missing
+    assert Predicted.discover()[0].missing
     fitted.save(predicted.directory("mine"))
     target = Predicted("mine")
-    assert [(one.spec, one.missing) for one in Predicted.found()] == [("predicted:mine", None)]
+    assert [(one.spec, one.missing) for one in Predicted.discover()] == [("predicted:mine", None)]
     assert target.learned_from == "cpu:threads=1"
     latency = target.profile(_file(tmp_path, 30), details=True)
     assert latency.kind is Kind.PREDICTED and not latency.measured

@@ -19,7 +19,7 @@ from latency.benchmark_tool import benchmark_model, invocations
 from latency.boards import board_state, openssh, python_script
 from latency.measuring import reference_networks
 from latency.ssh import SSH
-from latency.target import Found, Kind, TargetUnavailable
+from latency.target import FoundDevice, Kind, TargetUnavailable
 from nas import registry
 from nas.cli import command_line
 
@@ -170,11 +170,11 @@ def test_times_grow_with_the_network(board, model, tmp_path):
 
 
 def test_boards_that_were_used_are_found_again(board, model):
-    (hint,) = SSH.found()
+    (hint,) = SSH.discover()
     assert "none was used yet" in hint.missing and hint.kind is Kind.MEASURED
     target(board).profile(model, warmup=0, runs=1)
-    (found,) = SSH.found()
-    assert found == Found(
+    (found,) = SSH.discover()
+    assert found == FoundDevice(
         f"ssh:{board.host},config={board.config}", target(board).device, Kind.MEASURED
     )
     assert registry.target(found.spec).identity() == target(board).identity()
@@ -182,7 +182,7 @@ def test_boards_that_were_used_are_found_again(board, model):
     board.stop()
     try:
         begin = time.monotonic()
-        (found,) = SSH.found()
+        (found,) = SSH.discover()
         assert "no ssh server listens on that port" in found.missing and "delete" in found.missing
         assert time.monotonic() - begin < 8
     finally:

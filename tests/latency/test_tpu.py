@@ -183,7 +183,7 @@ def test_without_libtpu_it_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(TargetUnavailable, match="libtpu is missing: pip install 'nas.tpu.'.*Terms"):
         TPU("v3").identity()
-    listed = {one.spec: one for one in TPU.found()}
+    listed = {one.spec: one for one in TPU.discover()}
     assert set(listed) == {f"tpu:{name}" for name in chips.CHIPS}
     assert all(one.missing and "nas[tpu]" in one.missing for one in listed.values())
 
@@ -210,7 +210,7 @@ def test_without_a_tpu_nothing_is_started_to_look_for_one(no_process):
 
 @needs_libtpu
 def test_what_is_found_here_can_be_compiled_for():
-    listed = {one.spec: one for one in TPU.found()}
+    listed = {one.spec: one for one in TPU.discover()}
     if "tpu" not in listed:
         assert listed["tpu:v5e"].kind is Kind.COMPILED and listed["tpu:v5e"].missing is None
         assert "libtpu 0." in listed["tpu:v5e"].device
@@ -239,7 +239,7 @@ class TestMeasured:
             assert asked[-1]["devices"] == devices and asked[-1]["runs"] == 7
             assert asked[-1]["platform"] == "tpu" and asked[-1]["dtype"] == "bfloat16"
             assert target.identity()["kind"] == "measured"
-        assert [one.spec for one in TPU.found()] == ["tpu"]
+        assert [one.spec for one in TPU.discover()] == ["tpu"]
 
     def test_another_chip_is_compiled_for(self, asked):
         if importlib.util.find_spec("libtpu"):

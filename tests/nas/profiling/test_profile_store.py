@@ -66,7 +66,7 @@ from tests.nas.profiling.test_profile_store import Scripted
 from nas.profiling import history
 latency = Scripted().profile(sys.argv[3])
 for _ in range(20):
-    history.record(latency, "a", "n")
+    history.add(latency, "a", "n")
 """
 
 
@@ -88,7 +88,7 @@ def test_drift_compares_a_network_with_its_own_first_time(model, monkeypatch, tm
     history.profile(Scripted((50.0,), date=first), {"b": other})
     latency = Scripted((2.2,), date=second).profile(model)
     again = dataclasses.replace(latency, target=repr(Scripted((2.0,), date=first)))
-    history.record(again, "a", history.digest(model))
+    history.add(again, "a", history.digest(model))
     found = {one["target"]: one["days"] for one in devices.drift(history.rows())}
     days = found[repr(Scripted((2.0,), date=first))]
     assert [day["ratio"] for day in days] == [None, pytest.approx(1.1)]
