@@ -1,27 +1,33 @@
 """Which layers bear a compression least: one layer compressed at a time, the others as before."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from compress.examples.data import Data
+from compress.method import WEIGHTS, Method, compress
+from compress.rewriting import graph
 
-def by_layer(model: Any, methods: list, data: Any, batch_size: int = 64) -> list[dict]:
+
+def by_layer(
+    model: Any, methods: Sequence[Method], data: Data, batch_size: int = 64
+) -> list[dict[str, Any]]:
     """[{"layer", "loss", "params"}] for every layer whose weights the methods change in place.
 
     The methods take effect at once, without training; "loss" is the mean over `data` with only
     this layer's weights compressed. The first entry, "layer": None, is the network as it was.
     Empty where no method leaves the shapes as they are.
     """
-    from compress import method as contract
-    from compress.rewriting import graph
-
-    one_shot = [method for method in methods if method.stage == contract.WEIGHTS]
+    one_shot = [method for method in methods if method.stage == WEIGHTS]
     if not one_shot:
         return []
-    compressed = contract.compress(model, one_shot, None, data).model
+    compressed = compress(model, one_shot, None, data).model
     found = {weight.path: np.asarray(weight) for weight in compressed.weights}
     probe = graph.rewrite(model, lambda layer, copy: copy)
-    rows = [{"layer": None, "loss": loss(probe, data, batch_size), "params": 0}]
+    rows: list[dict[str, Any]] = [
+        {"layer": None, "loss": loss(probe, data, batch_size), "params": 0}
+    ]
     for layer in probe.layers:
         before = layer.get_weights()
         paths = [weight.path for weight in layer.weights]
@@ -37,8 +43,10 @@ def by_layer(model: Any, methods: list, data: Any, batch_size: int = 64) -> list
     return rows
 
 
-def loss(model: Any, data: Any, batch_size: int = 64) -> float:
-    """The mean loss of a model over `data`."""
+def loss(model: Any, data: Data, batch_size: int = 64) -> float:
+    """The mean loss of a model over `data`; `ValueError` where the data has no loss."""
+    if data.loss is None:
+        raise ValueError("the examples have no labels: name a task, or data with y")
     import keras
 
     losses = []

@@ -1,4 +1,4 @@
-"""The section of the HTML page on what each choice was worth in quality and latency."""
+"""The section of the HTML page on the effect of each choice on quality and latency."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def html(rows: Sequence[Network], goals: Sequence[Goal], chosen: Mapping[str, An
         )
     lines = "".join(f"<p class='lede'>{escape(line)}</p>" for line in claims)
     drawn = f'<div class="effects">{"".join(cards)}</div>'
-    return f"<h2>What each choice was worth</h2>{lines}{drawn}{note}"
+    return f"<h2>The effect of each choice</h2>{lines}{drawn}{note}"
 
 
 def _bars(

@@ -1,4 +1,4 @@
-"""What each choice was worth: main effects over the trials, with uncertainty.
+"""The effect of each choice: main effects over the trials, with uncertainty.
 
 Bayesian linear regression on one-hot choices; the ridge strength maximises the marginal likelihood
 (MacKay, Bayesian interpolation, 1992). Nothing is claimed that held-out trials do not bear out.

@@ -18,7 +18,7 @@ from nas.report.study_rows import Goal, Network
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def write(path: str | Path, study: optuna.Study, summary: Mapping) -> Path:
+def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> Path:
     """Write the page and return its path; a study without trained networks gets a page too."""
     rows = study_rows.networks(study)
     goals = study_rows.goals(summary, rows)
@@ -57,7 +57,9 @@ def write(path: str | Path, study: optuna.Study, summary: Mapping) -> Path:
     return Path(path)
 
 
-def _best(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> dict[str, Any]:
+def _best(
+    rows: Sequence[Network], summary: Mapping[str, Any], goals: Sequence[Goal]
+) -> dict[str, Any]:
     """The winner; of an interrupted search the best so far, in the same words."""
     winner = dict(study_rows.winner(summary))
     number = winner.get("number")
@@ -75,17 +77,17 @@ def _best(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> d
     return winner
 
 
-def _lede(rows: Sequence[Network], summary: Mapping, study: optuna.Study) -> str:
-    told = [f"Study {study.study_name}"]
-    told += [f"{summary['controller']} controller"] if summary.get("controller") else []
+def _lede(rows: Sequence[Network], summary: Mapping[str, Any], study: optuna.Study) -> str:
+    parts = [f"Study {study.study_name}"]
+    parts += [f"{summary['controller']} controller"] if summary.get("controller") else []
     reward = summary.get("reward")
     if reward:
         beta = summary.get("beta")
         known = isinstance(beta, int | float)
-        told.append(f"{reward} reward" + (f" (beta {beta:.3g})" if known else ""))
-    told += [f"seed {summary['seed']}"] if summary.get("seed") is not None else []
-    told.append(study_rows.tally_words(rows) or "no trials")
-    return escape(" · ".join(told))
+        parts.append(f"{reward} reward" + (f" (beta {beta:.3g})" if known else ""))
+    parts += [f"seed {summary['seed']}"] if summary.get("seed") is not None else []
+    parts.append(study_rows.tally_words(rows) or "no trials")
+    return escape(" · ".join(parts))
 
 
 def _card(name: str, value: str, unit: str, *notes: str, css: str = "") -> str:
@@ -96,7 +98,12 @@ def _card(name: str, value: str, unit: str, *notes: str, css: str = "") -> str:
     )
 
 
-def _cards(best: Mapping, summary: Mapping, goals: Sequence[Goal], rows: Sequence[Network]) -> str:
+def _cards(
+    best: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    goals: Sequence[Goal],
+    rows: Sequence[Network],
+) -> str:
     if not best:
         return ""
     baseline = study_rows.part(summary, "baseline")
@@ -158,10 +165,10 @@ def _cards(best: Mapping, summary: Mapping, goals: Sequence[Goal], rows: Sequenc
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _fronts(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> str:
+def _fronts(rows: Sequence[Network], summary: Mapping[str, Any], goals: Sequence[Goal]) -> str:
     key = ['<span>trial 0<i class="ramp"></i>' + f"{rows[-1].number:,}</span>"]
     if any(row.state == study_rows.STOPPED for row in rows):
-        key.append('<span><i class="open"></i>stopped early</span>')
+        key.append("<span>× stopped early</span>")
     if any(row.state == study_rows.PROFILED for row in rows):
         key.append('<span><i class="bar"></i>profiled only</span>')
     timed = any(row.interval(0) for row in rows)
@@ -184,7 +191,7 @@ def _fronts(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) ->
     return f"<h2>Quality against latency</h2>{proof}{panels}"
 
 
-def _progress(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> str:
+def _progress(rows: Sequence[Network], summary: Mapping[str, Any], goals: Sequence[Goal]) -> str:
     key = '<span><i class="bar"></i>profiled only</span>'
     if any(row.state == study_rows.STOPPED for row in rows):
         key += '<span><i class="bar stopped"></i>training stopped early</span>'
@@ -196,7 +203,7 @@ def _progress(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) 
     )
 
 
-def _architecture(best: Mapping, summary: Mapping) -> str:
+def _architecture(best: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     baseline = study_rows.part(summary, "baseline").get("config")
     drawn = architecture.html(best.get("config"), baseline)
     won = best.get("number") in study_rows.finalists(summary)
@@ -206,29 +213,31 @@ def _architecture(best: Mapping, summary: Mapping) -> str:
     return f"<h2>{name}, block by block</h2>{drawn}" if drawn else ""
 
 
-def _conditions(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> str:
-    told = study_rows.part(summary, "conditions")
+def _conditions(rows: Sequence[Network], summary: Mapping[str, Any], goals: Sequence[Goal]) -> str:
+    conditions = study_rows.part(summary, "conditions")
     panels = []
     for target, goal in enumerate(goals):
-        records_ = [row.latency[target] for row in rows if target < len(row.latency)]
+        timed = [row.latency[target] for row in rows if target < len(row.latency)]
         facts = [("target", goal.spec)]
         facts += [("device", goal.device)] if goal.device else []
         facts += [("budget", f"{figure(goal.budget)} {goal.unit}")] if goal.budget else []
-        if records_:
-            word = "+".join(sorted({str(record.get("kind", "unknown")) for record in records_}))
+        if timed:
+            word = "+".join(sorted({str(record.get("kind", "unknown")) for record in timed}))
             pill = f'<span class="pill {"good" if word == "measured" else "bad"}">{word}</span>'
-            recalled = sum(bool(record.get("cached")) for record in records_)
-            count = f"{len(records_):,} latencies"
-            count += f", {recalled:,} of them recalled from the cache" if recalled else ""
+            recalled = sum(bool(record.get("cached")) for record in timed)
+            about = f"{len(timed):,} latencies"
+            about += f", {recalled:,} of them recalled from the cache" if recalled else ""
         else:
-            pill, count = "", "not recorded per trial"
-        last = records_[-1].get("conditions") if records_ else None
-        facts += [fact for fact in _flat(told.get(goal.spec) or last or {}) if fact not in facts]
+            pill, about = "", "not recorded per trial"
+        last = timed[-1].get("conditions") if timed else None
+        facts += [
+            fact for fact in _flat(conditions.get(goal.spec) or last or {}) if fact not in facts
+        ]
         lines = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in facts
         )
         panels.append(
-            f'<div class="panel"><table><tr><td>latencies</td><td>{pill} {escape(count)}</td></tr>'
+            f'<div class="panel"><table><tr><td>latencies</td><td>{pill} {escape(about)}</td></tr>'
             f"{lines}</table></div>"
         )
     if not panels:
@@ -257,7 +266,7 @@ def _fact(value: Any) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _time(summary: Mapping) -> str:
+def _time(summary: Mapping[str, Any]) -> str:
     spent = {k: v for k, v in study_rows.part(summary, "time_s").items() if v}
     total = spent.pop("total", None)
     if not spent:
@@ -283,7 +292,7 @@ def _time(summary: Mapping) -> str:
     )
 
 
-def command(study: optuna.Study, summary: Mapping) -> str:
+def command(study: optuna.Study, summary: Mapping[str, Any]) -> str:
     """The shell command that resumes this search."""
     if summary.get("command"):
         given = summary["command"]
@@ -301,7 +310,7 @@ def command(study: optuna.Study, summary: Mapping) -> str:
     return shlex.join([*words, "--study", str(summary.get("study") or study.study_name)])
 
 
-def _reproduce(study: optuna.Study, summary: Mapping, best: Mapping) -> str:
+def _reproduce(study: optuna.Study, summary: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     name = shlex.quote(f"runs/{summary.get('study') or study.study_name}")
     lines = ["# go on with this search", command(study, summary)]
     if best:
@@ -317,8 +326,8 @@ def _reproduce(study: optuna.Study, summary: Mapping, best: Mapping) -> str:
     return drawn
 
 
-def _footer(summary: Mapping) -> str:
+def _footer(summary: Mapping[str, Any]) -> str:
     versions = study_rows.part(summary, "versions")
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"<footer>Written {now}{'; ' if told else ''}{escape(told)}.</footer>"
+    return f"<footer>Written {now}{'; ' if named else ''}{escape(named)}.</footer>"

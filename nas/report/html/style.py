@@ -44,7 +44,6 @@ svg .label text { paint-order: stroke; stroke: var(--card); stroke-width: 2.2px;
   var(--o0), var(--o1), var(--o2), var(--o3), var(--o4), var(--o5)); }
 .key .bar { width: 1px; border-radius: 0; background: var(--muted); }
 .key .bar.stopped { background: var(--budget); width: 2px; }
-.key .open { border: 1px solid var(--muted); }
 .effects { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 12px; }
 .effects .panel { margin: 0; padding: 12px 16px 10px; }
 .heads { display: grid; grid-template-columns: 32% 37% 1fr; color: var(--muted);

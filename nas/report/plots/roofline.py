@@ -66,8 +66,8 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _panel(panel: Any, row: Mapping[str, Any], same: Sequence[Explanation]) -> None:
-    why: Explanation = row["why"]
-    limits, total = why.limits, why.total
+    explained: Explanation = row["why"]
+    limits, total = explained.limits, explained.total
     peak = limits.peak_tflops * 1e3
     intensities = [one.intensity for w in same for one in w.operations if one.flops and one.ms]
     known = [one for one in intensities if one]
@@ -82,7 +82,7 @@ def _panel(panel: Any, row: Mapping[str, Any], same: Sequence[Explanation]) -> N
     lowest = min([*(0.4 * one for one in speeds), peak / 100])
     panel.set_ylim(max(lowest, peak / 10**_DECADES), 4 * peak)
     panel.set_xlabel("operational intensity, FLOPs a byte")
-    panel.set_ylabel(f"GFLOP/s ({kind_word(why.kind)} times)")
+    panel.set_ylabel(f"GFLOP/s ({kind_word(explained.kind)} times)")
     plain_ticks(panel.xaxis, panel.yaxis)
     panel.grid(linewidth=0.5)
     x = np.geomspace(left, right, 200)
@@ -111,12 +111,12 @@ def _panel(panel: Any, row: Mapping[str, Any], same: Sequence[Explanation]) -> N
         fontsize=SMALL,
         color=MUTED,
     )
-    _points(panel, why)
-    batch = f", batch {why.batch_size}" if why.batch_size > 1 else ""
+    _points(panel, explained)
+    batch = f", batch {explained.batch_size}" if explained.batch_size > 1 else ""
     panel.set_title(
         f"{row['model']} on {row['spec']}{batch}", loc="left", fontsize=12.5, weight="bold", pad=22
     )
-    about = f"{figure(why.latency_ms, zeros=False)} ms {kind_word(why.latency_kind)} · "
+    about = f"{figure(explained.latency_ms, zeros=False)} ms {kind_word(explained.latency_kind)} · "
     about += f"{figure(total.flops / 1e9, zeros=False)} GFLOPs, "
     about += f"{figure(total.intensity, zeros=False)} a byte, "
     about += f"{share(total.flops / (total.ms * peak * 1e6))} of the peak" if total.ms else ""
@@ -144,10 +144,10 @@ def _steepness(panel: Any) -> float:
     return (box.height / math.log10(top / bottom)) / (box.width / math.log10(right / left))
 
 
-def _points(panel: Any, why: Explanation) -> None:
-    total = why.total.ms or 1.0
+def _points(panel: Any, explained: Explanation) -> None:
+    total = explained.total.ms or 1.0
     bottom, edge = panel.get_ylim()[0], panel.get_xlim()[1] / 1.15
-    timed = [(one, one.ms) for one in why.operations if one.flops and one.ms]
+    timed = [(one, one.ms) for one in explained.operations if one.flops and one.ms]
     timed.sort(key=lambda pair: -pair[1])
     places = []
     for one, ms in timed:
@@ -168,7 +168,7 @@ def _points(panel: Any, why: Explanation) -> None:
     dots = np.array([to_pixels(place) for place in places]).reshape(-1, 2)
     box = panel.get_window_extent()
     bounds = (box.x0, box.y0, box.x1, box.y1)
-    peak = to_pixels((panel.get_xlim()[1], why.limits.peak_tflops * 1e3))
+    peak = to_pixels((panel.get_xlim()[1], explained.limits.peak_tflops * 1e3))
     taken = [(peak[0] - 260, peak[1], peak[0], peak[1] + 40)]  # the words on the peak
     for (one, ms), here, at in list(zip(timed, places, dots, strict=True))[:_LABELS]:
         text = f"{operation_name(one)[-30:]} {share(ms / total)}"
@@ -193,14 +193,14 @@ def color_of(op_class: str) -> str:
     return COLORS["depthwise"] if "depthwise" in named else COLORS.get(named[0], INK)
 
 
-def _bars(panel: Any, why: Explanation) -> None:
+def _bars(panel: Any, explained: Explanation) -> None:
     """Two bars: which classes the FLOPs go to, and which the time."""
-    total = why.total
+    total = explained.total
     order = sorted(
-        (one.name for one in why.classes),
+        (one.name for one in explained.classes),
         key=lambda name: (list(COLORS).index(name) if name in COLORS else 2.5, name),
     )
-    classes = {one.name: one for one in why.classes}
+    classes = {one.name: one for one in explained.classes}
     for y, field in ((1, "flops"), (0, "ms")):
         start, whole = 0.0, getattr(total, field) or 1.0
         for name in order:

@@ -12,10 +12,10 @@ from nas.report.tables.columns import columns, paragraph
 from nas.report.tables.latency import NAME, kind_word
 
 TOP = 15  # operations that are listed; --json has all
-_FAR = 1.5  # times between two figures from which on they are worth a sentence
+_FAR = 1.5  # times between two figures from which on they get a sentence
 _IDLE = 0.5  # of what is attainable: below it something else holds an operation
 _ON_CHIP = 100  # times the ridge: so few bytes are as good as none
-_HEAVY = 0.1  # of the time, from which on a class of operations is worth a sentence
+_HEAVY = 0.1  # of the time, from which on a class of operations gets a sentence
 
 
 _WORDS = {"launch": "launches", "none": "none of them (copies on the chip)"}
