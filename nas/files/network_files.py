@@ -92,7 +92,8 @@ def _difference(tflite: bytes, model: Any) -> tuple[str, float, float]:
 
     for seed in range(INPUTS):
         inputs = keras.tree.flatten(random_inputs(model, 1, seed))
-        ours, theirs = convert.run(tflite, dict(zip(takes, inputs, strict=True))), outputs(inputs)
+        ours: Any = convert.run(tflite, dict(zip(takes, inputs, strict=True)))
+        theirs = outputs(inputs)
         name, difference = _apart(ours, theirs)
         if difference <= PARITY:
             return name, difference, PARITY

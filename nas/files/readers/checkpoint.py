@@ -18,7 +18,7 @@ class Checkpoint:
     weights: Mapping[str, np.ndarray]
     source: str  # for messages: where it is from
 
-    def network(self):
+    def network(self) -> Any:
         """The `keras.Model` of the Config with these weights, float32."""
         module = sys.modules[type(self.config).__module__]
         self.refuse_too_large()
@@ -26,7 +26,7 @@ class Checkpoint:
         self.fill(model)
         return model
 
-    def fill(self, model) -> None:
+    def fill(self, model: Any) -> None:
         """Set all weights of `model`; ValueError where one lacks, is over, or is not finite."""
         lacking = {weight.path for weight in model.weights} - set(self.weights)
         over = set(self.weights) - {weight.path for weight in model.weights}

@@ -75,7 +75,8 @@ def family_module(name: str) -> ModuleType:
         found = sys.modules.get(full)
         if found is None and _defines_a_family(full):
             found = importlib.import_module(full)
-        if hasattr(found, "build") and dataclasses.is_dataclass(getattr(found, "Config", None)):
+        config = getattr(found, "Config", None)
+        if found is not None and hasattr(found, "build") and dataclasses.is_dataclass(config):
             return found
     raise ValueError(
         f"there is no family {name!r}; where it is a file of yours, name that: --import FILE.py"
@@ -119,7 +120,7 @@ def _value(node: ast.expr, family: ModuleType) -> Any:
     kind = getattr(family, node.func.id, None) if isinstance(node.func, ast.Name) else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ValueError(f"cannot read {ast.unparse(node.func)}(...); {EXPECTED}")
-    named = {keyword.arg: _value(keyword.value, family) for keyword in node.keywords}
-    if None in named:
+    named = {one.arg: _value(one.value, family) for one in node.keywords if one.arg is not None}
+    if len(named) < len(node.keywords):  # **others
         raise ValueError(EXPECTED)
     return kind(*(_value(part, family) for part in node.args), **named)

@@ -49,6 +49,9 @@ def _config(layers: dict[str, Any]) -> decoder.Config:
     gates = [name for name in layers if name.endswith("_feed_gate")]
     mixture = layers[experts[0]] if experts else None
     gate = layers[gates[0]] if gates else None
+    if gate is None and mixture is None:
+        raise KeyError("a feed-forward layer")
+    feed: Any = mixture if gate is None else gate
     activations = {function: name for name, function in decoder.ACTIVATIONS.items()}
     windows = [context.window or 0 for context in contexts]
     window = max(windows)
@@ -63,9 +66,9 @@ def _config(layers: dict[str, Any]) -> decoder.Config:
         layers=count,
         heads=first.heads,
         key_value_heads=first.key_value_heads,
-        hidden=mixture.hidden if gate is None else gate.units,
+        hidden=feed.hidden if gate is None else feed.units,
         head_width=layers["block1_attention_query"].units // first.heads,
-        activation=mixture.activation if gate is None else activations[gate.activation],
+        activation=feed.activation if gate is None else activations[feed.activation],
         tied="head_logits" not in layers,
         qk_norm="block1_attention_query_norm" in layers,
         shared=count - len(keyed),
@@ -74,13 +77,20 @@ def _config(layers: dict[str, Any]) -> decoder.Config:
         global_rope=len(rotary) == count,
         experts=0 if mixture is None else mixture.count,
         top_k=0 if mixture is None else mixture.top_k,
-        expert_every=int(re.match(r"block(\d+)_", experts[0])[1]) if experts else 0,
+        expert_every=_block(experts[0]) if experts else 0,
         rope_theta=layers["rotary_angles"].theta,
         norm_epsilon=layers["head_norm"].epsilon,
         dropout=layers["embed_dropout"].rate if "embed_dropout" in layers else 0.0,
         cache=capacity,
         last_only=last,
     )
+
+
+def _block(name: str) -> int:
+    found = re.match(r"block(\d+)_", name)
+    if found is None:
+        raise ValueError(f"layer {name!r} is of no block")
+    return int(found[1])
 
 
 def _capacities(layers: dict[str, Any]) -> list[int]:

@@ -110,7 +110,7 @@ class _Renamed(Mapping):
             return value if path.endswith(("scale", "embeddings")) else value.T
         if len(names) != self._experts:
             raise ValueError(f"{path} has {len(names)} experts; expected {self._experts}")
-        names = sorted(names, key=lambda name: int(re.search(r"experts\.(\d+)", name)[1]))
+        names = sorted(names, key=lambda name: int(name.split(".experts.")[1].split(".")[0]))
         return np.stack([self._found[name].T for name in names])
 
     def __iter__(self):

@@ -1,5 +1,6 @@
 """Graphs of Keras 2 networks, as JSON: TensorFlow's operations in them become layers of Keras 3."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 KINDS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"}
@@ -76,7 +77,7 @@ def _is_reference(value: Any) -> bool:
     )
 
 
-def _references(value: Any):
+def _references(value: Any) -> Iterator[list[Any]]:
     if _is_reference(value):
         yield value
         value = value[3:]
@@ -85,7 +86,7 @@ def _references(value: Any):
             yield from _references(one)
 
 
-def _mapped(value: Any, change) -> Any:
+def _mapped(value: Any, change: Callable[[list[Any]], Any]) -> Any:
     """The same with each reference changed."""
     if _is_reference(value):
         return change(value[:3] + _mapped(value[3:], change))

@@ -48,7 +48,7 @@ def read(path: str | pathlib.Path) -> Checkpoint:
     return Checkpoint(config, _Weights(path, config, layout), str(path))
 
 
-def _layout(config) -> list[tuple[str, tuple[int, ...]]]:
+def _layout(config: decoder.Config) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of what the file holds, in its order; every layer's together."""
     layers, dim, hidden = config.layers, config.dim, config.hidden
     kept = config.key_value_heads * config.head_width
@@ -73,7 +73,7 @@ def _layout(config) -> list[tuple[str, tuple[int, ...]]]:
 class _Weights(Mapping):
     """The arrays of a file by our paths, read from the disk and turned when asked for."""
 
-    def __init__(self, path: pathlib.Path, config, layout):
+    def __init__(self, path: pathlib.Path, config: decoder.Config, layout: list):
         values, at = np.memmap(path, "<f4", "r", HEADER.size), 0
         self._stored = {}
         for name, shape in layout:

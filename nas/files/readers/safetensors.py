@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from latency.system.atomic_write import atomic_write
 from nas.files.readers.checkpoint import Checkpoint
+from nas.files.readers.config_file import family_module
 
 INDEX = ".index.json"  # which of several files holds what, by Hugging Face
 NUMBERS = {"F64", "F32", "F16", "BF16"}
@@ -23,7 +23,9 @@ class Tensors(Mapping):
     """The arrays of one file or several, by name; read from the disk whenever asked for."""
 
     def __init__(self, files: list[pathlib.Path]):
-        self._file_of, self.shapes, self.metadata = {}, {}, {}
+        self._file_of: dict[str, pathlib.Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.metadata: dict[str, str] = {}
         for path in files:
             with _opened(path) as file:
                 self.metadata |= file.metadata() or {}
@@ -81,17 +83,15 @@ def tensors(path: pathlib.Path) -> Tensors:
 
 
 def read(path: pathlib.Path, found: Tensors, config: Any | None = None) -> Checkpoint:
-    """A network that `write` wrote; `config` if its metadata are lost."""
+    """A network that `nas.files.writers.checkpoint` wrote; `config` if its metadata are lost."""
     if config is None:
         config = _config(path, found.metadata)
     return Checkpoint(config, found, str(path))
 
 
 def _config(path: pathlib.Path, metadata: dict[str, str]) -> Any:
-    from nas import registry
-
     try:
-        family = registry.module("family", metadata["family"])
+        family = family_module(metadata["family"])
         config = _restored(json.loads(metadata["config"]), family)
         if type(config) is not family.Config:
             raise ValueError(f"{config!r:.40}")
@@ -103,16 +103,8 @@ def _config(path: pathlib.Path, metadata: dict[str, str]) -> Any:
         ) from error
 
 
-def _plain(value: Any) -> Any:
-    """What JSON can hold of a Config: dataclasses by their names, tuples as lists."""
-    if dataclasses.is_dataclass(value):
-        values = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"is": type(value).__name__, **values}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
-
-
 def _restored(value: Any, family: Any) -> Any:
-    """The Config that `_plain` made this of; only a family's own dataclasses are made."""
+    """The Config that was written as this; only a family's own dataclasses are made."""
     if isinstance(value, list):
         return tuple(_restored(one, family) for one in value)
     if not isinstance(value, dict):
@@ -120,19 +112,5 @@ def _restored(value: Any, family: Any) -> Any:
     kind = getattr(family, value.pop("is"))
     if not (dataclasses.is_dataclass(kind) and kind.__module__ == family.__name__):
         raise ValueError(f"{kind!r:.40} is no part of a Config")
-    return kind(**{name: _restored(one, family) for name, one in value.items()})
-
-
-def described(config: Any) -> dict[str, str]:
-    """The metadata that say which network of which family a file holds."""
-    family = type(config).__module__.removeprefix("families.")
-    return {"family": family, "config": json.dumps(_plain(config))}
-
-
-def write(path: str | pathlib.Path, model: Any, config: Any) -> None:
-    """All weights of a family's network under their paths, and its Config: whole or not at all."""
-    from safetensors.numpy import save_file
-
-    arrays = {w.path: np.ascontiguousarray(w, np.float32) for w in model.weights}
-    with atomic_write(path) as partial:
-        save_file(arrays, partial, described(config))
+    make: Any = kind
+    return make(**{name: _restored(one, family) for name, one in value.items()})

@@ -5,6 +5,7 @@ in saved_model.pb, since TensorFlow 2.5 in keras_metadata.pb beside it.
 """
 
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def _objects(folder: pathlib.Path) -> Any:
     return nodes
 
 
-def _described(folder: pathlib.Path, nodes):
+def _described(folder: pathlib.Path, nodes: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, metadata) of every node that Keras says something of."""
     if (folder / METADATA).is_file():
         from tensorflow.python.keras.protobuf import saved_metadata_pb2
@@ -86,7 +87,7 @@ def _described(folder: pathlib.Path, nodes):
             yield number, found
 
 
-def _keys(nodes, reader) -> dict[int, str]:
+def _keys(nodes: Any, reader: Any) -> dict[int, str]:
     """Number of a variable's node -> its name in the checkpoint.
 
     The checkpoint has a tree of its own: both are walked side by side.
@@ -109,7 +110,14 @@ def _keys(nodes, reader) -> dict[int, str]:
     return found
 
 
-def _fill(layer, number: int, nodes, described, value, folder) -> None:
+def _fill(
+    layer: Any,
+    number: int,
+    nodes: Any,
+    described: dict[int, dict[str, Any]],
+    value: Callable[[int], np.ndarray],
+    folder: pathlib.Path,
+) -> None:
     """Sets the weights of a layer, or of all layers of a network, from those of a node."""
     children = {child.local_name: child.node_id for child in nodes[number].children}
     if hasattr(layer, "layers") and "layer-0" in children:

@@ -16,7 +16,7 @@ import numpy as np
 
 from compress.examples.data import Data
 from compress.rewriting import graph
-from compress.rewriting.record import Record
+from compress.rewriting.record import Record, Weight
 from latency.apple import coreml, worker
 from latency.system.atomic_write import atomic_write
 from latency.system.silent_stderr import silent_stderr
@@ -41,12 +41,12 @@ def write(
     TensorFlow: `ValueError` elsewhere, and where a network has no Core ML form.
     """
     path = pathlib.Path(path)
-    _able(path, precision)
-    with tempfile.TemporaryDirectory(prefix="nas_coreml_") as name, _quiet():
+    _check_possible(path, precision)
+    with tempfile.TemporaryDirectory(prefix="nas_coreml_") as name, _without_output():
         folder = pathlib.Path(name)
         models = {MAIN: model} | record.variants
         done = {
-            key: _packed(one, record, folder / f"{key}.mlpackage", precision, batch_size)
+            key: _save(one, record, folder / f"{key}.mlpackage", precision, batch_size)
             for key, one in models.items()
         }
         made = folder / f"{MAIN}.mlpackage"
@@ -70,7 +70,7 @@ def write(
     return WrittenFile(path, *sizes(path), bits / model.count_params(), kinds, left, checked)
 
 
-def _able(path: pathlib.Path, precision: str) -> None:
+def _check_possible(path: pathlib.Path, precision: str) -> None:
     """`ValueError` where nothing can be written."""
     import keras
 
@@ -89,7 +89,7 @@ def _able(path: pathlib.Path, precision: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _without_output() -> Iterator[None]:
     """Without the progress bars and warnings of coremltools."""
     import logging
 
@@ -105,7 +105,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _packed(model, record: Record, package: pathlib.Path, precision: str, batch_size: int):
+def _save(
+    model: Any, record: Record, package: pathlib.Path, precision: str, batch_size: int
+) -> tuple[int, list[mil_constants.CodedConstant]]:
     """Saves one network; (bits of its constants as floats, what became codes)."""
     import coremltools as ct
     from coremltools.models.utils import _apply_graph_pass
@@ -123,7 +125,7 @@ def _packed(model, record: Record, package: pathlib.Path, precision: str, batch_
     return packing.before, packing.stored
 
 
-def _known(model, record: Record) -> dict[str, tuple[np.ndarray, Any]]:
+def _known(model: Any, record: Record) -> dict[str, tuple[np.ndarray, Weight]]:
     """Path -> (values, what the record knows) of the weights of a model that are as recorded."""
     known = {}
     for weight in model.weights:
@@ -131,15 +133,17 @@ def _known(model, record: Record) -> dict[str, tuple[np.ndarray, Any]]:
         value = np.asarray(weight, np.float32)
         if one is None or (one.codes is None and one.mask is None):
             continue
-        shape = (one.mask if one.codes is None else one.codes).shape
-        if shape == value.shape and (
-            one.codes is None or np.allclose(one.dense(), value, atol=1e-6)
+        array = one.mask if one.codes is None else one.codes
+        if (
+            array is not None
+            and array.shape == value.shape
+            and (one.codes is None or np.allclose(one.dense(), value, atol=1e-6))
         ):
             known[weight.path] = (value, one)
     return known
 
 
-def _packing(known) -> Any:
+def _packing(known: dict[str, tuple[np.ndarray, Weight]]) -> Any:
     """The pass that stores constants as the codes they are."""
     from coremltools.converters.mil.mil import Builder, types
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
@@ -222,9 +226,9 @@ def _program(package: pathlib.Path) -> Any:
     return load(spec, spec.specificationVersion, model.weights_dir)
 
 
-def _check(program, stored: list[mil_constants.CodedConstant], path) -> str:
+def _check(program: Any, stored: list[mil_constants.CodedConstant], path: pathlib.Path) -> str:
     """Compares what was read back with the record; in words; CannotWrite where it differs."""
-    there: dict[tuple, list] = {}
+    there: dict[tuple[Any, ...], list[Any]] = {}
     for operation in mil_constants.constants(program):
         value = operation.outputs[0].val
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not _finite(value):
@@ -247,12 +251,12 @@ def _check(program, stored: list[mil_constants.CodedConstant], path) -> str:
         near = min(_distance(operation, one.like) for operation in same)
         if not near < 5e-3:
             raise CannotWrite(f"{path}: {one.path} differs by {near:.2g} when read back{REPORT}")
-    told = (
+    functions = (
         f" in functions {', '.join(sorted(program.functions))}"
         if len(program.functions) > 1
         else ""
     )
-    return f"{count} codes equal{told}; {NOT_EXECUTED}"
+    return f"{count} codes equal{functions}; {NOT_EXECUTED}"
 
 
 def _finite(value: np.ndarray) -> bool:
@@ -260,7 +264,7 @@ def _finite(value: np.ndarray) -> bool:
     return not np.isnan(value).any()
 
 
-def _key(values: np.ndarray, mask: np.ndarray | None) -> tuple:
+def _key(values: np.ndarray, mask: np.ndarray | None) -> tuple[Any, ...]:
     values = np.asarray(values)
     values = values.astype(np.float32) if values.dtype.kind == "f" else values.astype(np.uint8)
     return (
@@ -270,7 +274,7 @@ def _key(values: np.ndarray, mask: np.ndarray | None) -> tuple:
     )
 
 
-def _distance(operation, expected: np.ndarray) -> float:
+def _distance(operation: Any, expected: np.ndarray) -> float:
     """How far what an operation unpacks is from what was there, of its largest value."""
     value = np.asarray(operation.materialized_val_inference(), np.float32)
     if value.shape != expected.shape:
@@ -279,7 +283,9 @@ def _distance(operation, expected: np.ndarray) -> float:
     return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
-def _kinds(model, record: Record, stored: list[mil_constants.CodedConstant], precision: str):
+def _kinds(
+    model: Any, record: Record, stored: list[mil_constants.CodedConstant], precision: str
+) -> tuple[dict[str, str], dict[str, str]]:
     """Path -> how the file stores a weight; path -> why in more bits than the record has."""
     done = {one.path: one for one in stored}
     kinds, left = {}, {}

@@ -90,10 +90,11 @@ def _store(
 ) -> tuple[dict[str, set[str]], dict[str, str]]:
     """Puts integers in the file; (how each weight is stored, why not narrower)."""
     kernels = Kernels(file, prefer)
-    kinds, left = {}, {}
+    kinds: dict[str, set[str]] = {}
+    left: dict[str, str] = {}
     for place in found:
         file.graphs[place.graph].tensors[place.index].name = place.name
-        kind, reason = "float32", "its levels are not evenly spaced"
+        kind, reason = "float32", integer_codes.UNEVEN
         if forms[place.path]:
             kind, reason = kernels.store(place, forms[place.path])
         kinds.setdefault(place.path, set()).add(kind)
@@ -107,7 +108,15 @@ def _store(
     return kinds, left
 
 
-def _calibrate(floats, models, inputs, record, found, forms, data) -> tuple[bytes, dict, dict]:
+def _calibrate(
+    floats: bytes,
+    models: dict[str, Any],
+    inputs: dict[str, Any],
+    record: Record,
+    found: list[Place],
+    forms: dict[str, list[integer_codes.Integers]],
+    data: Any,
+) -> tuple[bytes, dict[str, set[str]], dict[str, str]]:
     if record.activations != 8:
         raise ValueError(f"activations of {record.activations} bits; LiteRT files take 8, or None")
     if data is None:

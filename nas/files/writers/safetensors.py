@@ -22,6 +22,7 @@ from compress.rewriting.record import Record, Weight
 from latency.networks import keras_file
 from latency.networks.random_inputs import random_inputs
 from latency.system.atomic_write import atomic_write
+from nas.files.writers.checkpoint import metadata_of
 from nas.files.writers.written_file import REPORT, CannotWrite, WrittenFile, sizes
 
 FORMAT = "nas packed 1"  # what the metadata say
@@ -45,33 +46,31 @@ def write(
 
     path = pathlib.Path(path)
     parts: dict[str, np.ndarray] = {}
-    told: dict[str, dict[str, Any]] = {}
+    forms: dict[str, dict[str, Any]] = {}
     stored, left = {}, {}
     for variable in model.weights:
         value = np.ascontiguousarray(variable, np.float32)
         known = record.weights.get(variable.path)
-        packed, form, kind = _packed(variable.path, value, known)
-        if known is not None and sum(array.nbytes for array in packed.values()) >= value.nbytes:
+        packed = _packed(variable.path, value, known)
+        if known is not None and packed.bytes() >= value.nbytes:
             left[variable.path] = "levels, scales and codes take no less than float32"
-            packed, form, kind = {variable.path: value}, None, "float32"
-        stored[variable.path] = kind
-        parts |= packed
-        if form is not None:
-            told[variable.path] = form
-    metadata = {"format": FORMAT, "weights": json.dumps(told), "model": _compact(model.to_json())}
+            packed = _PackedWeight({variable.path: value}, None, "float32")
+        stored[variable.path] = packed.kind
+        parts |= packed.arrays
+        if packed.form is not None:
+            forms[variable.path] = packed.form
+    metadata = {"format": FORMAT, "weights": json.dumps(forms), "model": _compact(model.to_json())}
     if config is not None:
-        from nas.files.readers.safetensors import described
-
-        metadata |= described(config)
+        metadata |= metadata_of(config)
     with atomic_write(path) as partial:
         save_file(parts, partial, metadata)
-        checked = _check(partial, model, record, set(told), data)
+        checked = _check(partial, model, record, set(forms), data)
     bits = 8 * sum(array.nbytes for array in parts.values())
     return WrittenFile(path, *sizes(path), bits / model.count_params(), stored, left, checked)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packed:
+class PackedFile:
     """What a file holds: `weights`, path -> float32; `record`, those that it has as codes or masks;
     the JSON of the layers."""
 
@@ -90,7 +89,7 @@ def load(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return read(path).weights
 
 
-def read(path: str | pathlib.Path) -> Packed:
+def read(path: str | pathlib.Path) -> PackedFile:
     """All that a file holds; `ValueError`, one line, where it is damaged or another kind."""
     from safetensors import SafetensorError, safe_open
 
@@ -101,9 +100,9 @@ def read(path: str | pathlib.Path) -> Packed:
             if not is_packed(metadata):
                 raise ValueError(f"{path}: not a file of packed weights ({FORMAT})")
             arrays = {name: file.get_tensor(name) for name in names}
-        told = json.loads(metadata["weights"])
+        forms = json.loads(metadata["weights"])
         architecture = _expanded(metadata["model"])
-        return _unpacked(arrays, told, architecture)
+        return _unpacked(arrays, forms, architecture)
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {' '.join(str(error).split())}") from error
     except ValueError as error:
@@ -178,29 +177,43 @@ def unpack(content: np.ndarray, bits: int, count: int) -> np.ndarray:
     return codes
 
 
-def _packed(path: str, value: np.ndarray, known: Weight | None):
-    """The arrays of a weight, what the metadata say of it, and the kind of its storage."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PackedWeight:
+    """The arrays of a weight by their names, what the metadata say of it, the kind of storage."""
+
+    arrays: dict[str, np.ndarray]
+    form: dict[str, Any] | None
+    kind: str
+
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def _packed(path: str, value: np.ndarray, known: Weight | None) -> _PackedWeight:
     if known is None or (known.codes is None and known.mask is None):
-        return {path: value}, None, "float32"
+        return _PackedWeight({path: value}, None, "float32")
     form: dict[str, Any] = {"shape": list(value.shape)}
-    parts, kept, kind = {}, slice(None), ""
+    parts: dict[str, np.ndarray] = {}
+    kept, kind = np.ones(value.size, bool), ""
     if known.mask is not None:
         parts[f"{path}:mask"] = pack(known.mask.astype(np.uint8), 1)
         kept, kind = known.mask.reshape(-1), "sparse "
     if known.codes is None:
         parts[f"{path}:values"] = value.reshape(-1)[kept]
-        return parts, form, f"{kind}float32"
+        return _PackedWeight(parts, form, f"{kind}float32")
     form |= {"bits": known.bits, "axis": known.axis % value.ndim}
     parts[f"{path}:codes"] = pack(known.codes.reshape(-1)[kept], known.bits)
     parts[f"{path}:levels"] = np.ascontiguousarray(known.levels, np.float32)
     parts[f"{path}:scale"] = np.ascontiguousarray(known.scale, np.float32)
-    return parts, form, f"{kind}int{known.bits}"
+    return _PackedWeight(parts, form, f"{kind}int{known.bits}")
 
 
-def _unpacked(arrays: dict, told: dict, architecture: str) -> Packed:
+def _unpacked(
+    arrays: dict[str, np.ndarray], forms: dict[str, Any], architecture: str
+) -> PackedFile:
     weights = {name: array for name, array in arrays.items() if ":" not in name}
     record = {}
-    for path, form in told.items():
+    for path, form in forms.items():
         shape = tuple(form["shape"])
         count = math.prod(shape)
         mask = arrays.get(f"{path}:mask")
@@ -211,8 +224,10 @@ def _unpacked(arrays: dict, told: dict, architecture: str) -> Packed:
             mask = unpack(mask, 1, count).astype(bool)
         kept = count if mask is None else int(mask.sum())
         if "bits" not in form:
+            if mask is None:
+                raise ValueError(f"{path}: neither codes nor a mask")
             values = np.zeros(count, np.float32)
-            values[slice(None) if mask is None else mask] = arrays[f"{path}:values"]
+            values[mask] = arrays[f"{path}:values"]
             weights[path] = values.reshape(shape)
             record[path] = Weight(mask=mask.reshape(shape))
             continue
@@ -236,10 +251,12 @@ def _unpacked(arrays: dict, told: dict, architecture: str) -> Packed:
             raise ValueError(f"{path}: a code has no level") from None
         if weights[path].shape != shape:
             raise ValueError(f"{path}: is {weights[path].shape}; expected {shape}")
-    return Packed(weights, record, architecture)
+    return PackedFile(weights, record, architecture)
 
 
-def _check(path, model, record: Record, packed: set[str], data: Data | None) -> str:
+def _check(
+    path: pathlib.Path, model: Any, record: Record, packed: set[str], data: Data | None
+) -> str:
     """Reads a file again; what was compared, in words; CannotWrite where it differs."""
     found = read(path)
     codes = 0
@@ -258,7 +275,7 @@ def _check(path, model, record: Record, packed: set[str], data: Data | None) -> 
                 raise CannotWrite(f"{path}: {name} differs when read back{REPORT}")
             continue
         kept = slice(None) if known.mask is None else known.mask
-        if not np.array_equal(known.codes[kept], again.codes[kept]):
+        if again.codes is None or not np.array_equal(known.codes[kept], again.codes[kept]):
             raise CannotWrite(f"{path}: {name} has other codes when read back{REPORT}")
         if not np.allclose(read_value, value, atol=1e-6):
             raise CannotWrite(
@@ -271,7 +288,7 @@ def _check(path, model, record: Record, packed: set[str], data: Data | None) -> 
     return f"{codes} codes equal, outputs within {error:.1g} of the network's, relative"
 
 
-def _difference(model, again, data: Data | None) -> float:
+def _difference(model: Any, again: Any, data: Data | None) -> float:
     """How far the outputs of two networks are apart, of the largest output."""
     import keras
 

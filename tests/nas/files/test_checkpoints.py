@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from families import decoder, mnasnet
-from nas.files.readers import any_checkpoint, safetensors
+from nas.files.readers import any_checkpoint
+from nas.files.writers.checkpoint import write
 
 RNG = np.random.default_rng(0)
 TOKENS = [1, 403, 407, 261, 378, 5, 60, 2]
@@ -256,7 +257,7 @@ def test_what_hugging_face_says_and_we_cannot_is_named(changes, words, tmp_path)
 def test_our_own_files_come_back_exactly(family, variant, tmp_path):
     config = family.VARIANTS[variant]
     model = family.build(config)
-    safetensors.write(tmp_path / "x.safetensors", model, config)
+    write(tmp_path / "x.safetensors", model, config)
     checkpoint = any_checkpoint.read(tmp_path / "x.safetensors")
     assert checkpoint.config == config
     again = checkpoint.network()

@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -129,25 +126,17 @@ def test_where_nothing_can_be_written(tmp_path):
         coreml.write(tmp_path / "m.mlpackage", model, Record(), precision="int8")
 
 
+def refused(path):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    with pytest.raises(ValueError) as error:
+        coreml.write(path, model, Record())
+    return str(error.value)
+
+
 @pytest.mark.slow
-def test_on_jax_the_backend_to_use_is_named(tmp_path):
-    code = f"""
-import keras
-from compress.rewriting.record import Record
-from nas.files.writers import coreml
-model = keras.Model(x := keras.Input((4,)), keras.layers.Dense(3)(x))
-try:
-    coreml.write({str(tmp_path / "n.mlpackage")!r}, model, Record())
-except ValueError as error:
-    print(error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-    )
-    assert "KERAS_BACKEND=tensorflow" in done.stdout, done.stderr
+def test_on_jax_the_backend_to_use_is_named(tmp_path, on_jax):
+    assert "KERAS_BACKEND=tensorflow" in on_jax(refused, tmp_path / "n.mlpackage")
 
 
 @pytest.mark.slow

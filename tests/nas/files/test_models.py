@@ -17,7 +17,8 @@ from keras import layers
 from families import mnasnet, vit
 from nas.api import open as open_by_name
 from nas.files.open_network import open_network
-from nas.files.readers import keras_h5, safetensors
+from nas.files.readers import keras_h5
+from nas.files.writers import checkpoint
 from nas.networks import build
 
 RNG = np.random.default_rng(0)
@@ -131,7 +132,7 @@ def test_networks_of_the_catalog_with_weights(tmp_path):
     for path in files.values():
         (model.save_weights if path.name.endswith(".weights.h5") else model.save)(path)
     files["safetensors"] = tmp_path / "w.safetensors"
-    safetensors.write(files["safetensors"], model, config)
+    checkpoint.write(files["safetensors"], model, config)
     for path in files.values():
         network = open_by_name(f"mnasnet:tiny,weights={path}")
         assert network.config == config

@@ -26,17 +26,19 @@ class CodedConstant:
     """
 
     def __init__(self, match: Match, known: Weight, like: np.ndarray):
-        def placed(array: np.ndarray) -> np.ndarray:
+        def arranged(array: np.ndarray) -> np.ndarray:
             return match.arrange(array, like.shape)
 
         def spread(array: np.ndarray) -> np.ndarray:
-            return placed(np.broadcast_to(array, shape))
+            return arranged(np.broadcast_to(array, shape))
 
-        shape = (known.codes if known.mask is None else known.mask).shape
+        array = known.codes if known.mask is None else known.mask
+        assert array is not None  # otherwise there is nothing to find
+        shape = array.shape
         self.path, self.like, self.known = match.path, like, known
-        self.mask = None if known.mask is None or known.mask.all() else placed(known.mask)
-        self.codes = None if known.codes is None else placed(known.codes)
-        if self.codes is None:
+        self.mask = None if known.mask is None or known.mask.all() else arranged(known.mask)
+        self.codes = None if known.codes is None else arranged(known.codes)
+        if self.codes is None or known.scale is None:
             return
         factor = match.factor.reshape([-1 if a == match.axis else 1 for a in range(like.ndim)])
         self.scale = spread(known.scale).astype(np.float32) * factor
@@ -95,17 +97,18 @@ class CodedConstant:
     def built(self, builder: Any, types: Any, name: str, before: Any) -> Any:
         """The variable in the program that has these values, before an operation."""
         place = {"before_op": before}
-        codes = self.codes if self.mask is None else None
+        codes = self.codes
         mask = None
         if self.mask is not None:
             mask = self.mask.astype(types.nptype_from_builtin(types.uint1))
-            if self.codes is None:
+            if codes is None:
                 kept = self.like[self.mask]
                 return builder.constexpr_sparse_to_dense(
                     nonzero_data=kept, mask=mask, name=name, **place
                 )
-            codes = self.codes[self.mask]
+            codes = codes[self.mask]
         kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{self.bits}"))
+        assert codes is not None  # without a mask there are codes
         codes = codes.astype(kind)
         if self.integers:
             scale = (self.scale * self.step).astype(self.like.dtype)

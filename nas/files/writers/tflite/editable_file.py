@@ -59,7 +59,14 @@ class File:
 
     def value(self, tensor: schema.TensorT) -> np.ndarray:
         """The array of a constant of whole bytes."""
-        return self.data(tensor).view(_DTYPES[tensor.type]).reshape(shape(tensor))
+        return self.raw(tensor).view(_DTYPES[tensor.type]).reshape(shape(tensor))
+
+    def raw(self, tensor: schema.TensorT) -> np.ndarray:
+        """The bytes of a constant; `ValueError` of other tensors."""
+        data = self.data(tensor)
+        if data is None:
+            raise ValueError(f"tensor {text(tensor.name)!r} is not a constant")
+        return data
 
     def readers(self, graph: int, index: int) -> list[tuple[schema.OperatorT, int]]:
         """The operators that read a tensor, and as which of their inputs."""
@@ -90,7 +97,9 @@ class File:
         self.graphs[graph].tensors[index].buffer = self.buffer(value)
         return index
 
-    def operator(self, name: str, inputs: list[int], outputs: list[int], options: Any = None):
+    def operator(
+        self, name: str, inputs: list[int], outputs: list[int], options: Any = None
+    ) -> schema.OperatorT:
         """An operator, not yet part of a graph."""
         union = type(options).__name__.removesuffix("T") if options is not None else "NONE"
         return schema.OperatorT(
@@ -117,12 +126,13 @@ class File:
     def pack(self) -> bytes:
         """The file: each different constant once, what nobody reads left out."""
         for number, graph in enumerate(self.graphs):
-            numbers = _drop_unread(graph)
+            kept = _drop_unread(graph)
             for signature in self.model.signatureDefs or ():
                 if signature.subgraphIndex == number:
                     for entry in [*(signature.inputs or ()), *(signature.outputs or ())]:
-                        entry.tensorIndex = int(numbers[entry.tensorIndex])
-        buffers, numbers = [schema.BufferT()], {b"": 0}
+                        entry.tensorIndex = int(kept[entry.tensorIndex])
+        buffers = [schema.BufferT()]
+        numbers = {b"": 0}
         for _, _, tensor in [(0, 0, t) for graph in self.graphs for t in graph.tensors]:
             data = self.data(tensor) if tensor.buffer else None
             key = b"" if data is None else data.tobytes()
@@ -144,9 +154,9 @@ class _Sharing(AlignedBuilder):
 
     def __init__(self, size: int):
         super().__init__(size)
-        self._known: dict = {}
+        self._known: dict[Any, Any] = {}
 
-    def CreateNumpyVector(self, x):  # noqa: N802 (the name is flatbuffers')
+    def CreateNumpyVector(self, x: np.ndarray) -> Any:  # noqa: N802 (the name is flatbuffers')
         if x.nbytes > _SHARED_BYTES:
             return super().CreateNumpyVector(x)
         key = x.dtype.str, x.tobytes()
@@ -154,7 +164,7 @@ class _Sharing(AlignedBuilder):
             self._known[key] = super().CreateNumpyVector(x)
         return self._known[key]
 
-    def CreateString(self, s, *arguments):  # noqa: N802
+    def CreateString(self, s: str | bytes, *arguments: Any) -> Any:  # noqa: N802
         if s not in self._known:
             self._known[s] = super().CreateString(s, *arguments)
         return self._known[s]
@@ -175,13 +185,11 @@ def merge(files: dict[str, bytes]) -> File:
 
     Constants that are equal are stored once when it is packed.
     """
-    whole = None
-    for name, tflite in files.items():
+    (first, tflite), *others = files.items()
+    whole = File(tflite)
+    whole.model.signatureDefs[0].signatureKey = first
+    for name, tflite in others:
         part = File(tflite)
-        if whole is None:
-            whole = part
-            whole.model.signatureDefs[0].signatureKey = name
-            continue
         model, added = whole.model, part.model
         graphs, buffers = len(model.subgraphs), len(model.buffers)
         codes = [

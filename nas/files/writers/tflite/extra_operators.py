@@ -1,6 +1,7 @@
 """What stands around a kernel that reads integers: gains, sums, parts, look-ups."""
 
 import math
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -23,7 +24,7 @@ class ExtraOperators:
     def known_gain(self, place: Place, readers: list) -> tuple[np.ndarray, float] | None:
         """A gain that is there for the same input, and how many times it is the place's."""
         sources = {int(operator.inputs[0]) for operator, _ in readers}
-        if len(sources) != 1:
+        if len(sources) != 1 or place.gain is None:
             return None
         for gain, _ in self._gains.get((place.graph, sources.pop()), ()):
             at = np.abs(gain).argmax()
@@ -52,7 +53,7 @@ class ExtraOperators:
             operator.inputs = operator.inputs.copy()
             operator.inputs[0] = made
 
-    def as_product(self, operator) -> None:
+    def as_product(self, operator: schema.OperatorT) -> None:
         activation = operator.builtinOptions.fusedActivationFunction
         operator.opcodeIndex = self.file.opcode("FULLY_CONNECTED", 5)  # 5: keeps dimensions
         operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
@@ -60,8 +61,8 @@ class ExtraOperators:
             fusedActivationFunction=activation, keepNumDims=True
         )
 
-    def correct(self, graph: int, chosen: IntegerConstant, operator) -> None:
-        """Adds what the offset is worth: offset * scale of the channel * the sum of the inputs."""
+    def correct(self, graph: int, chosen: IntegerConstant, operator: schema.OperatorT) -> None:
+        """Adds the offset's part: offset * scale of the channel * the sum of the inputs."""
         tensors = self.file.graphs[graph].tensors
         source, output = int(operator.inputs[0]), int(operator.outputs[0])
         dims, made = shape(tensors[source]), shape(tensors[output])
@@ -78,12 +79,12 @@ class ExtraOperators:
             self._sums[graph, source] = total
         rows = self.file.graphs[graph].tensors[int(operator.inputs[1])]
         scale = np.broadcast_to(chosen.scale.reshape(-1), chosen.values.shape[:1])
-        worth = (scale * np.float32(chosen.offset)).astype(np.float32)
+        shift_by = (scale * np.float32(chosen.offset)).astype(np.float32)
         if len(made) != len(dims):
             total = self._reshaped(graph, total, (*made[:-1], 1), operators, at)
             at += 1
         name = text(rows.name)
-        factor = self.file.constant(graph, worth, f"{name}/offset")
+        factor = self.file.constant(graph, shift_by, f"{name}/offset")
         shift = self.file.tensor(graph, made, f"{name}/shift")
         product = self.file.tensor(graph, made, f"{name}/product")
         multiply = self.file.operator("MUL", [total, factor], [shift], schema.MulOptionsT())
@@ -102,7 +103,9 @@ class ExtraOperators:
         operators.insert(at, self.file.operator("RESHAPE", [source, target], [made]))
         return made
 
-    def in_parts(self, place: Place, chosen: IntegerConstant, operator, parts: int) -> None:
+    def in_parts(
+        self, place: Place, chosen: IntegerConstant, operator: schema.OperatorT, parts: int
+    ) -> None:
         """A product as a sum of products over parts of the inputs, each with its scales."""
         graph = place.graph
         tensors, operators = (
@@ -145,10 +148,10 @@ class ExtraOperators:
         at = next(n for n, o in enumerate(operators) if o is operator)
         operators[at : at + 1] = new
         if chosen.offset:
-            for fully, part in products:
-                self.correct(graph, part, fully)
+            for fully, constant in products:
+                self.correct(graph, constant, fully)
 
-    def lookup(self, place: Place, chosen: IntegerConstant, operator) -> None:
+    def lookup(self, place: Place, chosen: IntegerConstant, operator: schema.OperatorT) -> None:
         """GATHER of rows as EMBEDDING_LOOKUP, whose indices have one axis."""
         graph = place.graph
         tensors, operators = (
@@ -167,9 +170,9 @@ class ExtraOperators:
         new = [self.file.operator("EMBEDDING_LOOKUP", [indices, table], [rows])]
         if chosen.offset:
             vocabulary = chosen.values.shape[0]
-            worth = np.broadcast_to(chosen.scale.reshape(-1, 1), (vocabulary, 1))
-            worth = np.ascontiguousarray(worth * np.float32(chosen.offset), np.float32)
-            offsets = self.file.constant(graph, worth, f"{place.name}/offset")
+            scale = np.broadcast_to(chosen.scale.reshape(-1, 1), (vocabulary, 1))
+            shift_by = np.ascontiguousarray(scale * np.float32(chosen.offset), np.float32)
+            offsets = self.file.constant(graph, shift_by, f"{place.name}/offset")
             shift = self.file.tensor(graph, (count, 1), f"{place.name}/shift")
             moved = self.file.tensor(graph, (count, width), f"{place.name}/shifted")
             new.append(self.file.operator("EMBEDDING_LOOKUP", [indices, offsets], [shift]))
@@ -181,7 +184,7 @@ class ExtraOperators:
         operators[at : at + 1] = new
 
 
-def _copy(options):
+def _copy(options: Any) -> Any:
     """A copy of an options table of the schema."""
     new = type(options)()
     vars(new).update(vars(options))

@@ -10,7 +10,7 @@ import numpy as np
 from nas.files.writers.tflite.constant_layout import integer_constant
 from nas.files.writers.tflite.editable_file import BITS, INT32, TYPES, File, text
 from nas.files.writers.tflite.find_weights import Place
-from nas.files.writers.tflite.integer_codes import Integers, pack
+from nas.files.writers.tflite.integer_codes import UNEVEN, Integers, pack
 from nas.files.writers.written_file import CannotWrite
 
 EXAMPLES = 512  # at most, that ranges are taken of
@@ -24,7 +24,7 @@ def calibrate(
     examples: dict[str, list[dict[str, np.ndarray]]],
     found: list[Place],
     forms: dict[str, list[Integers]],
-) -> tuple[bytes, dict[str, str], dict[str, str]]:
+) -> tuple[bytes, dict[str, set[str]], dict[str, str]]:
     """The file with int8 activations, float inputs and outputs.
 
     examples: of each signature, inputs by name. Also: how each weight is stored, why not narrower.
@@ -47,10 +47,11 @@ def calibrate(
     for number, graph in enumerate(file.graphs):
         for index, tensor in enumerate(graph.tensors):
             tensors.setdefault(_original(tensor), []).append((number, index))
-    kinds, left = {}, {}
+    kinds: dict[str, set[str]] = {}
+    left: dict[str, str] = {}
     for place in found:
         for graph, index in tensors[names[place.graph, place.index]]:
-            kind, reason = "float32", "its levels are not evenly spaced"
+            kind, reason = "float32", UNEVEN
             if forms[place.path]:
                 kind, reason = _store(file, graph, index, place, forms[place.path], biases)
             file.graphs[graph].tensors[index].name = place.name

@@ -7,6 +7,7 @@ import numpy as np
 from compress.rewriting.record import Weight
 
 WIDTHS = (2, 4, 8)
+UNEVEN: str | None = "its levels are not evenly spaced"
 _TOLERANCE = 1e-3  # of a step: levels are float32, and 255 of them reach 127 steps
 _FRACTIONS = (1, 2, 3, 4)  # a step may be so many times smaller than the distance of two levels
 
@@ -33,7 +34,7 @@ def forms(weight: Weight) -> list[Integers]:
 
     With an offset only where it saves bits: levels such as +-.5, +-1.5 lie between integers.
     """
-    if weight.codes is None:
+    if weight.codes is None or weight.levels is None:
         return []
     zero = weight.mask is not None and not weight.mask.all()
     tables = [np.asarray(table, np.float64) for table in weight.levels]
@@ -103,6 +104,7 @@ def _step(table: np.ndarray) -> float | None:
 
 
 def _made(weight: Weight, bits: int, integers: list, steps: list[float], offset: float) -> Integers:
+    assert weight.codes is not None
     axis, groups = weight.axis % weight.codes.ndim, len(integers)
     codes = np.moveaxis(weight.codes, axis, 0)
     size = len(codes) // groups

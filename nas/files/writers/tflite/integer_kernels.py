@@ -82,7 +82,7 @@ class Kernels:
     # What each kernel takes.
 
     def _refused(
-        self, place: Place, option: IntegerConstant, operator, position: int
+        self, place: Place, option: IntegerConstant, operator: schema.OperatorT, position: int
     ) -> str | None:
         """Why an operator cannot read these integers; None: it can."""
         name = self.file.name(operator)
@@ -98,7 +98,9 @@ class Kernels:
             return f"{name} has no kernel for integer weights"
         return rule(place, option, operator)
 
-    def _refused_product(self, place: Place, option: IntegerConstant, operator) -> str | None:
+    def _refused_product(
+        self, place: Place, option: IntegerConstant, operator: schema.OperatorT
+    ) -> str | None:
         _, inputs = option.values.shape
         parts = parts_of(option.scale)
         if parts is None or parts > 1 and not self._keeps(operator, inputs):
@@ -110,13 +112,15 @@ class Kernels:
             return "FULLY_CONNECTED with levels between integers needs its input in rows"
         return None
 
-    def _keeps(self, operator, inputs: int) -> bool:
+    def _keeps(self, operator: schema.OperatorT, inputs: int) -> bool:
         """Whether the rows of the operator's input are what is multiplied."""
         graph = next(g for g in self.file.graphs if any(operator is o for o in g.operators))
         dims = shape(graph.tensors[operator.inputs[0]])
         return bool(dims) and dims[-1] == inputs
 
-    def _refused_convolution(self, place: Place, option: IntegerConstant, operator) -> str | None:
+    def _refused_convolution(
+        self, place: Place, option: IntegerConstant, operator: schema.OperatorT
+    ) -> str | None:
         if option.scale.size > 1 and option.scale.size != option.scale.shape[0]:
             return "CONV_2D takes one scale per output channel"
         if self._pointwise(place, operator):
@@ -132,7 +136,7 @@ class Kernels:
             return "CONV_2D in groups has no kernel for integer weights"
         return None
 
-    def _pointwise(self, place: Place, operator) -> bool:
+    def _pointwise(self, place: Place, operator: schema.OperatorT) -> bool:
         """Whether a convolution is one product at every pixel: FULLY_CONNECTED does the same."""
         options = operator.builtinOptions
         graph = self.file.graphs[place.graph]
@@ -144,7 +148,9 @@ class Kernels:
             and inputs[-1] == dims[-1]
         )
 
-    def _refused_lookup(self, place: Place, option: IntegerConstant, operator) -> str | None:
+    def _refused_lookup(
+        self, place: Place, option: IntegerConstant, operator: schema.OperatorT
+    ) -> str | None:
         options = operator.builtinOptions
         graph = self.file.graphs[place.graph]
         if len(option.values.shape) != 2 or options.axis or options.batchDims:
@@ -188,7 +194,9 @@ class Kernels:
 
     # What is written around the kernel.
 
-    def _adapt(self, place: Place, chosen: IntegerConstant, operator, position: int) -> None:
+    def _adapt(
+        self, place: Place, chosen: IntegerConstant, operator: schema.OperatorT, position: int
+    ) -> None:
         name = self.file.name(operator)
         if name == "GATHER":
             quantize(self.file, place.graph, place.index, chosen, place.name)
@@ -203,7 +211,7 @@ class Kernels:
             )
             self.extra.as_product(operator)
             name = "FULLY_CONNECTED"
-        parts = parts_of(chosen.scale) if name == "FULLY_CONNECTED" else 1
+        parts = (parts_of(chosen.scale) or 1) if name == "FULLY_CONNECTED" else 1
         if parts > 1:
             self.extra.in_parts(place, chosen, operator, parts)
             return
@@ -235,6 +243,7 @@ class Kernels:
         if not whole:
             return "float32", why
         chosen = integer_constant(whole[0], place) or integer_constant(whole[0], place, signed=True)
+        assert chosen is not None  # with signed scales there always is one
         several = sum(size > 1 for size in chosen.scale.shape) > 1
         added += 2 * _OPERATOR_BYTES
         if chosen.bytes() + added >= 4 * chosen.values.size:

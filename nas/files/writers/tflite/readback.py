@@ -10,6 +10,8 @@ from nas.files.writers.tflite.editable_file import BITS, FLOAT32, File, shape, t
 from nas.files.writers.tflite.integer_codes import unpack
 from nas.files.writers.tflite.sparse_constants import to_dense
 
+_ONE = np.ones((), np.float32)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredWeight:
@@ -24,7 +26,7 @@ class StoredWeight:
     values: np.ndarray
     scale: np.ndarray
     offset: np.ndarray
-    gain: np.ndarray = np.float32(1)
+    gain: np.ndarray | np.float32 = np.float32(1)
 
     def dense(self) -> np.ndarray:
         """float32 values."""
@@ -59,7 +61,7 @@ def stored_weights(file: File, graph: int) -> dict[str, StoredWeight]:
     for path, gain in _gains(file, graph).items():
         found[path] = dataclasses.replace(found[path], gain=gain)
     for path in [name.removesuffix("/0") for name in found if name.endswith("/0")]:
-        parts = []
+        parts: list[StoredWeight] = []
         while (name := f"{path}/{len(parts)}") in found:
             parts.append(found.pop(name))
         whole = {
@@ -96,16 +98,16 @@ def _gains(file: File, graph: int) -> dict[str, np.ndarray]:
 
 def stored_constant(file: File, tensor: schema.TensorT) -> StoredWeight:
     """A constant of a file."""
-    dims, one, none = shape(tensor), np.float32(1), np.float32(0)
+    dims, one, none = shape(tensor), _ONE, np.zeros((), np.float32)
     if tensor.sparsity is not None:
-        values = to_dense(file.data(tensor).view(np.float32), tensor.sparsity, dims)
+        values = to_dense(file.raw(tensor).view(np.float32), tensor.sparsity, dims)
         return StoredWeight(
             "sparse" if tensor.sparsity.blockMap is None else "1x4", values, one, none
         )
     if tensor.type == FLOAT32:
         return StoredWeight("float32", file.value(tensor), one, none)
     bits = BITS[tensor.type]
-    values = unpack(file.data(tensor), bits, dims)
+    values = unpack(file.raw(tensor), bits, dims)
     scale = np.asarray(tensor.quantization.scale, np.float32)
     if scale.size > 1:
         around = [1] * len(dims)
