@@ -101,7 +101,7 @@ def judged(file: pathlib.Path, arguments: argparse.Namespace) -> dict:
         row[part] = {"AP": precision.mean, "AP50": precision.at_50, "AP75": precision.at_75}
         row[part]["of_class"] = precision.of_class
     alike = [
-        boxes.apart(*({k: v[i : i + 1] for k, v in found[p].items()} for p in pair))
+        boxes.largest_difference(*({k: v[i : i + 1] for k, v in found[p].items()} for p in pair))
         for pair in [("test", "test, .tflite")]
         for i in range(len(tasks["test"].valid[0]))
     ]

@@ -250,9 +250,9 @@ class Rung:
     def _together(self, files: dict[Any, pathlib.Path]) -> dict[Any, dict[str, Any]]:
         """Files timed in turns, on the device itself where the target only stands for one."""
         target = self.networks.targets[0]
-        if target.stands_for is not None:
+        if target.learned_from is not None:
             try:
-                return self._timed(self.networks.device(target.stands_for), files)
+                return self._timed(self.networks.device(target.learned_from), files)
             except TargetUnavailable as error:
                 self._say(f"{target!r} only, not the device itself: {error}")
         return wait_for_device(lambda: self._timed(target, files), self._say)

@@ -287,8 +287,8 @@ class Networks:
         for target in self.targets:
             unchecked = {}
             try:
-                if target.stands_for is not None:
-                    records.append(timed(self.device(target.stands_for)))
+                if target.learned_from is not None:
+                    records.append(timed(self.device(target.learned_from)))
                     continue
             except TargetUnavailable as error:
                 unchecked = {"unchecked": str(error)}
