@@ -2,12 +2,22 @@
 
 import os
 import pathlib
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from jax_process import JaxProcess, run_tests
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes of pytest (-n 2 --dist loadgroup), one has all tests with JAX."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "jax_process" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group("jax"))
 
 
 @pytest.fixture(scope="session")
@@ -19,16 +29,26 @@ def shared_data() -> pathlib.Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def jax_process() -> Iterator[JaxProcess]:
+    """The one process with Keras on JAX."""
+    pytest.importorskip("jax", reason="needs Keras on JAX")
+    process = JaxProcess()
+    yield process
+    process.end()
+
+
 @pytest.fixture
-def passes_on_jax():
-    """A function (file, expression): its tests of these names pass with Keras on JAX."""
+def on_jax(jax_process: JaxProcess) -> Callable[..., Any]:
+    """(function, *arguments) -> its result in a process with Keras on JAX."""
+    return jax_process.run
+
+
+@pytest.fixture
+def passes_on_jax(jax_process: JaxProcess) -> Callable[[str, str], None]:
+    """A function (file, expression): its fast tests of these names pass with Keras on JAX."""
 
     def check(file: str, names: str) -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-        run = subprocess.run(
-            [*command, file, "-k", names], env=environment, capture_output=True, text=True
-        )
-        assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-3000:]
+        assert jax_process.run(run_tests, file, names), f"no test is called {names}"
 
     return check

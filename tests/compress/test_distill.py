@@ -1,10 +1,6 @@
 """Distillation: distances against plain NumPy, graphs left as they were, students that learn."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -269,45 +265,33 @@ def test_what_does_not_apply_says_why():
             Distill(**wrong)
 
 
-JAX = """
-import keras, numpy as np
-from compress.distill import Distill
-from compress.method import compress
-from nas.training.recipe import Recipe
-from nas.tasks.task import Task
-from nas.training.loop import fit
-from test_distill import mlp, lattices, reduced, Lattice
-import jax
-images = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
-labels = np.arange(256) % 10
-task = Task((images, labels), (images, labels), "t", {"input_shape": (64,), "classes": 10}, "t")
-for kind in ("logits", "features"):
-    teacher = mlp(24)
-    method = Distill(teacher, kind=kind, weight=10.0)
-    told = []
-    for epochs in (1, 8):
-        keras.utils.set_random_seed(0)
-        def train(model, update):
-            recipe = Recipe(batch_size=64, learning_rate=1e-2)
-            fit(model, task, epochs, 0, recipe=recipe, update=update)
-        told.append(compress(mlp(), [method], train).record.details[repr(method)]["last distance"])
-    assert told[1] < 0.8 * told[0], told
-mine, theirs, frames, labels = lattices()
-measure = Lattice(2.0, (False, False), ratio=4)
-value, gradient = jax.value_and_grad(lambda x: measure([x, frames, labels], [theirs], []))(mine)
-assert abs(float(value) - reduced(mine, theirs, frames, labels, 2.0)) < 1e-4
-assert np.isfinite(gradient).all() and not np.asarray(gradient)[0, 3:].any()
-"""
+def learns_from_a_teacher():
+    import jax
+
+    assert keras.config.backend() == "jax"
+    images = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
+    labels = np.arange(256) % 10
+    task = Task((images, labels), (images, labels), "t", {"input_shape": (64,), "classes": 10}, "t")
+    recipe = Recipe(batch_size=64, learning_rate=1e-2)
+    for kind in ("logits", "features"):
+        method = Distill(mlp(24), kind=kind, weight=10.0)
+        distances = []
+        for epochs in (1, 8):
+            keras.utils.set_random_seed(0)
+
+            def train(model, update, epochs=epochs):
+                fit(model, task, epochs, 0, recipe=recipe, update=update)
+
+            details = compress(mlp(), [method], train).record.details
+            distances.append(details[repr(method)]["last distance"])
+        assert distances[1] < 0.8 * distances[0], distances
+    mine, theirs, frames, labels = lattices()
+    measure = Lattice(2.0, (False, False), ratio=4)
+    value, gradient = jax.value_and_grad(lambda x: measure([x, frames, labels], [theirs], []))(mine)
+    assert abs(float(value) - reduced(mine, theirs, frames, labels, 2.0)) < 1e-4
+    assert np.isfinite(gradient).all() and not np.asarray(gradient)[0, 3:].any()
 
 
 @pytest.mark.slow
-def test_with_jax():
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    done = subprocess.run(
-        [sys.executable, "-c", JAX],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=pathlib.Path(__file__).parent,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_with_jax(on_jax):
+    on_jax(learns_from_a_teacher)

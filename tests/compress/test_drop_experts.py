@@ -1,9 +1,6 @@
 """Experts that are dropped: which, when, and that what is left answers as it should."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -414,31 +411,24 @@ def test_logits_of_no_dense_layer_are_refused():
         compress(model, [DropExperts(criterion="EWN")])
 
 
-SCRIPT = """
-import numpy as np
-from tests.compress.test_drop_experts import *
-assert keras.config.backend() == "jax"
-model, data = texts()
-seen = {}
+def trains_and_drops():
+    assert keras.config.backend() == "jax"
+    model, data = texts()
+    seen = {}
 
-def train(prepared, update):
-    fit(prepared, task_of(data), 2, 0, update=update, batch_size=16)
-    seen["outputs"] = numbers(prepared(data.inputs))
+    def train(prepared, update):
+        fit(prepared, task_of(data), 2, 0, update=update, batch_size=16)
+        seen["outputs"] = numbers(prepared(data.inputs))
 
-done = compress(model, [DropExperts(0.5, "EGN", rounds=3)], fit=train, data=data)
-np.testing.assert_allclose(numbers(done.model(data.inputs)), seen["outputs"], atol=1e-5)
-for layer in told(done).values():
-    assert [one["round"] for one in layer["dropped"]] == [1, 2, 3], layer
-model, data = images()
-done = compress(model, [DropExperts(0.5, "EAN")], data=data)
-assert done.model.get_layer("router").units == 3
-"""
+    done = compress(model, [DropExperts(0.5, "EGN", rounds=3)], fit=train, data=data)
+    np.testing.assert_allclose(numbers(done.model(data.inputs)), seen["outputs"], atol=1e-5)
+    for layer in told(done).values():
+        assert [one["round"] for one in layer["dropped"]] == [1, 2, 3], layer
+    model, data = images()
+    done = compress(model, [DropExperts(0.5, "EAN")], data=data)
+    assert done.model.get_layer("router").units == 3
 
 
 @pytest.mark.slow
-def test_jax_trains_and_drops():
-    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_jax_trains_and_drops(on_jax):
+    on_jax(trains_and_drops)

@@ -1,9 +1,5 @@
 """Quantization in training and after it: levels, averages, stacks, and what the record says."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -210,33 +206,24 @@ def test_what_cannot_be_quantized_is_said(trained):
         PTQ(activations=4)
 
 
-SMOKE = """
-import keras, numpy as np
-from compress.method import compress
-from compress.palettize import Palettize
-from compress.ptq import PTQ
-from compress.qat import QAT
-from nas import registry
-from nas.training.loop import evaluate, fit
-import test_qat
-assert keras.config.backend() == "jax"
-task = registry.task("digits:size=8")
-model = test_qat.mlp()
-fit(model, task, 2, 0)
-done = compress(model, [QAT(2)], fit=test_qat.trainer(task, 2, ema=0.9))
-assert evaluate(done.model, task) > evaluate(model, task) - 0.05
-for method, cost in ((PTQ(4), 0.05), (Palettize(3.5, group=0), 0.15)):
-    assert evaluate(compress(model, [method]).model, task) > evaluate(model, task) - cost
-import test_compress_weights
-for bits in (2, 4):
-    test_compress_weights.test_gradients_are_straight_through_inside_the_clip_and_lsqs_for_the_scale(bits)
-print("fine")
-"""
+def quantizes():
+    import test_compress_weights
+
+    from compress.palettize import Palettize
+
+    assert keras.config.backend() == "jax"
+    task = registry.task("digits:size=8")
+    model = mlp()
+    fit(model, task, 2, 0)
+    done = compress(model, [QAT(2)], fit=trainer(task, 2, ema=0.9))
+    assert evaluate(done.model, task) > evaluate(model, task) - 0.05
+    for method, cost in ((PTQ(4), 0.05), (Palettize(3.5, group=0), 0.15)):
+        assert evaluate(compress(model, [method]).model, task) > evaluate(model, task) - cost
+    name = "test_gradients_are_straight_through_inside_the_clip_and_lsqs_for_the_scale"
+    for bits in (2, 4):
+        getattr(test_compress_weights, name)(bits)
 
 
 @pytest.mark.slow
-def test_on_jax():
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.path.dirname(__file__)}
-    command = [sys.executable, "-c", SMOKE]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout.endswith("fine\n"), run.stderr
+def test_on_jax(on_jax):
+    on_jax(quantizes)

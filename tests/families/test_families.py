@@ -4,11 +4,8 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 import pkgutil
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -194,49 +191,40 @@ def _assert_equal(ours, theirs, name: str) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale, rtol=0, err_msg=name)
 
 
-ON_JAX = """
-import pathlib, sys
-import jax, keras, numpy as np
-from latency.jax_runtime import worker
+def outputs_on_jax(path, arrays):
+    """Outputs of a model in a .keras file, as the process that compiles for JAX reads it."""
+    import jax
 
-assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
-folder = pathlib.Path(sys.argv[1])
-for path in sorted(folder.glob("*.keras")):
+    from latency.jax_runtime import worker
+
+    assert keras.backend.backend() == "jax"
     model = worker._load({"model": str(path), "imports": ["families.layers"]})
-    arrays = np.load(path.with_suffix(".npz"))
-    inputs = keras.tree.pack_sequence_as(model.input, [arrays[name] for name in arrays])
+    inputs = keras.tree.pack_sequence_as(model.input, arrays)
     groups = model.trainable_variables, model.non_trainable_variables
     weights = [[variable.value for variable in group] for group in groups]
     run = jax.jit(lambda t, n, x: model.stateless_call(t, n, x, training=False)[0])
-    outputs = keras.tree.flatten(run(*weights, inputs))
-    np.savez(path.with_suffix(".out.npz"), *map(np.asarray, outputs))
-"""
+    return [np.asarray(output) for output in keras.tree.flatten(run(*weights, inputs))]
 
 
 @pytest.mark.slow
-def test_the_backends_agree(tmp_path):
-    """All families in one process with Keras on JAX, which reads their .keras files."""
-    pytest.importorskip("jax", reason="compares Keras on TensorFlow with Keras on JAX")
-    expected = {}
-    for name, module in FAMILIES.items():
-        forms = {"trained": module.VARIANTS["tiny"], "deployed": _deployed(module)}
-        if len(set(forms.values())) == 1:
-            del forms["deployed"]
-        for form, config in forms.items():
-            model = _as_trained(module.build(config))
-            inputs = _random_inputs(model, batch=2)
-            tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-            expected[f"{name}-{form}"] = keras.tree.flatten(model(tensors, training=False))
-            model.save(tmp_path / f"{name}-{form}.keras")
-            np.savez(tmp_path / f"{name}-{form}.npz", *keras.tree.flatten(inputs))
-    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", ON_JAX, str(tmp_path)]
-    subprocess.run(command, env=environment, check=True, timeout=300)
-    for name, outputs in expected.items():
-        with np.load(tmp_path / f"{name}.out.npz") as found:
-            assert len(found.files) == len(outputs)
-            for index, theirs in enumerate(outputs):
-                _assert_equal(found[f"arr_{index}"], theirs, f"{name} {index}")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_backends_agree(name, tmp_path, on_jax):
+    """Keras on JAX reads the .keras files of every family, and its networks answer the same."""
+    module = FAMILIES[name]
+    forms = {"trained": module.VARIANTS["tiny"], "deployed": _deployed(module)}
+    if len(set(forms.values())) == 1:
+        del forms["deployed"]
+    for form, config in forms.items():
+        model = _as_trained(module.build(config))
+        inputs = _random_inputs(model, batch=2)
+        tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+        expected = keras.tree.flatten(model(tensors, training=False))
+        model.save(tmp_path / f"{form}.keras")
+        arrays = [np.asarray(array) for array in keras.tree.flatten(inputs)]
+        found = on_jax(outputs_on_jax, tmp_path / f"{form}.keras", arrays)
+        assert len(found) == len(expected)
+        for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+            _assert_equal(ours, theirs, f"{name}-{form} {index}")
 
 
 # What models.json calls a network, where the name here does not follow from it.

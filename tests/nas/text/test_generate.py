@@ -1,6 +1,8 @@
 """nas generate: the known story from every form of the network, and forms that agree."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -86,20 +88,18 @@ def test_the_known_story_from_tflite(network, tokenizer, tmp_path):
     }
 
 
+def printed(command):
+    """What a command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command_line.main(command) == 0
+    return keras.config.backend(), out.getvalue()
+
+
 @pytest.mark.parametrize("cache", [[], pytest.param(["--no-cache"], marks=pytest.mark.slow)])
-def test_the_known_story_under_jax(cache, stories):
+def test_the_known_story_under_jax(cache, stories, on_jax):
     """The command itself."""
-    command = ["generate", str(stories), "--prompt", PROMPT, *cache]
-    code = (
-        f"import sys; from nas.cli.command_line import main; assert main({command!r}) == 0\n"
-        "assert sys.modules['keras'].config.backend() == 'jax'"
-    )
-    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(STORY)
+    backend, out = on_jax(printed, ["generate", str(stories), "--prompt", PROMPT, *cache])
+    assert backend == "jax" and out.startswith(STORY)
 
 
 def test_a_text_ends_where_the_network_ends_it(cached, tokenizer):
