@@ -24,7 +24,7 @@ from compress.rewriting.record import Record
 KINDS = ("logits", "features", "lattice")
 DISTANCES = ("mse", "cosine")
 BLANK = 0  # index of the blank of transducers
-LEAST = 1e-7  # probability that is told from none in float32
+LEAST = 1e-7  # the smallest probability that counts
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -32,7 +32,7 @@ class InstructionPruning(Method):
 
     active: share of the blocks of hidden units that are used, the same number in every layer.
     blocks: so many consecutive parts the hidden units are cut into; 0: each unit by itself, which
-        prunes finer but leaves a file no branches worth having.
+        prunes finer but makes too many branches for a file.
     hidden: units of the predictor. What it sees is the mean of the network's first layer (of
         tokens their embedding, of images the patches) over all places.
     prompt: tokens at the beginning that are the instruction; 0: the first quarter of tokens, and of

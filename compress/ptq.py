@@ -81,7 +81,9 @@ class PTQ(Method):
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, OnLevels)
-        chosen = {p: bits for p, bits in bit_widths.chosen(self, model).items() if p not in taken}
+        chosen = {
+            p: bits for p, bits in bit_widths.choose_bits(self, model).items() if p not in taken
+        }
         if not chosen and not (taken and self.activations):
             raise NotApplicable(bit_widths.reason_for_none(self, model, taken))
         record_untouched(model, {*chosen, *taken}, record, bit_widths.reason_left(self))

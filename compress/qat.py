@@ -54,7 +54,9 @@ class QAT(Method):
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, LearnedClip)
         chosen = {
-            path: bits for path, bits in bit_widths.chosen(self, model).items() if path not in taken
+            path: bits
+            for path, bits in bit_widths.choose_bits(self, model).items()
+            if path not in taken
         }
         if not chosen:
             raise NotApplicable(bit_widths.reason_for_none(self, model, taken))

@@ -14,7 +14,7 @@ import keras
 from families import efficientnet
 from families.blocks.checks import check, spell
 from families.blocks.convolution import norm
-from families.blocks.efficientnet import ACTIVATIONS, Block, activated
+from families.blocks.efficientnet import ACTIVATIONS, Block, norm_and_activate
 from families.layers import Anchors, Detections, Fusion
 from families.objectives import boxes
 
@@ -38,7 +38,7 @@ class Config:
         stride.
     anchor_scale: side of the smallest square anchor, in strides.
     form: "training" gives {"logits", "codes", "anchors"} of every anchor, what the loss is taken
-        of; "objects" gives {"boxes", "scores", "classes"} (`families.objectives.boxes.found`).
+        of; "objects" gives {"boxes", "scores", "classes"} (`boxes.select_objects`).
     """
 
     input_shape: tuple[int, int, int]
@@ -225,7 +225,7 @@ def _cell(features: dict, config: Config, path: str) -> dict:
 
 
 def _node(parts: dict, config: Config, shape: tuple, path: str) -> Any:
-    """Maps of any level, made alike, fused, activated and convolved."""
+    """Maps of any level, made alike, fused, norm_and_activate and convolved."""
     alike = [
         _resized(_resized_channels(x, config, f"{path}_{name}"), shape, f"{path}_{name}")
         for name, x in parts.items()
@@ -277,7 +277,9 @@ def _head(features: dict, config: Config, path: str, numbers: int, bias: float) 
     for level, x in features.items():
         for repeat, (depthwise, pointwise) in enumerate(layers, 1):
             x = pointwise(depthwise(x))
-            x = activated(x, config.norm_momentum, config.activation, f"{path}_{repeat}_{level}")
+            x = norm_and_activate(
+                x, config.norm_momentum, config.activation, f"{path}_{repeat}_{level}"
+            )
         x = ends[1](ends[0](x))
         shape = (x.shape[1] * x.shape[2] * boxes.PER_PLACE, numbers)
         found.append(keras.layers.Reshape(shape, name=f"{path}_reshape_{level}")(x))

@@ -19,12 +19,12 @@ from families.blocks.efficientnet import (
     Block,
     Map,
     Place,
-    activated,
     block_map,
     canonical,
     check,
     entry_of,
     image,
+    norm_and_activate,
 )
 from families.layers import round_filters
 
@@ -197,7 +197,7 @@ def build(config: Config) -> keras.Model:
     *_, last = _maps(inputs, config)
     x = image(last, "head")
     x = convolution(x, config.head_filters, 1, name="head_conv")
-    x = activated(x, config.norm_momentum, config.activation, "head")
+    x = norm_and_activate(x, config.norm_momentum, config.activation, "head")
     x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
     if config.dropout:
         x = keras.layers.Dropout(config.dropout, name="head_dropout")(x)
@@ -227,7 +227,7 @@ def _maps(inputs: Any, config: Config) -> Iterator[Map]:
     """The feature maps after the stem and after every block."""
     momentum = config.norm_momentum
     x = convolution(inputs, config.stem_filters, 3, stride=config.stem_stride, name="stem_conv")
-    x = activated(x, momentum, config.activation, "stem")
+    x = norm_and_activate(x, momentum, config.activation, "stem")
     here = Map(x, Place(config.stem_filters, config.stem_filters, "none"), x.shape[1:3])
     yield here
     layers, done = sum(block.repeats for block in config.blocks), 0

@@ -142,7 +142,7 @@ _TI = Config(
     routing="image",
     importance_weight=0.005,
 )
-# For small grey images: so narrow that what few experts add is worth having (tools/bench_vmoe.py).
+# For small grey images: so narrow that a few experts pay (tools/bench_vmoe.py).
 _TINY = Config(
     (28, 28, 1),
     10,

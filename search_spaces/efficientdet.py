@@ -9,7 +9,7 @@ import dataclasses
 import optuna
 
 from families.efficientdet import FUSIONS, VARIANTS, Config
-from search_spaces.mnasnet import widened
+from search_spaces.mnasnet import scale_filters
 
 FILTERS = (0.5, 0.75, 1.0, 1.25, 1.5)
 LAYERS = (-2, -1, 0, 1, 2)  # more or fewer than the base has
@@ -29,7 +29,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
     repeats = config.head_repeats + trial.suggest_categorical("head_repeats", LAYERS)
     return dataclasses.replace(
         config,
-        filters=widened(config.filters, width),
+        filters=scale_filters(config.filters, width),
         cells=max(1, cells),
         fusion=fusion,
         head_repeats=max(1, repeats),

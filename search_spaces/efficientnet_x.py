@@ -12,7 +12,7 @@ import optuna
 
 from families import efficientnet, efficientnet_x
 from families.efficientnet import Block, Config
-from search_spaces.mnasnet import widened
+from search_spaces.mnasnet import scale_filters
 
 OPS = ("mbconv", "fused", "conv")
 KERNELS = (3, 5, 7)
@@ -53,7 +53,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny", layouts: bool = Tr
                 op=op,
                 kernel=kernel,
                 stride=block.stride,
-                filters=widened(block.filters, width),
+                filters=scale_filters(block.filters, width),
                 repeats=max(1, block.repeats + layers),
                 expand=expand,
                 se_ratio=se_ratio,

@@ -10,7 +10,7 @@ import optuna
 
 from families.mnasnet import Block, Config
 from search_spaces import mnasnet
-from search_spaces.mnasnet import FILTERS, KERNELS, LAYERS, OPS, SE_RATIOS, SKIPS, widened
+from search_spaces.mnasnet import FILTERS, KERNELS, LAYERS, OPS, SE_RATIOS, SKIPS, scale_filters
 
 
 def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
@@ -53,7 +53,7 @@ def _layer(trial: optuna.trial.BaseTrial, block: Block, path: str) -> Block:
         op=op,
         kernel=kernel,
         stride=1,
-        filters=widened(block.filters, width),
+        filters=scale_filters(block.filters, width),
         repeats=1,
         expand=expand,
         se_ratio=se_ratio,

@@ -48,7 +48,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
                 op=op,
                 kernel=kernel,
                 stride=block.stride,
-                filters=widened(block.filters, width),
+                filters=scale_filters(block.filters, width),
                 repeats=max(1, block.repeats + layers),
                 expand=expand,
                 se_ratio=se_ratio,
@@ -58,7 +58,7 @@ def sample(trial: optuna.trial.BaseTrial, base: str = "tiny") -> Config:
     return dataclasses.replace(config, blocks=tuple(blocks))
 
 
-def widened(filters: int, width: float) -> int:
+def scale_filters(filters: int, width: float) -> int:
     """So many times the channels, in steps of 4: with 8 the widths of 16 and 24 would be two."""
     return filters if width == 1 else round_filters(filters * width, divisor=4)
 

@@ -184,7 +184,7 @@ def choose(
     if _are_classes(targets):
         order = _by_turns(order, np.asarray(targets))
     elif _are_tokens(inputs):
-        order = _worth_reading(inputs, order[: POOL * count], threshold, most, seed)
+        order = _filter_texts(inputs, order[: POOL * count], threshold, most, seed)
     return order[:count]
 
 
@@ -205,7 +205,7 @@ def _by_turns(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return order[np.argsort(turn, kind="stable")]
 
 
-def _worth_reading(windows: Any, order: Any, threshold: Any, most: Any, seed: int) -> np.ndarray:
+def _filter_texts(windows: Any, order: Any, threshold: Any, most: Any, seed: int) -> np.ndarray:
     """Those of `order` that no filter leaves out; all where that would leave none."""
     read = windows[order]
     kept = np.ones(len(order), bool)

@@ -25,7 +25,7 @@ def check(method: Any) -> None:
         raise ValueError(f"clip={method.clip!r}; expected one of {', '.join(CLIPS)}")
 
 
-def chosen(method: Any, model: keras.Model) -> dict[str, int]:
+def choose_bits(method: Any, model: keras.Model) -> dict[str, int]:
     """Path -> bits of the kernels that `method` quantizes."""
     found = {}
     every = kernels(model)
@@ -65,7 +65,7 @@ def reason_left(method: Any) -> str:
 def record_bits(method: Any, model: keras.Model, record: Record) -> None:
     """Note in `record` how many kernels got how many bits; scales count, of 32 bits each."""
     kernels = weights = stored = 0
-    for path in chosen(method, model):
+    for path in choose_bits(method, model):
         weight = record.weights.get(path)  # None: it came later, such as adapters
         if weight is not None and weight.codes is not None and weight.scale is not None:
             kernels, weights = kernels + 1, weights + weight.codes.size

@@ -13,7 +13,7 @@ from compress.rewriting.parametrized import Parametrization
 from compress.rewriting.record import Weight
 
 # Lowest and highest level, in steps. 2 bits: balanced about 0 without a level there, as a zero
-# would cost a quarter of the codes. 3 bits: zero is worth an eighth, and all codes are used, as no
+# would cost a quarter of the codes. 3 bits: a zero costs an eighth, and all codes are used, as no
 # integer kernel takes 3 bits. 4 and 8 bits: the narrow range that LiteRT's specification asks for.
 RANGES = {2: (-1.5, 1.5), 3: (-4.0, 3.0), 4: (-7.0, 7.0), 8: (-127.0, 127.0)}
 STARTS = 16  # shares of the scale for the largest magnitude that a search may begin with

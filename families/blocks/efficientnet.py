@@ -197,7 +197,7 @@ def _enter(here: Map, momentum: float, block: Block, entry: Entry, path: str) ->
     if entry.way_in.endswith("learned"):
         filters = entry.read * (4 if into_batch else 1)
         x = convolution(x, filters, 2, stride=2, name=f"{path}_enter_conv")
-        x = activated(x, momentum, block.activation, f"{path}_enter")
+        x = norm_and_activate(x, momentum, block.activation, f"{path}_enter")
     else:
         x = SpaceToDepth(name=f"{path}_enter_depth")(x)
     return DepthToBatch(name=f"{path}_enter_batch")(x) if into_batch else x
@@ -233,13 +233,13 @@ def _layer(
     if block.op == "mbconv":
         if block.expand > 1:
             x = convolution(x, channels * block.expand, 1, name=f"{path}_expand")
-            x = activated(x, momentum, block.activation, f"{path}_expand")
+            x = norm_and_activate(x, momentum, block.activation, f"{path}_expand")
         x = depthwise(x, block.kernel, stride=stride, name=f"{path}_depthwise")
-        x = activated(x, momentum, block.activation, f"{path}_depthwise")
+        x = norm_and_activate(x, momentum, block.activation, f"{path}_depthwise")
     else:
         filters = block.filters if block.op == "conv" else channels * block.expand
         x = convolution(x, filters, block.kernel, stride=stride, name=f"{path}_conv")
-        x = activated(x, momentum, block.activation, f"{path}_conv")
+        x = norm_and_activate(x, momentum, block.activation, f"{path}_conv")
     if block.se_ratio:
         units = max(1, int(squeezed * block.se_ratio))
         x = squeeze_excite(x, units, path, ACTIVATIONS[block.activation])
@@ -253,7 +253,7 @@ def _layer(
     return x
 
 
-def activated(inputs: Any, momentum: float, activation: str, path: str) -> Any:
-    """Normalized and activated."""
+def norm_and_activate(inputs: Any, momentum: float, activation: str, path: str) -> Any:
+    """Normalized and norm_and_activate."""
     x = norm(inputs, momentum=momentum, name=f"{path}_norm")
     return keras.layers.Activation(ACTIVATIONS[activation], name=f"{path}_{activation}")(x)

@@ -52,9 +52,9 @@ class Anchors(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("nas")
 class Detections(keras.layers.Layer):
-    """[logits (batch, A, classes), codes (batch, A, 4)] -> objects (`boxes.found`), as three.
+    """[logits (batch, A, classes), codes (batch, A, 4)] -> objects, as `boxes.select_objects` does.
 
-    That is boxes (batch, most, 4), scores and classes (batch, most). By convention it has no MACs:
+    Three outputs: boxes (batch, most, 4), scores and classes (batch, most). By convention no MACs:
     overlaps are no multiplications of weights.
     """
 
@@ -83,7 +83,7 @@ class Detections(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         logits, codes = inputs
         around = boxes.anchors(self.input_shape_of_image, self.levels, self.scale)
-        objects = boxes.found(
+        objects = boxes.select_objects(
             logits,
             codes,
             around,

@@ -1,7 +1,7 @@
 """Boxes of a detector: anchors, their coding, overlaps, and one box for each object.
 
 Boxes are (x0, y0, x1, y1) in pixels of the network's input. Anchors and coding: Ren et al., "Faster
-R-CNN" (arXiv 1506.01497), section 3.1, laid out as in Lin et al., RetinaNet (arXiv 1708.02002),
+R-CNN" (arXiv 1506.01497), section 3.1 placed as in Lin et al., RetinaNet (arXiv 1708.02002),
 section 4, and Tan et al., EfficientDet (arXiv 1911.09070).
 """
 
@@ -95,7 +95,7 @@ def area(boxes: Any) -> Any:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def found(
+def select_objects(
     logits: Any,
     codes: Any,
     around: np.ndarray,
@@ -128,7 +128,7 @@ def found(
     edges = ops.convert_to_tensor(np.array([width, height, width, height], np.float32))
     boxes = ops.maximum(ops.minimum(boxes, edges), 0.0)
     least = math.log(least_score / (1 - least_score)) if least_score else -math.inf
-    rows = suppressed(boxes, best, classes, most=most, overlap=overlap, least=least)
+    rows = suppress(boxes, best, classes, most=most, overlap=overlap, least=least)
     is_object = rows[..., 6] > 0
     return {
         "boxes": rows[..., :4],
@@ -144,7 +144,7 @@ def _rows(values, chosen):
     return ops.take(ops.reshape(values, (-1, width)), chosen + first, axis=0)
 
 
-def suppressed(
+def suppress(
     boxes: Any, logits: Any, classes: Any, *, most: int, overlap: float, least: float
 ) -> Any:
     """(batch, most, 7): box, logit, class and 1 of each object, best first, then zeros.
@@ -181,11 +181,11 @@ def suppressed(
     return ops.transpose(ops.while_loop(goes_on, turn, start)[2], (0, 2, 1))
 
 
-def apart(ours: dict, theirs: dict) -> float:
+def largest_difference(ours: dict, theirs: dict) -> float:
     """The most by which a corner of an object or its score differs; inf where one has no partner.
 
-    Both as `found` gives them, as arrays. Objects of one class are paired, whatever their order:
-    where two scores are all but equal, rounding decides which comes first.
+    Both as `select_objects` gives them, as arrays. Objects of one class are paired, whatever their
+    order: where two scores are all but equal, rounding decides which comes first.
     """
     worst = 0.0
     for image in range(len(ours["classes"])):

@@ -24,7 +24,7 @@ def loss(outputs: dict, targets: dict) -> Any:
     """
     around = outputs["anchors"]
     wanted = targets["boxes"]
-    classes, wanted, role = assigned(around, wanted[..., 0], wanted[..., 1:])
+    classes, wanted, role = assign_anchors(around, wanted[..., 0], wanted[..., 1:])
     is_object = ops.cast(role == 1, "float32")
     counts = ops.cast(role >= 0, "float32")
     number = outputs["logits"].shape[-1]
@@ -38,7 +38,7 @@ def loss(outputs: dict, targets: dict) -> Any:
     return (ops.sum(of_classes, axis=-1) + BOX_WEIGHT * ops.sum(of_boxes, axis=-1)) / matches
 
 
-def assigned(
+def assign_anchors(
     around: Any, classes: Any, wanted: Any, matched: float = MATCHED, unmatched: float = UNMATCHED
 ) -> Any:
     """What each anchor is to find: class (batch, A), box (batch, A, 4) and role (batch, A) int32.

@@ -141,7 +141,9 @@ def _found(logits: Any, codes: Any, anchors: Any, shape: tuple[int, ...]) -> dic
 
     from families.objectives import boxes
 
-    return boxes.found(ops.convert_to_tensor(logits), ops.convert_to_tensor(codes), anchors, shape)
+    return boxes.select_objects(
+        ops.convert_to_tensor(logits), ops.convert_to_tensor(codes), anchors, shape
+    )
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

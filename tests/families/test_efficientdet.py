@@ -159,13 +159,15 @@ def test_the_file_finds_what_keras_finds():
     tflite = convert.convert(deployed)
     for image in images[:, None]:
         made = {k: keras.ops.convert_to_numpy(v) for k, v in trained(image, training=False).items()}
-        expected = boxes.found(made["logits"], made["codes"], made["anchors"][0], TINY.input_shape)
+        expected = boxes.select_objects(
+            made["logits"], made["codes"], made["anchors"][0], TINY.input_shape
+        )
         expected = {k: keras.ops.convert_to_numpy(v) for k, v in expected.items()}
         there = expected["classes"] >= 0
         assert there.sum() > 5 and len(set(expected["classes"][there])) > 1
         for found in (deployed(image, training=False), convert.run(tflite, {"image": image})):
             found = {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
-            assert boxes.apart(found, expected) < 1e-3
+            assert boxes.largest_difference(found, expected) < 1e-3
             np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-5)
 
 

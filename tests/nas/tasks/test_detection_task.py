@@ -64,13 +64,13 @@ def test_assignment_by_hand():
     #            the first two match; the third, 4.5 of 10, is neither; the last is nobody's best
     wanted = np.float32([[[0, 0, 10, 10], [22, 22, 30, 30], [0, 0, 0, 0]]])
     classes = np.float32([[2, 1, -1]])
-    found = objective.assigned(around, classes, wanted)
+    found = objective.assign_anchors(around, classes, wanted)
     label, box, role = (numpy(one)[0] for one in found)
     # The second object overlaps one anchor, by far too little: it gets it all the same.
     assert role.tolist() == [1, 1, -1, 1]
     assert label[[0, 1, 3]].tolist() == [2, 2, 1]
     np.testing.assert_array_equal(box[[0, 1, 3]], wanted[0, [0, 0, 1]])
-    nothing = objective.assigned(around, np.full((1, 3), -1.0, "float32"), wanted)
+    nothing = objective.assign_anchors(around, np.full((1, 3), -1.0, "float32"), wanted)
     assert numpy(nothing[2]).tolist() == [[0, 0, 0, 0]]
 
 
@@ -168,7 +168,7 @@ def test_suppression_is_greedy(options):
     around = boxes.anchors(SHAPE, LEVELS, 3.0)[::4]
     logits = generator.normal(-2, 1.5, (2, len(around), 3)).astype("float32")
     codes = generator.normal(0, 0.3, (2, len(around), 4)).astype("float32")
-    found = boxes.found(
+    found = boxes.select_objects(
         logits,
         codes,
         around,
@@ -203,11 +203,11 @@ def test_objects_are_paired_whatever_their_order():
     order = [1, 0, 3, 2]
     other = {name: np.array(value) for name, value in made.items()}
     other = {name: np.stack([value[0][order], value[1]]) for name, value in other.items()}
-    assert boxes.apart(made, other) == 0
+    assert boxes.largest_difference(made, other) == 0
     other["boxes"][1, 0, 2] += 0.25
-    assert boxes.apart(made, other) == pytest.approx(0.25)
+    assert boxes.largest_difference(made, other) == pytest.approx(0.25)
     other["classes"][1, 0] = 1
-    assert boxes.apart(made, other) == math.inf
+    assert boxes.largest_difference(made, other) == math.inf
 
 
 def test_average_precision_by_hand():
