@@ -47,8 +47,12 @@ class CPU(Target):
     Ratios of quantiles, other mixes of references and the calmer half of the blocks are no better.
     Networks bound by reading their weights (over 10 MB a millisecond) vary by 10 %.
 
-    >>> CPU(threads=1)
-    CPU(threads=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "net.tflite")
+    ...     size = path.write_bytes(reference_networks.network("small"))
+    ...     latency = CPU(threads=1).profile(path, runs=10)
+    >>> latency.kind.value, len(latency.samples_ms), 0 < latency.median_ms < 50
+    ('measured', 10, True)
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.MEASURED})

@@ -48,7 +48,7 @@ class IPhone(Target):
         nothing = "no iPhone is known to this Mac: attach one by cable and trust this computer"
         return [
             FoundDevice(
-                f"iphone:{one.udid}", one.words, Kind.MEASURED, one.hindered or coreml.missing()
+                f"iphone:{one.udid}", one.words, Kind.MEASURED, one.missing or coreml.missing()
             )
             for one in phones
         ] or [FoundDevice("iphone", "iPhones through Core ML", Kind.MEASURED, nothing)]
@@ -113,7 +113,7 @@ class IPhone(Target):
         """The phone that is meant, ready for use."""
         phones = _phones()
         if self.phone is None:
-            ready = [one for one in phones if one.hindered is None]
+            ready = [one for one in phones if one.missing is None]
             if len(ready) > 1:
                 names = ", ".join(f"iphone:{one.udid} ({one.name})" for one in ready)
                 raise ValueError(f"{len(ready)} iPhones are connected: say which, {names}")
@@ -127,8 +127,8 @@ class IPhone(Target):
                     "  ", " "
                 )
             )
-        if meant[0].hindered is not None:
-            raise TargetUnavailable(f"{meant[0].words}: {meant[0].hindered}")
+        if meant[0].missing is not None:
+            raise TargetUnavailable(f"{meant[0].words}: {meant[0].missing}")
         return meant[0]
 
 
@@ -140,7 +140,7 @@ class _Phone:
     udid: str
     words: str
     build: str
-    hindered: str | None
+    missing: str | None
 
 
 def _phones() -> list[_Phone]:
@@ -188,14 +188,14 @@ def _described(listed: dict[str, Any]) -> _Phone | None:
     product = hardware.get("marketingName") or hardware.get("productType") or "iPhone"
     version = properties.get("osVersionNumber", "?")
     state = str(connection.get("tunnelState", "unknown")).lower()
-    hindered = None
+    missing = None
     if str(properties.get("developerModeStatus", "enabled")).lower() == "disabled":
-        hindered = "switch on Settings > Privacy & Security > Developer Mode"
+        missing = "switch on Settings > Privacy & Security > Developer Mode"
     elif str(connection.get("pairingState", "paired")).lower() == "unpaired":
-        hindered = "it is not paired: unlock it and trust this computer"
+        missing = "it is not paired: unlock it and trust this computer"
     elif state != "connected":
         udid = hardware["udid"]
-        hindered = (
+        missing = (
             f"it is {state}: attach it by cable, unlock it, and wake the connection with "
             f"`xcrun devicectl device info details --device {udid}`"
         )
@@ -204,5 +204,5 @@ def _described(listed: dict[str, Any]) -> _Phone | None:
         udid=str(hardware["udid"]),
         words=f"{product} ({name}), iOS {version}",
         build=str(properties.get("osBuildUpdate", "")),
-        hindered=hindered,
+        missing=missing,
     )

@@ -1,4 +1,4 @@
-"""What a device answers (`Latency`) and how it is asked (`Target`)."""
+"""A device that networks are timed on (`Target`) and the latency that it gives (`Latency`)."""
 
 import abc
 import dataclasses
@@ -23,7 +23,13 @@ class TargetUnavailable(RuntimeError):
 
 
 class DoesNotFit(ValueError):
-    """The network needs more memory than the device has: a result, and one line for the user."""
+    """The network needs more memory than the device has.
+
+    Args:
+        message: one line for the user.
+        needed_mb: what the network needs, where it is known.
+        available_mb: what the device has, where it is known.
+    """
 
     def __init__(self, message: str, needed_mb: float | None, available_mb: float | None):
         super().__init__(message)
@@ -51,12 +57,27 @@ class FoundDevice:
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """What one network costs on one device: every timed sample, and the conditions.
+    """The latency of one network on one device: every timed sample, and the conditions.
 
-    Only `Target.profile` and `from_json` make one, so `kind` is what the target's own code said.
-    `per_op` has one dict an operation: "name", "type", "ms" (of a run), where known "fastest_ms",
-    and "within": "graph", or "delegate" for a part of an operation that is listed too. The kind of
-    these times is `per_op_kind`: a measured latency may come with estimated operations.
+    Only `Target.profile` and `from_json` make one, so `kind` comes from the target's own code.
+
+    Args:
+        target: the target, as its repr.
+        device: what the device calls itself.
+        batch_size: examples a run.
+        samples_ms: milliseconds of each timed run, or of each sample of several runs.
+        kind: whether the device took this time, or it is an estimate.
+        memory_mb: peak memory, where it is known.
+        per_op: a dict for each operation: "name", "type", "ms" of a run, where known "fastest_ms",
+            and "within": "graph", or "delegate" for a part of an operation that is listed too.
+        per_op_kind: the kind of these times: a measured latency may come with estimated operations.
+        conditions: what else decides the time: runtime, threads, clocks, whether it was stable.
+
+    >>> latency = Latency("a board", "board 1", 1, (2.0, 2.1, 2.4), Kind.MEASURED)
+    >>> latency.median_ms, latency.measured, latency.interval_ms
+    (2.1, True, (2.0, 2.4))
+    >>> Latency.from_json(latency.to_json()) == latency
+    True
     """
 
     target: str
@@ -127,9 +148,9 @@ class Latency:
         }
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Latency":
-        """The inverse of `to_json`; what the record holds beyond the fields is ignored."""
-        fields = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+    def from_json(cls, content: dict[str, Any]) -> "Latency":
+        """The inverse of `to_json`; entries that are no fields are ignored."""
+        fields = {field.name: content[field.name] for field in dataclasses.fields(cls)}
         fields["samples_ms"] = tuple(fields["samples_ms"])
         fields["per_op"] = None if fields["per_op"] is None else tuple(fields["per_op"])
         for name in ("kind", "per_op_kind"):
@@ -150,10 +171,26 @@ class Timing:
 
 
 class Target(abc.ABC):
-    """A device, or a model of one, that tells the latency of a network.
+    """A device, or a model of one, that gives the latency of a network.
 
-    Subclasses are final frozen dataclasses.
-    `model` is a `keras.Model` or the path of a `.tflite` or `.keras` file.
+    Subclasses are final frozen dataclasses; their fields are the options on the command line. They
+    implement `device`, `identity` and `measure`; callers use `profile`, `compare` and `sustain`,
+    whose `model` is a `keras.Model` or the path of a `.tflite` or `.keras` file.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Board(Target):
+    ...     kinds = frozenset({Kind.PREDICTED})
+    ...     device = "a board"
+    ...     ms_per_parameter: float = 1e-6
+    ...     def identity(self):
+    ...         return {"device": self.device, "kind": "predicted"}
+    ...     def measure(self, model, batch_size, warmup, runs, details):
+    ...         ms = self.ms_per_parameter * model.count_params() * batch_size
+    ...         return Timing((ms,), {"rule": "parameters"}, Kind.PREDICTED)
+    >>> import types
+    >>> model = types.SimpleNamespace(count_params=lambda: 3_000_000)
+    >>> Board().profile(model, batch_size=2).median_ms
+    6.0
     """
 
     kinds: ClassVar[frozenset[Kind]]  # what its figures can be; `profile` raises on any other
@@ -180,7 +217,9 @@ class Target(abc.ABC):
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         """Times `model`: `warmup` runs that do not count, then `runs` samples.
 
-        `details` asks for memory and for the time of each operation too, where it can be told.
+        `details` asks for memory and for the time of each operation too, where the device has them.
+        Raises `ValueError` for a model that it cannot run, `TargetUnavailable` where the device
+        cannot be reached, `DoesNotFit` where its memory is too small.
         """
 
     def measure_together(
@@ -227,7 +266,14 @@ class Target(abc.ABC):
         runs: int = 50,
         details: bool = False,
     ) -> Latency:
-        """The latency of `model` with the conditions of the measurement."""
+        """The latency of `model` with the conditions of the measurement.
+
+        Args:
+            model: a `keras.Model` or the path of a `.tflite` or `.keras` file.
+            batch_size: examples a run, at least 1.
+            warmup: runs that do not count. runs: samples.
+            details: whether to find memory and the time of each operation, too; takes longer.
+        """
         return self.compare([model], batch_size, warmup, runs, details)[0]
 
     @final
@@ -253,7 +299,10 @@ class Target(abc.ABC):
 
     @final
     def sustain(self, model: Any, batch_size: int = 1, seconds: float = 600.0) -> Iterator[Latency]:
-        """The latency from cold to warm: `model` runs without pause, one `Latency` a spell."""
+        """The latency from cold to warm: `model` runs without pause for so many seconds.
+
+        Yields a `Latency` about every second; its condition "at_s" has the seconds since the start.
+        """
         device = self.device  # asked once: it may be a phone, which is to have no pause
         for timing in self.spells(model, batch_size, seconds):
             yield self._latency(timing, batch_size, device)

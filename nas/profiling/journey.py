@@ -39,15 +39,18 @@ def profile(
             result's `failures`. Otherwise the first error is raised, as by `Target.profile`.
         on_event: is called with a `nas.events.Message` before each measurement.
 
-    >>> import pathlib, tempfile
-    >>> from latency.cpu import CPU
-    >>> from latency.measuring import reference_networks
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "net.tflite"
-    ...     size = path.write_bytes(reference_networks.network("small"))
-    ...     found = profile(path, CPU(threads=1), runs=10)
-    >>> len(found), found[0].kind.value, found[0].median_ms > 0
-    (1, 'measured', True)
+    >>> import tempfile
+    >>> from latency.target import Kind, Timing
+    >>> class Board(Target):
+    ...     kinds, device = frozenset({Kind.PREDICTED}), "a board"
+    ...     def identity(self):
+    ...         return {}
+    ...     def measure(self, model, batch_size, warmup, runs, details):
+    ...         return Timing((2.0 * batch_size,), {}, Kind.PREDICTED)
+    >>> with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+    ...     found = profile(file.name, {"board": Board()}, batch_sizes=(1, 8))
+    >>> [(one.target, one.latency.median_ms) for one in found.profiles]
+    [('board', 2.0), ('board', 16.0)]
     """
     named_models, named_targets = named(models), named(targets)
     profiles: list[Profile] = []
