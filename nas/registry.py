@@ -39,6 +39,11 @@ class Kind:
     mark: str
     function: str | None = None
 
+    def defined_in(self, source: str) -> bool:
+        """Whether a module is an entry: the mark is in a definition, not in an example."""
+        lines = (line for line in source.splitlines() if line.startswith(("def ", "class ")))
+        return any(self.mark in line for line in lines)
+
 
 KINDS = {
     "family": Kind("families", "nas.families", "def build(", "build"),
@@ -69,7 +74,7 @@ def listing(kind: str) -> dict[str, str]:
     folder = pathlib.Path(found_package.origin).parent
     for module in pkgutil.iter_modules([str(folder)]):
         source = (folder / f"{module.name}.py").read_text() if not module.ispkg else ""
-        if KINDS[kind].mark in source:
+        if KINDS[kind].defined_in(source):
             found.setdefault(module.name, _first_line(source))
     return found
 

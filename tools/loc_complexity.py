@@ -153,7 +153,7 @@ SUBJECTS = (
     _subject(
         "task",
         "table",
-        "nas/cli/search.py nas/searching/",
+        "nas/cli/search.py nas/searching/ nas/api.py",
         "a table of measured networks needs no training: it has an evaluator of its own",
     ),
     _subject(
@@ -172,7 +172,7 @@ SUBJECTS = (
     _subject(
         "controller",
         "surrogate",
-        "nas/searching/study.py nas/cli/search.py",
+        "nas/searching/study.py nas/cli/search.py nas/api.py",
         "the default controller",
     ),
     _subject(
@@ -207,7 +207,7 @@ def things(root: pathlib.Path = ROOT) -> list[Thing]:
         folder = root / entry.package.replace(".", "/")
         for path in sorted(folder.glob("*.py")):
             source = path.read_text()
-            if entry.mark in source:
+            if entry.defined_in(source):
                 # Functions of a kind have the same name in every file: they are its contract.
                 defines = _defined(source, ast.ClassDef) - {"Config", "Block"}
                 texts = {path.stem, *(name for name in defines if not entry.function)}

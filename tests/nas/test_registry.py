@@ -55,3 +55,10 @@ def test_unknown_names_and_options_name_what_there_is():
         registry.target("cpu:thread=1")
     with pytest.raises(ValueError, match="needs path"):
         registry.task("image_folder")
+
+
+def test_an_example_in_a_docstring_is_no_entry():
+    example = '"""The contract.\n\n    >>> class Board(Target): ...\n"""\n'
+    assert not registry.KINDS["target"].defined_in(example)
+    assert registry.KINDS["target"].defined_in(example + "class Board(Target):\n    pass\n")
+    assert "target" not in registry.listing("target")
