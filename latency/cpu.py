@@ -140,7 +140,7 @@ class CPU(Target):
         return timings
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
-        """Wall times of single runs as they come, uncorrected: a warm machine is to be seen."""
+        """Wall times of single runs, uncorrected: a machine that warms up must show."""
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         run = convert.runner(convert.file_of(model), self.threads)

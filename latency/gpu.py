@@ -193,7 +193,7 @@ class GPU(Target):
         return chip
 
     def _card(self) -> nvidia_smi.Card:
-        """The attached GPU that is meant."""
+        """The attached GPU to use."""
         cards = nvidia_smi.cards()
         if not cards:
             example = f"gpu:{self.chip},how=layers" if self.chip else "gpu:h100"
@@ -288,8 +288,8 @@ class GPU(Target):
     def _compiled(self, model: Any, batch_size: int) -> tuple[list[kernel_times.Kernel], float]:
         """The kernels that XLA makes; compiled once for a network, chip and version of XLA."""
         chip = self._chip()
-        if (lacking := _lacks_jax()) is not None:
-            raise TargetUnavailable(f"{lacking}; how=layers needs neither")
+        if (missing := _lacks_jax()) is not None:
+            raise TargetUnavailable(f"{missing}; how=layers needs neither")
         if not _compilable(chip):
             raise ValueError(f"how=compiled: JAX {_runtime()} compiles nothing for {chip.title}")
         about = [_architecture(model), chip.name, self.dtype, batch_size, _runtime()]

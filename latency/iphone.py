@@ -75,8 +75,8 @@ class IPhone(Target):
 
     def identity(self) -> dict[str, Any]:
         """The conditions under which an earlier measurement still holds."""
-        if (lacking := coreml.missing()) is not None:
-            raise TargetUnavailable(lacking)
+        if (missing_package := coreml.missing()) is not None:
+            raise TargetUnavailable(missing_package)
         phone = self._chosen()
         return {
             "device": phone.words,
@@ -110,26 +110,26 @@ class IPhone(Target):
         return coreml.timed(answer, conditions)
 
     def _chosen(self) -> "_Phone":
-        """The phone that is meant, ready for use."""
+        """The phone to use, ready."""
         phones = _phones()
         if self.phone is None:
             ready = [one for one in phones if one.missing is None]
             if len(ready) > 1:
                 names = ", ".join(f"iphone:{one.udid} ({one.name})" for one in ready)
                 raise ValueError(f"{len(ready)} iPhones are connected: say which, {names}")
-            meant = ready or phones
+            candidates = ready or phones
         else:
-            meant = [one for one in phones if self.phone in (one.udid, one.name)]
-        if not meant:
+            candidates = [one for one in phones if self.phone in (one.udid, one.name)]
+        if not candidates:
             known = ", ".join(f"{one.name} ({one.udid})" for one in phones) or "none"
             raise TargetUnavailable(
                 f"no iPhone {self.phone or ''} is known to this Mac (it knows: {known})".replace(
                     "  ", " "
                 )
             )
-        if meant[0].missing is not None:
-            raise TargetUnavailable(f"{meant[0].words}: {meant[0].missing}")
-        return meant[0]
+        if candidates[0].missing is not None:
+            raise TargetUnavailable(f"{candidates[0].words}: {candidates[0].missing}")
+        return candidates[0]
 
 
 @dataclasses.dataclass(frozen=True)

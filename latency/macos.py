@@ -44,8 +44,8 @@ class MacOS(Target):
 
     def identity(self) -> dict[str, Any]:
         """The conditions under which an earlier measurement still holds."""
-        if (lacking := coreml.missing()) is not None:
-            raise TargetUnavailable(lacking)
+        if (missing_package := coreml.missing()) is not None:
+            raise TargetUnavailable(missing_package)
         return {
             "device": self.device,
             "runtime": coreml.runtime(),
@@ -86,7 +86,7 @@ def _chip() -> str:
 
 
 def _state() -> dict[str, Any]:
-    """Power and heat, in the system's own words, where it tells them without root."""
+    """Power and heat, in the system's own words, where it reports them without root."""
     power = coreml.output_of(["pmset", "-g", "batt"], 10).splitlines()
     heat = coreml.output_of(["pmset", "-g", "therm"], 10)
     limits = [" ".join(line.split()) for line in heat.splitlines() if "_Limit" in line]

@@ -115,7 +115,7 @@ class SSH(Target):
         with self._ready(model, batch_size) as (board, about, before, conditions, program, job):
             outcome = program.measure(*job, warmup, runs, details)
             if details and outcome.per_op is None and self.runtime == "auto":
-                # Python tells nothing of operations; the tool does, where there is one.
+                # Python does not time operations; the tool does, where there is one.
                 outcome = self._with_operations(outcome, about, job, runs)
             after = board_state.read(board)
         conditions |= {"after": after.conditions(), **outcome.conditions(), "date": utc_now()}

@@ -299,7 +299,7 @@ class Target(abc.ABC):
 
     @final
     def sustain(self, model: Any, batch_size: int = 1, seconds: float = 600.0) -> Iterator[Latency]:
-        """The latency from cold to warm: `model` runs without pause for so many seconds.
+        """The latency from cold to warm: `model` runs without pause for `seconds`.
 
         Yields a `Latency` about every second; its condition "at_s" has the seconds since the start.
         """

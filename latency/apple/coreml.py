@@ -42,7 +42,7 @@ def check(units: str, precision: str, limit_s: float) -> None:
 
 
 def missing() -> str | None:
-    """What is to be installed before anything can be converted, or None."""
+    """What must be installed before anything can be converted, or None."""
     if importlib.util.find_spec("coremltools") is None:
         return "coremltools is missing: pip install 'nas[coreml]'"
     return None
@@ -60,8 +60,8 @@ def convert(model: Any, batch_size: int, precision: str, save: str | None) -> Pa
     cache, where it is found again. Weights and computation are float16, unless `precision` says
     float32. Raises `ValueError` where the network has no Core ML form.
     """
-    if (lacking := missing()) is not None:
-        raise TargetUnavailable(lacking)
+    if (missing_package := missing()) is not None:
+        raise TargetUnavailable(missing_package)
     with tempfile.TemporaryDirectory(prefix="nas_coreml_") as name:
         source, digest, imports = _file_of(model, Path(name))
         kept = f"{digest}-{precision}-batch{batch_size}-{metadata.version('coremltools')}"

@@ -15,7 +15,7 @@ from latency.target import TargetUnavailable, cache_directory
 from latency.tflite import convert
 
 DELEGATES = ("cpu", "gpu", "nnapi")
-# Every run of an invocation of so many is known: see `Report.runs_ms`.
+# Every run of an invocation with this many runs is known: see `Report.runs_ms`.
 RUNS_AN_INVOCATION = 3
 _PREBUILT = (
     "https://storage.googleapis.com/tensorflow-nightly-public/prod/tensorflow/lite/tools/nightly/"

@@ -238,7 +238,7 @@ def spells(
     conditions: dict[str, Any],
     seconds: float,
 ) -> Iterator[Timing]:
-    """Spells of some seconds back to back: `sample` times so many runs, `state` tells the heat."""
+    """Spells of some seconds back to back: `sample` times runs, `state` reads the temperature."""
     started, runs = time.monotonic(), benchmark_model.RUNS_AN_INVOCATION
     while (at_s := time.monotonic() - started) < seconds:
         samples = tuple(sample(runs))

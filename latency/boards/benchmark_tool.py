@@ -78,7 +78,7 @@ class Tool:
     def again(
         self, board: Board, records: Path, file: Path, setting: dict[str, Any]
     ) -> Iterator[Callable[[int], Sequence[float]]]:
-        """What times so many runs and tells their median, as often as it is called."""
+        """A function that times a number of runs and gives their median; called repeatedly."""
         with self._ready(board, records, file, setting) as run:
             yield lambda runs: [invocations.usual_ms(run(warmup=1, runs=runs))]
 

@@ -1,4 +1,4 @@
-"""What a Linux board tells of itself: name and system, clocks, temperature, throttling, load."""
+"""What a Linux board reports: name and system, clocks, temperature, throttling, load."""
 
 import dataclasses
 import re

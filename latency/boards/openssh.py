@@ -255,7 +255,7 @@ class Board:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is for us: the board is to be tidied up first
+                start_new_session=True,  # Ctrl-C is for us: the board is cleaned up first
             )
         except FileNotFoundError as error:
             raise TargetUnavailable(

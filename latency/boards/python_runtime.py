@@ -107,7 +107,7 @@ class Python:
     def again(
         self, board: Board, records: Path, file: Path, setting: dict[str, Any]
     ) -> Iterator[Callable[[int], Sequence[float]]]:
-        """What times so many runs and tells them all, as often as it is called."""
+        """A function that times a number of runs and gives all of them, to be called repeatedly."""
         yield (
             lambda runs: (
                 self.measure(board, records, file, setting, 0, runs, details=False).samples_ms
@@ -137,7 +137,7 @@ class Run:
 
     threads: int
     result: dict[str, Any]
-    per_op: tuple[dict[str, Any], ...] | None = None  # Python tells none
+    per_op: tuple[dict[str, Any], ...] | None = None  # Python times none
     operations_missing: str | None = None
 
     @property

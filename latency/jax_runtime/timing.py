@@ -10,7 +10,7 @@ from latency.measuring import stopwatch
 from latency.target import TargetUnavailable
 
 _STEADY = 0.02  # warm when the median of five runs moves by less than this share
-_WARM_S = 10.0  # and in any case after so many seconds
+_WARM_S = 10.0  # at most
 _BACK_TO_BACK = 20  # calls in flight at once, to tell the device's time from that of the dispatch
 
 

@@ -69,7 +69,7 @@ class Stopwatch:
         return Blocks(np.array(self._fastest), np.array(self._wall), float(np.mean(self._share)))
 
     def _sample(self, runs: int) -> tuple[float, float]:
-        """The nanoseconds of a run: by the wall clock, and without the time of other processes."""
+        """Nanoseconds of a run: wall clock, and without the time of other processes."""
         run = self._run
         cpu, wall = self._cpu_clock(), time.perf_counter_ns()
         for _ in range(runs):
@@ -88,9 +88,9 @@ def allowed_cores() -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def exclusive_cores(threads: int, locks: Path) -> Iterator[tuple[int, ...] | None]:
-    """Pins the calling thread to `threads` cores that no other measurement uses, garbage unswept.
+    """Pins the calling thread to `threads` cores that no other measurement uses.
 
-    Threads started inside inherit the cores. Waits while other processes measure on all cores.
+    Garbage collection is off meanwhile. Threads started inside inherit the cores. Waits while other processes measure on all cores.
     Yields the cores, or None where the system cannot pin (macOS, Windows).
     """
     collecting = gc.isenabled()
@@ -159,7 +159,7 @@ def cpu_model() -> str:
 
 
 def instabilities(samples_ms: Sequence[float], spread: float = SPREAD) -> list[str]:
-    """Why the median of these samples cannot be believed, if its uncertainty exceeds `spread`."""
+    """Why the median of these samples is unstable: its uncertainty exceeds `spread`."""
     low, high = np.quantile(samples_ms, (0.25, 0.75))
     # Standard error of a median from the quartiles: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
     sigma_ms = (high - low) / 1.35
@@ -168,12 +168,12 @@ def instabilities(samples_ms: Sequence[float], spread: float = SPREAD) -> list[s
 
 
 def stability(reasons: Sequence[str]) -> dict[str, object]:
-    """The conditions that tell whether a figure is to be believed, and if not, why."""
+    """The conditions that say whether a figure is stable, and if not, the reason."""
     return {"stable": not reasons} | ({"reason": "; ".join(reasons)} if reasons else {})
 
 
 def machine_state(core: int) -> dict[str, object]:
-    """What the system tells of its load and the clock of a core; the rest is left out."""
+    """The load, the clock of a core and the temperature, as far as the system reports them."""
     state: dict[str, object] = {}
     with contextlib.suppress(OSError, AttributeError):
         state["load_average"] = round(os.getloadavg()[0], 2)

@@ -57,7 +57,7 @@ def _look_at_parts(path: Path, archive: zipfile.ZipFile) -> None:
             f"{path}: an architecture of {config_mb:.0f} MB; expected at most {_CONFIG_MB}"
         )
     for name in parts:
-        with archive.open(name) as part:  # to the end, where its checksum is told
+        with archive.open(name) as part:  # to the end, where its checksum lies
             while part.read(2**20):
                 pass
     try:
@@ -135,7 +135,7 @@ def load(path: Path) -> Any:
 
 
 def cause(error: BaseException) -> str:
-    """Why Keras cannot load a file, in one line: between what and why it tells the architecture."""
+    """Why Keras cannot load a file, in one line, without the architecture that Keras prints."""
     text = " ".join(str(error).split()) or type(error).__name__
     if unknown := re.search(r"Could not locate (?:class|function) '([^']+)'", text):
         return (

@@ -1,4 +1,4 @@
-"""What a phone tells of itself: name and ABIs, battery, temperatures, throttling, clocks."""
+"""What a phone reports: name and ABIs, battery, temperatures, throttling, clocks."""
 
 import dataclasses
 import re

@@ -34,7 +34,7 @@ _HOLDS = 0.9  # the share of networks whose error is within the one that is told
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A time; `reason` says why it isn't trusted, `error` (relative) held for 90 % left out."""
+    """A time. `reason` says why it is not trusted; 90 % of networks left out were within `error`."""
 
     ms: float
     error: float
@@ -43,7 +43,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """A fitted device. `about` is what its maker tells, `held_out` how it did on what it missed."""
+    """A fitted device. `about` describes it, `held_out` its errors on networks left out."""
 
     about: dict[str, Any]
     low: dict[str, np.ndarray]  # the least of each feature, by kind
@@ -293,7 +293,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _pack(predictor: Predictor) -> dict[str, np.ndarray]:
-    """The arrays of an archive; parts within parts are told apart by a path."""
+    """The arrays of an archive; nested parts have a path as their name."""
     plain = {
         "version": _VERSION,
         "about": predictor.about,

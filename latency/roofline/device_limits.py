@@ -20,7 +20,7 @@ class DeviceLimits:
 
     peaks: 10^12 operations a second, a multiply-add counted as two, by the class of an operation
         ("": of all others). bandwidths: (bytes, GB/s) in rising order: what is moved by an
-        operation that moves so many bytes, or more; between them on a line of logarithms.
+        operation that moves this many bytes or more; interpolated in logarithms.
     launch_us: what an operation takes that does next to nothing.
     """
 
@@ -46,7 +46,7 @@ class DeviceLimits:
         return self.peak_tflops * 1e3 / self.bandwidth_gbs
 
     def gbs(self, moved: float) -> float:
-        """The bandwidth for an operation that moves so many bytes."""
+        """The bandwidth in GB/s for an operation that moves `moved` bytes."""
         sizes, speeds = np.log(np.array(self.bandwidths)).T
         return float(np.exp(np.interp(math.log(max(moved, 1.0)), sizes, speeds)))
 
@@ -72,7 +72,7 @@ class DeviceLimits:
 
 
 def of_tpu(chip: Any) -> DeviceLimits:
-    """What the TPU compiler itself reckons with for one of `latency.tpu_compiler.chips`.
+    """The figures that the TPU compiler itself uses for one of `latency.tpu_compiler.chips`.
 
     A launch counts nothing: the compiler's schedule has what an operation takes to begin.
     """

@@ -18,7 +18,7 @@ from latency.tflite.graph import SAME, Graph
 FORMAT = 2  # of what is kept; raised when the probes change
 
 # The probes: one large dense product; chains of additions of a number to a tensor, each of which
-# reads and writes so many bytes; a chain of additions that have nothing to add.
+# reads and writes one of `_MOVED` bytes; a chain of additions of next to nothing.
 _DENSE = (28, 512)  # pixels along a side, channels in and out: 0.4 GFLOP
 _MOVED = (2**16, 2**18, 2**20, 2**22, 2**24, 2**27)
 _CHAIN_BYTES = 2**26  # of a chain of small ones: long against what a run takes beside them
@@ -55,7 +55,7 @@ def _measure(target: Target) -> DeviceLimits:
             files.append(Path(folder) / f"probe{number}.tflite")
             files[-1].write_bytes(content)
         latencies = target.compare(files[1:], warmup=_WARMUP, runs=_RUNS)
-        # Operations of networks are told by their fastest times, and so is this one.
+        # Operations of networks are judged by their fastest times, and so is this one.
         product = target.profile(files[0], warmup=_WARMUP, runs=_RUNS, details=True)
     latencies.insert(0, product)
     if any(one.kind is not Kind.MEASURED for one in latencies):
@@ -98,7 +98,7 @@ def dense(pixels: int, channels: int) -> bytes:
 
 
 def additions(elements: int, count: int) -> bytes:
-    """The `.tflite` file of a chain of `count` additions of a number to so many elements."""
+    """The `.tflite` file of a chain of `count` additions of a number to `elements`."""
     from ai_edge_litert import schema_py_generated as schema
 
     graph = Graph()

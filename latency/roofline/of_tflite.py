@@ -29,7 +29,7 @@ def explain(target: Target, model: Any, latency: Latency) -> Explanation:
     if latency.per_op_kind is Kind.MEASURED:
         times = operation_features.times([(one.type, one.name) for one in kernels], latency.per_op)
     if times is None:
-        reason = latency.conditions.get("per_op") or "this target tells none"
+        reason = latency.conditions.get("per_op") or "this target times none"
         notes.append(f"no operation was timed ({reason}): times are what the device allows at best")
         ms = [max(limits.times_ms(k.op_class, 2 * k.macs, k.bytes).values()) for k in kernels]
         kind = Kind.PREDICTED

@@ -185,7 +185,7 @@ class Session:
         return self._invoke(inputs, self._writes)
 
     def step(self, inputs: Arrays) -> Arrays:
-        """The outputs that are no state, for the inputs that are none; the state goes on."""
+        """The outputs other than state, for the inputs other than state; the state is kept."""
         if self._branch is not None:
             outputs = self._invoke(inputs | self._kept, self._writes)
             self._kept = {name: outputs.pop(name) for name in self.state}

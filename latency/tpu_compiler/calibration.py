@@ -8,13 +8,13 @@ from pathlib import Path
 from latency.system.json_records import write_json
 from latency.target import cache_directory
 
-_SPREAD = 4.0  # an exponent is fitted where the largest estimate is so many times the smallest
-_EXPONENTS = (0.5, 1.5)  # outside of these a fit of a few points tells noise
+_SPREAD = 4.0  # least ratio of the largest to the smallest estimate for an exponent to be fitted
+_EXPONENTS = (0.5, 1.5)  # outside of these a fit of a few points fits noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """measured = factor * estimated ** exponent, both in milliseconds, from so many `points`."""
+    """measured = factor * estimated ** exponent, both in milliseconds, fitted to `points` pairs."""
 
     factor: float = 1.0
     exponent: float = 1.0

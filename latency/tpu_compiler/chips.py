@@ -1,7 +1,7 @@
 """The TPU generations that Google's compiler (libtpu) knows, with the figures that estimates use.
 
 Sizes and bandwidths: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of
-each generation. Peak and bandwidth here are those the compiler itself reckons with (a large matrix
+each generation. Peak and bandwidth here are those the compiler itself uses (a large matrix
 product and a large copy, compiled with libtpu 0.0.42): a little below the published ones.
 """
 

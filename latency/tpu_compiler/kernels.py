@@ -16,11 +16,11 @@ _COPIES = re.compile(r"(copy|slice|pad|reshape|transpose|concatenate|bitcast|dyn
 
 
 def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[Kernel], list[str]]:
-    """A kernel for each operation of `TPU.compile`'s record, and what is to be said of them.
+    """A kernel for each operation of `TPU.compile`'s record, and notes on them.
 
     Bytes are those that an operation itself moves to and from HBM, as padded as they lie there.
     One that does the products of several layers has a class of theirs, "depthwise+matmul".
-    Multiply-adds that no operation tells of come last, as kernels that move nothing.
+    Multiply-adds that belong to no operation come last, as kernels that move nothing.
     """
     share = batch_size / record["devices"]
     classes: dict[str, str] = {}
@@ -63,8 +63,8 @@ def kernels(record: dict[str, Any], model: Any, batch_size: int) -> tuple[list[K
     notes = ["bytes are of HBM, as padded as arrays lie there; what stays on the chip moves none"]
     if record["unknown_loops"]:
         notes.append(
-            f"{record['unknown_loops']} loops of the schedule tell no count and are reckoned once: "
-            "theirs may take longer"
+            f"{record['unknown_loops']} loops of the schedule have no known count and are counted "
+            "once: theirs may take longer"
         )
     if missing:
         lost = sum(missing.values()) / sum(macs.values())

@@ -70,7 +70,7 @@ class Schedules:
     """The static cycles of the operations that a dump folder knows."""
 
     cycles: dict[str, int]
-    unknown_loops: int  # loops whose count the dump does not tell: reckoned once
+    unknown_loops: int  # loops whose count the dump lacks: counted once
 
 
 def operations(hlo: str, schedules: Schedules) -> list[Operation]:

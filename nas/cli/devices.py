@@ -81,7 +81,7 @@ def learn(arguments: argparse.Namespace) -> int:
             on_event=_say,
         )
     except KeyboardInterrupt:
-        _say(Message("\ninterrupted: every probe that was timed is kept, the same command goes on"))
+        _say(Message("\ninterrupted: every timed probe is kept, the same command continues"))
         return 130
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report), indent=1, default=str))

@@ -54,7 +54,7 @@ def drift(rows: Sequence[history.Row]) -> list[dict[str, Any]]:
     """By target and device, day by day: how long networks took, relative to their first time.
 
     `ratio` is the median over the figures of a day of networks that had been timed before; None on
-    a day without one. Only figures of one kind are to be given.
+    a day without one. All rows must have figures of one kind.
     """
     first_ms: dict[tuple[str, str, str, int], float] = {}
     days: dict[tuple[str, str], dict[str, _Day]] = collections.defaultdict(dict)

@@ -1,7 +1,7 @@
 """Learns a device: probe networks are timed on it, and a predictor of its latencies is fitted.
 
 The next probe is the one that the predictor is least sure of (uncertainty sampling), after a first
-handful that lie far apart. Every probe is kept as soon as it is timed: the same command goes on.
+handful that lie far apart. Every probe is kept as soon as it is timed: the same command continues.
 """
 
 import collections
@@ -63,7 +63,7 @@ class Report:
         lines.append(f"kept in    {self.directory}")
         lines.append(f"use it     --target predicted:{self.name}")
         if not self.finished:
-            lines.append("stopped before its last probe: the same command goes on")
+            lines.append("stopped before its last probe: the same command continues")
         return "\n".join(lines)
 
 

@@ -128,7 +128,7 @@ def test_it_ends_with_what_it_has_when_told_to():
     board = Board()
     report = add(board, probes=40, stop=lambda: len(board.calls) >= 5)
     assert report.probes == 5 and not report.finished
-    assert "the same command goes on" in str(report)
+    assert "the same command continues" in str(report)
 
 
 def test_compiled_figures_are_said_to_be(monkeypatch):
