@@ -104,7 +104,7 @@ class Android(Target):
         return invocations.timing_of(outcome, conditions, reasons)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
-        """From a cool phone on; of each spell the tool tells one figure, its median."""
+        """From a cool phone on; of each spell the tool gives one figure, its median."""
         with self._ready(model, batch_size) as (phone, _, conditions, run):
 
             def sample(runs: int) -> list[float]:

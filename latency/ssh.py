@@ -123,7 +123,7 @@ class SSH(Target):
         return invocations.timing_of(outcome, conditions, reasons)
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
-        """From a cool board on; Python tells every run, the tool the median of a spell."""
+        """From a cool board on; Python gives every run, the tool the median of a spell."""
         with self._ready(model, batch_size) as (board, _, _, conditions, program, job):
 
             def state() -> dict[str, Any]:

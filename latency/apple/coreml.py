@@ -105,7 +105,7 @@ def ask(request: dict[str, Any], limit_s: float) -> dict[str, Any]:
 
 
 def timed(answer: dict[str, Any], conditions: dict[str, Any]) -> Timing:
-    """The timing from a worker's answer to "time": its plan tells where operations run.
+    """The timing from a worker's answer to "time": its plan says where operations run.
 
     Nothing times single operations: theirs are the median, shared as the plan estimates their cost.
     """

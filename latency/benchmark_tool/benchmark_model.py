@@ -68,7 +68,7 @@ class Report:
 
     @property
     def runs_ms(self) -> tuple[float, ...]:
-        """Every timed run: the tool tells the first, the last, the extremes and the average.
+        """Every timed run: the tool prints the first, the last, the extremes and the average.
 
         Of up to three runs that is all of them; of more, `ValueError`.
         """

@@ -85,7 +85,7 @@ class Tool:
     def operations(
         self, board: Board, records: Path, file: Path, setting: dict[str, Any], runs: int
     ) -> benchmark_model.Report:
-        """One invocation that tells the time of each operation."""
+        """One invocation that times each operation."""
         with self._ready(board, records, file, setting) as run:
             return run(warmup=1, runs=min(runs, 10), operations=True)
 

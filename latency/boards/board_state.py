@@ -58,7 +58,7 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class Core:
-    """A core that may be used; None where the board does not tell. Clocks in MHz."""
+    """A core that may be used; None where the board does not report it. Clocks in MHz."""
 
     highest_mhz: int | None
     allowed_mhz: int | None
@@ -69,7 +69,7 @@ class Core:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What changes; None where the board does not tell."""
+    """What changes; None where the board does not report it."""
 
     temperature_c: float | None
     throttled: int | None  # the bits of a Raspberry Pi
@@ -212,7 +212,7 @@ def _temperature_c(zones: str) -> float | None:
     for words in map(str.split, zones.splitlines()):
         if words and re.fullmatch(r"-?\d+", words[0]):
             value = int(words[0])
-            # Thousandths of a degree; some old kernels tell degrees.
+            # Thousandths of a degree; some old kernels report degrees.
             known.append((" ".join(words[1:]), value / 1000 if abs(value) > 200 else float(value)))
     of_the_cpu = [value for name, value in known if _OF_THE_CPU.search(name)]
     others = [value for name, value in known if not _FIXED.search(name)]

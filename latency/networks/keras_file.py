@@ -148,7 +148,7 @@ def cause(error: BaseException) -> str:
 
 
 def free_mb() -> float:
-    """Memory that can be had without swapping; 2000 MB where the system does not tell."""
+    """Memory that can be had without swapping; 2000 MB where the system does not report it."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable"))

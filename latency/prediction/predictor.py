@@ -34,7 +34,7 @@ _HOLDS = 0.9  # the share of networks whose error is within the one that is told
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A time. `reason` says why it is not trusted; 90 % of networks left out were within `error`."""
+    """A time. `reason`: why it is not trusted; 90 % of networks left out were within `error`."""
 
     ms: float
     error: float
@@ -183,7 +183,7 @@ def fit(
 ) -> Predictor:
     """Learns a device from the times of networks: milliseconds (n,).
 
-    `per_op` has the milliseconds of each work of each network where the device tells them (nan
+    `per_op` has the milliseconds of each work of each network where the device gives them (nan
     where not), `known` predictors of other devices that this one may be like. Of operations' times
     and of whole networks' alone that is taken which predicts better what is left out.
     """

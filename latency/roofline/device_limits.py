@@ -16,7 +16,7 @@ BOUNDS = (*LIMITS, "none")  # none: of what computes no product and moves nothin
 
 @dataclasses.dataclass(frozen=True)
 class DeviceLimits:
-    """The most that a device does. `source` tells where from, `conditions` under which.
+    """The most that a device does. `source` says where from, `conditions` under which.
 
     peaks: 10^12 operations a second, a multiply-add counted as two, by the class of an operation
         ("": of all others). bandwidths: (bytes, GB/s) in rising order: what is moved by an

@@ -2,7 +2,7 @@
 
 Of an operation: what it computes and moves, on paper or as a compiler made it; the least time that
 the device's peak, its bandwidth and a launch allow (`latency.roofline.device_limits`); and the time
-that it takes, of which `kind` tells whether the device took it or it is an estimate.
+that it takes, of which `kind` says whether the device took it or it is an estimate.
 """
 
 import dataclasses

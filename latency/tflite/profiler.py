@@ -75,7 +75,7 @@ def operations(tflite: Path, threads: int, runs: int) -> tuple[tuple[dict[str, A
     try:
         for number in range(_PROCESSES):
             with Process() as process:
-                # The first one tells the names.
+                # The first one gives the names.
                 options = {"threads": threads, "runs": runs, "names": not number}
                 answers.append(process.run("profile", _LIMIT_S, file=str(tflite), **options))
     except ValueError as error:

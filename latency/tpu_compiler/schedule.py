@@ -254,7 +254,7 @@ def static_cycles(bundles: str) -> tuple[int, int]:
     """The cycles of a schedule: bundles times the trips of their loops; and loops without a count.
 
     The first and last trips of a pipelined loop only fetch or only store: a loop of n steps and 2
-    further stages tells n + 2 trips.
+    further stages has n + 2 trips.
     """
     stack = [_Loop()]
     unknown = 0

@@ -23,7 +23,7 @@ _PROFILES = sa.Table(
     sa.MetaData(),
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("date", sa.String(32), nullable=False, index=True),
-    sa.Column("network", sa.String(64), nullable=False),  # what tells networks apart: a digest
+    sa.Column("network", sa.String(64), nullable=False),  # a digest that identifies it
     sa.Column("name", sa.String(512), nullable=False),  # what the user calls it
     sa.Column("target", sa.String(512), nullable=False),
     sa.Column("device", sa.String(512), nullable=False),
@@ -50,7 +50,7 @@ def profile(
 ) -> list[Latency]:
     """`Target.compare` on models by name, and every figure recorded; `options` are its own.
 
-    `networks` are digests that tell the networks apart, where the caller knows them.
+    `networks` are digests that identify the networks, where the caller knows them.
     """
     latencies = target.compare(list(models.values()), **options)
     for index, (name, latency) in enumerate(zip(models, latencies, strict=True)):

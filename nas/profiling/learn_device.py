@@ -193,7 +193,7 @@ class _Learning:
             )
 
     def _choose(self) -> _Candidate:
-        """The candidate that tells most; spaces and generic probes take turns."""
+        """The most informative candidate; spaces and generic probes take turns."""
         generic = sum(row["key"].startswith("probe:") for row in self.rows)
         pool = self.candidates.pool(spaces=2 * generic > len(self.rows))
         if self.fitted:
