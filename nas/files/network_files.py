@@ -114,12 +114,12 @@ def _apart(ours: dict, theirs: dict) -> tuple[str, float]:
     """The output in which two differ most, and by how much of its largest value (at least 1)."""
     scales = {name: max(1.0, float(np.abs(value).max())) for name, value in theirs.items()}
     if "boxes" in theirs:  # objects, in an order that rounding may decide
-        from families.objectives.boxes import apart
+        from families.objectives.boxes import largest_difference
 
         sides = [
             objects | {"boxes": objects["boxes"] / scales["boxes"]} for objects in (ours, theirs)
         ]
-        return "boxes", apart(*sides)
+        return "boxes", largest_difference(*sides)
     found = {
         name: float(np.abs(ours[name] - value.astype(np.float64)).max()) / scales[name]
         for name, value in theirs.items()

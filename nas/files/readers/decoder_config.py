@@ -30,15 +30,15 @@ def config_of(model: Any, source: str) -> decoder.Config:
             again = decoder.build(config)
     except (KeyError, AttributeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{source} is no network of families/decoder.py ({error!r})") from error
-    if _written(model) != _written(again):
+    if _layers_as_json(model) != _layers_as_json(again):
         raise ValueError(f"{source} is not the network that {config} builds: layers were changed")
     return config
 
 
-def _written(model: Any) -> str:
+def _layers_as_json(model: Any) -> str:
     """What a .keras file says of the layers."""
-    said = [(type(layer).__name__, layer.get_config()) for layer in model.layers]
-    return json.dumps(said, default=str, sort_keys=True)
+    described = [(type(layer).__name__, layer.get_config()) for layer in model.layers]
+    return json.dumps(described, default=str, sort_keys=True)
 
 
 def _config(layers: dict[str, Any]) -> decoder.Config:

@@ -53,38 +53,40 @@ def read(path: pathlib.Path, found: Tensors, config_file: pathlib.Path) -> Check
 
 def _config(path: pathlib.Path, lacks_head: bool) -> decoder.Config:
     try:
-        said = json.loads(path.read_bytes())
-        kind = said.get("model_type")
+        fields = json.loads(path.read_bytes())
+        kind = fields.get("model_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a config.json of Hugging Face: {error}") from error
     if kind not in MODELS:
         raise ValueError(f"{path}: model_type {kind!r}; expected one of {', '.join(MODELS)}")
-    rope = said.get("rope_parameters") or {}  # since transformers 5
+    rope = fields.get("rope_parameters") or {}  # since transformers 5
     if rope.get("rope_type", "default") != "default":
-        said["rope_scaling"] = rope
+        fields["rope_scaling"] = rope
     for name, equal in UNKNOWN.items():
-        if said.get(name) not in equal:
-            raise ValueError(f"{path}: {name}={said[name]!r} is not supported; expected {equal[0]}")
-    activation = said.get("hidden_act", "silu")
+        if fields.get(name) not in equal:
+            raise ValueError(
+                f"{path}: {name}={fields[name]!r} is not supported; expected {equal[0]}"
+            )
+    activation = fields.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act={activation!r}; expected {', '.join(ACTIVATIONS)}")
     mixture = kind == "mixtral"
     try:
         return decoder.Config(
-            vocabulary=said["vocab_size"],
-            length=said["max_position_embeddings"],
-            dim=said["hidden_size"],
-            layers=said["num_hidden_layers"],
-            heads=said["num_attention_heads"],
-            key_value_heads=said.get("num_key_value_heads") or said["num_attention_heads"],
-            hidden=said["intermediate_size"],
-            head_width=said.get("head_dim") or 0,
+            vocabulary=fields["vocab_size"],
+            length=fields["max_position_embeddings"],
+            dim=fields["hidden_size"],
+            layers=fields["num_hidden_layers"],
+            heads=fields["num_attention_heads"],
+            key_value_heads=fields.get("num_key_value_heads") or fields["num_attention_heads"],
+            hidden=fields["intermediate_size"],
+            head_width=fields.get("head_dim") or 0,
             activation=ACTIVATIONS[activation],
-            tied=bool(said.get("tie_word_embeddings", False)) or lacks_head,
-            experts=said["num_local_experts"] if mixture else 0,
-            top_k=said["num_experts_per_tok"] if mixture else 0,
-            rope_theta=rope.get("rope_theta") or said.get("rope_theta") or 10000.0,
-            norm_epsilon=said.get("rms_norm_eps", 1e-6),
+            tied=bool(fields.get("tie_word_embeddings", False)) or lacks_head,
+            experts=fields["num_local_experts"] if mixture else 0,
+            top_k=fields["num_experts_per_tok"] if mixture else 0,
+            rope_theta=rope.get("rope_theta") or fields.get("rope_theta") or 10000.0,
+            norm_epsilon=fields.get("rms_norm_eps", 1e-6),
         )
     except (KeyError, TypeError, ValueError) as error:
         missing = "lacks " if isinstance(error, KeyError) else ""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,11 @@ def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) 
             operation_name=side,
             algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
         )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(action="ignore"),  # it keeps all tensors, as it must
+    ):
         try:
             made = quantizer.Quantizer(bytearray(tflite), recipe.get_quantization_recipe())
             # Its own averages go by the last twenty examples, and cut off what others reach.

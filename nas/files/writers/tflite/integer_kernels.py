@@ -54,18 +54,20 @@ class Kernels:
         options = [
             option for form in forms if (option := integer_constant(form, place)) is not None
         ]
-        why = "a channel was multiplied by a negative number, and the least code has no negative"
+        refusal = (
+            "a channel was multiplied by a negative number, and the least code has no negative"
+        )
         chosen, narrowest = None, forms[0].bits
         for option in options:
             fits = [self._refused(place, option, *reader) for reader in readers]
-            refused = next((reason for reason in fits if reason), None)
+            refused = next((fit for fit in fits if fit), None)
             if refused is None:
                 chosen = option
                 break
-            why = refused
+            refusal = refused
         if chosen is None:
-            return self._unpacked(place, forms, why, gain, added)
-        reason = why if chosen.bits > narrowest else None
+            return self._unpacked(place, forms, refusal, gain, added)
+        reason = refusal if chosen.bits > narrowest else None
         if self.prefer == "speed":
             faster = self._faster(place, options, readers)
             if faster is not None and faster is not chosen:
@@ -227,7 +229,7 @@ class Kernels:
         self,
         place: Place,
         forms: list[Integers],
-        why: str,
+        reason: str,
         gain: np.ndarray | None,
         added: int,
     ) -> tuple[str, str]:
@@ -241,13 +243,13 @@ class Kernels:
         )
         whole = [form for form in forms if not form.offset and (slow or form.bits == 8)]
         if not whole:
-            return "float32", why
+            return "float32", reason
         chosen = integer_constant(whole[0], place) or integer_constant(whole[0], place, signed=True)
         assert chosen is not None  # with signed scales there always is one
         several = sum(size > 1 for size in chosen.scale.shape) > 1
         added += 2 * _OPERATOR_BYTES
         if chosen.bytes() + added >= 4 * chosen.values.size:
-            return "float32", f"its {chosen.values.size} values take less as they are; {why}"
+            return "float32", f"its {chosen.values.size} values take less as they are; {reason}"
         if gain is not None:
             self.extra.multiply(graph, gain, place.name, readers)
         tensors, operators = (
@@ -273,4 +275,4 @@ class Kernels:
             operator.inputs[position] = floats
         operators[first:first] = new
         assert tensors[floats].type == FLOAT32
-        return f"int{chosen.bits}", f"{why}: unpacked to float32 when it is loaded"
+        return f"int{chosen.bits}", f"{reason}: unpacked to float32 when it is loaded"

@@ -46,7 +46,7 @@ def verify(
     codes = _codes(tflite, record, found, arrays, left)
     # Integer activations are part of the graph: no float file is the same network.
     floats = in_floats(tflite) if record.activations is None else plain
-    told, worst, noise = [], 0.0, 0.0
+    checked, worst, noise = [], 0.0, 0.0
     for name, model in models.items():
         few = _some(inputs[name])
         count = len(keras.tree.flatten(few)[0])
@@ -82,10 +82,10 @@ def verify(
                     " integer activations are too coarse for it; leave them float"
                 )
             noise = max(noise, share)
-        told.append(name)
+        checked.append(name)
     form = "in float32" if record.activations else "with the weights read back"
     return (
-        f"{codes} codes read back are all equal; {', '.join(told)} on {count} examples: as Keras"
+        f"{codes} codes read back are all equal; {', '.join(checked)} on {count} examples: as Keras"
         f" to {worst:.1g} of the largest output {form}, to {noise:.1g} of the length as LiteRT"
         " runs it"
     )
