@@ -91,7 +91,8 @@ def exclusive_cores(threads: int, locks: Path) -> Iterator[tuple[int, ...] | Non
     """Pins the calling thread to `threads` cores that no other measurement uses.
 
     Garbage collection is off meanwhile. Threads started inside inherit the cores. Waits while
-    other processes measure on all cores. Yields the cores, or None where the system cannot pin (macOS, Windows).
+    other processes measure on all cores. Yields the cores, or None where the system cannot pin
+    (macOS, Windows).
     """
     collecting = gc.isenabled()
     gc.disable()

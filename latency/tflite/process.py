@@ -74,8 +74,8 @@ def _check(name: str, threads: int, size: int, *_: int) -> None:
 def memory_mb(path: Path, threads: int = 1) -> float | None:
     """What loading and running a `.tflite` file adds to the memory of a new process, at its peak.
 
-    Weights, their packed copy and tensors. None where the system does not report it; `ValueError` as of
-    `check`.
+    Weights, their packed copy and tensors. None where the system does not report it; `ValueError`
+    as of `check`.
     """
     with Process() as process:
         file = str(path.absolute())
