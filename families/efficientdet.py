@@ -171,8 +171,8 @@ VARIANTS["tiny"] = Config(
 def build(config: Config) -> keras.Model:
     """Images (batch, *input_shape) -> what `config.form` says, as a dict: flat and Functional.
 
-    >>> build(VARIANTS["d0"]).output["logits"].shape
-    (None, 49104, 90)
+    >>> build(VARIANTS["tiny"]).output["logits"].shape
+    (None, 756, 3)
     """
     inputs = keras.Input(config.input_shape, name="image")
     features = _levels(efficientnet.features(inputs, _backbone(config)), config)

@@ -190,8 +190,8 @@ VARIANTS["tiny"] = Config(
 def build(config: Config) -> keras.Model:
     """Images (batch, *input_shape) -> logits (batch, classes): flat and Functional.
 
-    >>> build(VARIANTS["b0"]).count_params()
-    5330564
+    >>> build(VARIANTS["tiny"]).count_params()
+    145078
     """
     inputs = keras.Input(config.input_shape, name="image")
     *_, last = _maps(inputs, config)
@@ -211,9 +211,9 @@ def features(inputs: Any, config: Config) -> dict[int, Any]:
     The layers are those of `build` without its head, so that weights of equal paths fit
     (`families.layers.copy_weights`). `classes`, `head_filters` and `dropout` have no part in it.
 
-    >>> maps = features(keras.Input((512, 512, 3)), VARIANTS["b0"])
-    >>> {level: tensor.shape[1:] for level, tensor in maps.items()}[5]
-    (16, 16, 320)
+    >>> maps = features(keras.Input((64, 64, 3)), VARIANTS["tiny"])
+    >>> {level: tensor.shape[1:] for level, tensor in maps.items()}[3]
+    (8, 8, 64)
     """
     levels, level = {}, config.stem_stride - 1
     for number, here in enumerate(_maps(inputs, config)):

@@ -186,8 +186,8 @@ def build(config: Config) -> keras.Model:
 
     With `router_outputs` the output is {"logits", "router": (batch, experts)}.
 
-    >>> build(VARIANTS["ti16"]).count_params()
-    11045042
+    >>> build(VARIANTS["tiny"]).count_params()
+    59716
     """
     inputs = keras.Input(config.input_shape, name="image")
     x, router = vit.embed(inputs, config), None

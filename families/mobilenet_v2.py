@@ -82,8 +82,8 @@ VARIANTS["tiny"] = Config(
 def build(config: Config) -> keras.Model:
     """Images (batch, *input_shape) -> logits (batch, classes): flat, Functional, stock layers.
 
-    >>> build(VARIANTS["x1.0"]).count_params()
-    3538984
+    >>> build(VARIANTS["tiny"]).count_params()
+    68842
     """
     inputs = keras.Input(config.input_shape, name="image")
     x = _conv(inputs, config.stem_filters, 3, stride=2, name="stem_conv")

@@ -165,8 +165,8 @@ SUBJECTS = (
     _subject(
         "controller",
         "random",
-        "compress/experts/criteria.py nas/report/",
-        "a criterion of that name, and the key of that comparison",
+        "compress/experts/criteria.py nas/report/ nas/testing/",
+        "a criterion of that name, the key of that comparison, and random examples",
         homonym=True,
     ),
     _subject(
