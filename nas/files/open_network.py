@@ -25,7 +25,8 @@ class Network:
     keras_model: a flat Functional `keras.Model`; None for a .tflite file. config: its family's
     Config; None where it is unknown. source: where it is from, in words. opaque: name of a layer
     whose inside cannot be rewritten -> the reason. file: a file of the same network that targets
-    can time as it is; None where there is none.
+    can time as it is; None where there is none. read_from: the file or folder that the weights were
+    read from, which nothing is to overwrite; None of a model in memory.
     """
 
     keras_model: Any
@@ -33,6 +34,12 @@ class Network:
     source: str
     opaque: dict[str, str]
     file: pathlib.Path | None = None
+    read_from: pathlib.Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What results call it: where it is from."""
+        return self.source
 
     @property
     def model(self) -> Any:
@@ -106,25 +113,32 @@ def from_config(config: Any, weights: str | pathlib.Path | None = None) -> Netwo
         raise ValueError(f"{name}: no file {path}")
     source = f"{name}, weights of {path}"
     if path.name.endswith(".weights.h5"):
-        return _network(_with_weights(family.build(config), path), config, source)
+        return _network(_with_weights(family.build(config), path), config, source, path)
     if path.suffix in (".bin", ".safetensors"):
         arrays = _checkpoint(path, config).weights
     else:
         arrays = {weight.path: np.asarray(weight) for weight in _from_path(path).model.weights}
-    return _network(Checkpoint(config, arrays, str(path)).network(), config, source)
+    return _network(Checkpoint(config, arrays, str(path)).network(), config, source, path)
 
 
-def _network(model: Any, config: Any, source: str, file: pathlib.Path | None = None) -> Network:
-    """`file`: one that holds `model`; it is of use where nothing had to be made flat."""
+def _network(
+    model: Any,
+    config: Any,
+    source: str,
+    read_from: pathlib.Path | None = None,
+    tflite: pathlib.Path | None = None,
+) -> Network:
+    """`model` made flat; `tflite`: its LiteRT file, where there is one."""
     from nas.files.flatten import flatten
 
     flat = flatten(model)
     for weight in flat.model.weights:
         if not np.isfinite(np.asarray(weight)).all():
             raise ValueError(f"{source}: weight {weight.path!r} is not finite everywhere")
-    if file is not None and file.suffix == ".keras" and flat.model is not model:
-        file = None
-    return Network(flat.model, config, source, flat.opaque, file)
+    file = tflite
+    if file is None and flat.model is model and read_from is not None:
+        file = read_from if read_from.suffix == ".keras" else None
+    return Network(flat.model, config, source, flat.opaque, file, read_from)
 
 
 def _with_weights(model: Any, path: pathlib.Path) -> Any:
@@ -158,14 +172,14 @@ def _from_path(path: pathlib.Path) -> Network:
     if path.is_dir():
         return _from_folder(path)
     if path.suffix == ".tflite":
-        return Network(None, None, f"LiteRT file {path}", {}, path)
+        return Network(None, None, f"LiteRT file {path}", {}, path, path)
     if path.suffix in keras_h5.SUFFIXES:
-        return _network(keras_h5.read(path), None, f"Keras HDF5 file {path}")
+        return _network(keras_h5.read(path), None, f"Keras HDF5 file {path}", path)
     if path.suffix == ".keras":
         model = keras_file.load(path)
         return _network(model, _decoder(model, path), f"Keras file {path}", path)
     if path.suffix == ".safetensors" and packed.is_packed(safetensors.metadata(path)):
-        return _network(packed.network(path), None, f"packed weights {path}")
+        return _network(packed.network(path), None, f"packed weights {path}", path)
     if path.suffix in (".bin", ".safetensors") or path.name.endswith(safetensors.INDEX):
         return _of_checkpoint(path)
     raise ValueError(f"{path}: {keras_file.format_of(keras_file.first_bytes(path))}; {EXPECTED}")
@@ -175,7 +189,7 @@ def _from_folder(path: pathlib.Path) -> Network:
     from nas.files.readers import saved_model
 
     if (path / saved_model.GRAPH).is_file():
-        return _network(saved_model.read(path), None, f"SavedModel {path}")
+        return _network(saved_model.read(path), None, f"SavedModel {path}", path)
     if any((path / name).is_file() for name in _RUN):
         return _of_run(path)
     return _of_checkpoint(path)
@@ -183,7 +197,7 @@ def _from_folder(path: pathlib.Path) -> Network:
 
 def _of_checkpoint(path: pathlib.Path) -> Network:
     checkpoint = _checkpoint(path)
-    return _network(checkpoint.network(), checkpoint.config, f"checkpoint {path}")
+    return _network(checkpoint.network(), checkpoint.config, f"checkpoint {path}", path)
 
 
 def _of_run(path: pathlib.Path) -> Network:
@@ -196,8 +210,8 @@ def _of_run(path: pathlib.Path) -> Network:
         found = f"; the best so far is {so_far}" if so_far.is_file() else ""
         raise ValueError(f"{path}: a search that has no best.keras, so no network yet{found}")
     config = config_file.read(path) if (path / "config.py").is_file() else None
-    file = tflite if tflite.is_file() else best
-    return _network(keras_file.load(best), config, f"search {path}", file)
+    file = tflite if tflite.is_file() else None
+    return _network(keras_file.load(best), config, f"search {path}", best, file)
 
 
 def _decoder(model: Any, path: pathlib.Path) -> Any:

@@ -37,8 +37,9 @@ def three_deep():
     for name in ("first", "second", "third"):
         inputs = keras.Input((6,))
         x = layers.Dense(6, name="dense")(inputs if model is None else model(inputs))
-        model = keras.Model(inputs, keras.ops.add(x, 1.0), name=name)
-        model.layers[-1].name = "add"
+        x = keras.ops.add(x, 1.0)
+        x._keras_history.operation.name = "add"
+        model = keras.Model(inputs, x, name=name)
     return keras.Sequential([model, layers.Dense(2, name="dense")])
 
 
@@ -255,9 +256,18 @@ def test_a_search_s_folder_is_a_network(tmp_path):
     for found, weight in zip(network.model.weights, model.weights, strict=True):
         np.testing.assert_array_equal(found, weight)
     assert network.for_target(CPU(threads=1)) == tmp_path / "best.tflite"
+    assert network.read_from == tmp_path / "best.keras", "which nothing is to overwrite"
     (tmp_path / "best.keras").rename(tmp_path / "so_far.keras")
     with pytest.raises(ValueError, match=r"no best.keras.*so far is .*so_far.keras"):
         open_network(tmp_path)
+
+
+def test_what_is_flat_is_timed_as_its_file_and_other_files_as_models(tmp_path):
+    for build, flat in ((mobilenet, True), (three_deep, False)):
+        path = tmp_path / f"{build.__name__}.keras"
+        build().save(path)
+        network = open_network(path)
+        assert (network.for_target(CPU(threads=1)) == path) == flat and network.read_from == path
 
 
 def test_a_tflite_file_can_be_profiled_only(tmp_path):
