@@ -1,16 +1,32 @@
 """The door: functions that take objects and return results; `import nas` offers them lazily."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nas import backend, registry
+from nas.events import Listener, ignore
+
+if TYPE_CHECKING:  # heavy
+    import keras
+
+    from compress.method import Method
+    from latency.target import Target
+    from nas.compression.journey import Compressed
+    from nas.files.open_network import Network
+    from nas.profiling.results import Failure, Profile, Profiles
+    from nas.training.journey import Trained
+    from nas.training.recipe import Recipe
+
+Path = str | pathlib.Path
 
 
-def open(source: Any) -> Any:
+def open(source: keras.Model | Network | Path) -> Network:
     """The network that something is or holds, as every function here takes it.
 
     source: a `keras.Model` (Functional, Sequential, nested); the path of a .keras, .h5, .tflite,
@@ -26,15 +42,15 @@ def open(source: Any) -> Any:
     """
     from nas.files.open_network import from_config, open_network
 
-    if _is_name(source):
+    if isinstance(source, str) and _is_name(source):
         return from_config(*_config_and_weights(source))
     backend.load()
     return open_network(source)
 
 
-def _is_name(source: Any) -> bool:
-    """Whether this is a name of the catalog rather than a network or the path of one."""
-    return isinstance(source, str) and not pathlib.Path(source).expanduser().exists()
+def _is_name(source: str) -> bool:
+    """Whether this is a name of the catalog rather than the path of a network."""
+    return not pathlib.Path(source).expanduser().exists()
 
 
 def _config_and_weights(text: str) -> tuple[Any, Any]:
@@ -53,46 +69,111 @@ def _config_and_weights(text: str) -> tuple[Any, Any]:
     return registry.network(str(bare))[1], weights
 
 
-def train(network: Any, task: Any, **options: Any) -> Any:
+def train(
+    network: Any,
+    task: Any,
+    *,
+    valid: Any = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    start: Path | None = None,
+    mixed_precision: bool = False,
+    out: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_event: Listener = ignore,
+) -> Trained:
     """Train a network on a task: a `nas.Trained`.
 
     network: the Config of a family or its name, such as "mnasnet:tiny" (a new network, of the
         task's input shape and classes), a `keras.Model` (trained in place), the path of one, or an
-        opened `nas.Network`.
-    task: a `nas.Task`, or arrays (x, y) as `nas.compress` takes them.
-    options: epochs, minutes, recipe (a `nas.Recipe`), seed, start, mixed_precision, out,
-        on_event; see `nas.training.journey.train`.
+        opened `nas.Network`. A classification may end in logits or in softmax.
+    task: a `nas.Task`, or examples (x, y) as `nas.compress` takes them. valid: the same to judge
+        on; None: a fifth of `task`.
+    epochs: times through the data (the task's, or 10). minutes: train for this long at most.
+    recipe: how to train; the task's unless given. seed: of weights, order of examples, dropout.
+    start: a .keras file whose weights of equal path and shape are taken over.
+    mixed_precision: compute in bfloat16; for a Config only.
+    out: the .keras file to write. With it the same call goes on after Ctrl-C or a kill, from a
+        checkpoint every `checkpoint_seconds`; and a finished training is read, not repeated.
+    on_event: is called with each `nas.Message`, `nas.training.journey.TrainingBegins` and, after
+        each step, `nas.training.state.Now`.
+
+    Raises `ValueError` where network, data and options do not fit; KeyboardInterrupt on Ctrl-C.
 
     >>> from families import mnasnet
     >>> from nas.tasks import digits
-    >>> trained = train(mnasnet.VARIANTS["tiny"], digits.load(size=16), epochs=1)
-    >>> trained.record["metric"], len(trained.history)
-    ('accuracy', 1)
+    >>> losses = []
+    >>> def listen(event):
+    ...     if getattr(event, "judged", None):
+    ...         losses.append(event.judged.valid_loss)
+    >>> trained = train(mnasnet.VARIANTS["tiny"], digits.load(size=16), epochs=1, on_event=listen)
+    >>> trained.record["metric"], len(trained.history), len(losses)
+    ('accuracy', 1, 1)
     """
     backend.load()
     from nas.data import task_of
     from nas.training import journey
 
-    if _is_name(network):
+    if isinstance(network, str) and _is_name(network):
         config, weights = _config_and_weights(network)
         network = config if weights is None else open(network)
     elif isinstance(network, (str, pathlib.Path)):
         network = open(network)
-    return journey.train(network, task_of(task), **options)
+    return journey.train(
+        network,
+        task_of(task, valid),
+        epochs=epochs,
+        minutes=minutes,
+        recipe=recipe,
+        seed=seed,
+        start=start,
+        mixed_precision=mixed_precision,
+        out=out,
+        checkpoint_seconds=checkpoint_seconds,
+        on_event=on_event,
+    )
 
 
 def compress(
-    network: Any, methods: Any, data: Any = None, *, valid: Any = None, **options: Any
-) -> Any:
+    network: keras.Model | Network | Path,
+    methods: Method | Sequence[Method],
+    data: Any = None,
+    *,
+    valid: Any = None,
+    out: Path | Sequence[Path] = (),
+    targets: Iterable[Target] = (),
+    epochs: int | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    prefer: str = "size",
+    by_layer: bool = True,
+    examples_count: int | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_event: Listener = ignore,
+) -> Compressed:
     """Compress a network with one or several methods: a `nas.Compressed`.
 
-    network: a `keras.Model`, the path of one, or an opened `nas.Network`; it is not changed.
-    methods: objects such as `compress.qat.QAT(bits=4)`.
-    data: what to train, calibrate and judge on: a `nas.Task`, arrays x or (x, y), a
-        `tf.data.Dataset`, a `keras.utils.PyDataset` or batches; without labels it calibrates only.
-        valid: the same to judge on; None: a fifth of `data`.
-    options: out (files to write), targets (to time on), epochs, recipe, seed, prefer, by_layer,
-        examples_count, on_event; see `nas.compression.journey.compress`.
+    network: a `keras.Model`, the path of one, or an opened `nas.Network`; it is not changed. A
+        classification may end in logits or in softmax.
+    methods: objects such as `compress.qat.QAT(bits=4)`, in any order.
+    data: what to train, calibrate and judge on: a `nas.Task`; arrays x or (x, y), x a dict where
+        there are several inputs; a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of
+        batches. Without labels it serves to calibrate only.
+    valid: the same to judge on; None: a fifth of `data`.
+    out: files to write: .keras, .tflite, .mlpackage, .safetensors. With them the same call goes on
+        after Ctrl-C or a kill, from a checkpoint every `checkpoint_seconds`.
+    targets: objects such as `latency.cpu.CPU(threads=1)`, to time before and after.
+    epochs: times through the data (the task's, or 10, where a method trains; else 0).
+    recipe: how to train; the task's at a quarter of its learning rate unless given.
+    prefer: "size", or "speed" where LiteRT runs wider integers faster than narrow ones.
+    by_layer: whether to measure which layers bear the methods least.
+    examples_count: of the training part, that methods look at (512).
+    on_event: as of `train`.
+
+    Raises `ValueError` where network, data and options do not fit, and `nas.NotApplicable`, which
+    is one, where a method has nothing to act on.
 
     >>> import keras
     >>> from compress.ptq import PTQ
@@ -103,25 +184,51 @@ def compress(
     """
     backend.load()
     from nas.compression import journey
+    from nas.compression.examples import EXAMPLES
     from nas.data import task_of
 
     if isinstance(network, (str, pathlib.Path)):
         network = open(network)
-    methods = list(methods) if isinstance(methods, Sequence) else [methods]
-    out = options.pop("out", ())
-    out = [out] if isinstance(out, (str, pathlib.Path)) else out
-    targets = [(repr(target), target) for target in options.pop("targets", ())]
-    task = None if data is None else task_of(data, valid)
-    return journey.compress(network, methods, task, out=out, targets=targets, **options)
+    return journey.compress(
+        network,
+        list(methods) if isinstance(methods, Sequence) else [methods],
+        None if data is None else task_of(data, valid),
+        out=[out] if isinstance(out, (str, pathlib.Path)) else list(out),
+        targets=[(repr(target), target) for target in targets],
+        epochs=epochs,
+        recipe=recipe,
+        seed=seed,
+        prefer=prefer,
+        by_layer=by_layer,
+        examples_count=EXAMPLES if examples_count is None else examples_count,
+        checkpoint_seconds=checkpoint_seconds,
+        on_event=on_event,
+    )
 
 
-def profile(networks: Any, targets: Any, **options: Any) -> Any:
+def profile(
+    networks: Any,
+    targets: Target | Sequence[Target] | Mapping[str, Target],
+    *,
+    runs: int = 50,
+    warmup: int = 10,
+    batch_sizes: Sequence[int] = (1,),
+    operations: bool = False,
+    explain: bool = False,
+    skip_failures: bool = False,
+    on_event: Listener = ignore,
+) -> Profiles:
     """The latency of each network on each target: `nas.Profiles`, a list of `nas.Latency`.
 
     networks: one or several of what `nas.open` takes, or a dict of them by name.
     targets: one or several objects such as `latency.cpu.CPU(threads=1)`, or a dict by name.
-    options: runs, warmup, batch_sizes, operations, explain, skip_failures, on_event; see
-        `nas.profiling.journey.profile`.
+    runs: timed runs. warmup: runs before them that do not count.
+    batch_sizes: examples a run, one after the other.
+    operations: whether to measure memory and the time of each operation, too.
+    explain: whether to find what bounds each operation, too.
+    skip_failures: whether what cannot be timed is noted in the result's `failures`; otherwise the
+        first error is raised, a `ValueError` or `nas.TargetUnavailable`.
+    on_event: is called with a `nas.Message` before each measurement.
 
     >>> import keras
     >>> from latency.cpu import CPU
@@ -135,13 +242,23 @@ def profile(networks: Any, targets: Any, **options: Any) -> Any:
     from nas.profiling.results import Profiles
 
     opened = {name: open(network) for name, network in journey.named(networks).items()}
-    found, failures = [], []
+    profiles: list[Profile] = []
+    failures: list[Failure] = []
     for name, target in journey.named(targets).items():
-        models = {each: network.for_target(target) for each, network in opened.items()}
-        timed = journey.profile(models, {name: target}, **options)
-        found += timed.profiles
-        failures += timed.failures
-    return Profiles(found, failures)
+        found = journey.profile(
+            {each: network.for_target(target) for each, network in opened.items()},
+            {name: target},
+            runs=runs,
+            warmup=warmup,
+            batch_sizes=batch_sizes,
+            operations=operations,
+            explain=explain,
+            skip_failures=skip_failures,
+            on_event=on_event,
+        )
+        profiles += found.profiles
+        failures += found.failures
+    return Profiles(profiles, failures)
 
 
 def search(
@@ -200,7 +317,11 @@ def search(
     controller, controller_name = _controller(controller)
     if isinstance(space, Table):
         parts = Parts(table=space, controller=controller)
-        names = {"space": "table", "task": f"table {space.name}", "targets": space.cost_names}
+        names: dict[str, Any] = {
+            "space": "table",
+            "task": f"table {space.name}",
+            "targets": space.cost_names,
+        }
     else:
         task, targets = task_of(task), named(target)
         alternatives = tuple(
@@ -224,9 +345,8 @@ def search(
             "methods": tuple("|".join(choice) for choice in alternatives),
             "evaluator": "train" if evaluator is None else repr(evaluator),
         }
-    budgets = (
-        budget_ms if budget_ms is None or isinstance(budget_ms, (list, tuple)) else [budget_ms]
-    )
+    several = isinstance(budget_ms, (list, tuple))
+    budgets = None if budget_ms is None else tuple(budget_ms if several else [budget_ms])
     described = Settings(**names, budgets_ms=budgets, controller=controller_name, **settings)
     folder = (
         pathlib.Path("runs", re.sub(r"[^\w.-]+", "_", described.name())) if out is None else out

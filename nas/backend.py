@@ -14,6 +14,7 @@ from latency.networks import keras_file
 from latency.system.silent_stderr import silent_stderr
 from nas import registry
 
+BACKENDS = ("tensorflow", "jax")  # those that have a training step (nas/training/engines.py)
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0")  # below /dev: NVIDIA GPU, TPU v4, TPU v5 and later
 
 keras_file.register_layers("families.layers")  # latency may not know of families
@@ -38,9 +39,17 @@ def choose() -> str:
 def load() -> Any:
     """Choose the backend, import Keras without TensorFlow's greetings, and return the module.
 
-    From then on files may name the layers of installed packages (entry points `nas.layers`).
+    From then on files may name the layers of installed packages (entry points `nas.layers`). Raises
+    `ValueError` where Keras runs, or is to run, on a backend that has no training step.
     """
-    choose()
+    name = choose()
+    if name not in BACKENDS:
+        raise ValueError(
+            f"Keras is on the backend {name}; expected {' or '.join(BACKENDS)}: set"
+            f" KERAS_BACKEND={BACKENDS[0]} before Keras is imported, or leave it out"
+        )
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"KERAS_BACKEND={name} is not installed; pip install {name}")
     for module in registry.installed_layers():
         keras_file.register_layers(module)
     with silent_stderr():

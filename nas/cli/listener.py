@@ -1,4 +1,4 @@
-"""What the command line shows of events: messages, and the progress of a training, on stderr."""
+"""The listener of the command line: messages, and the progress of a training, on stderr."""
 
 import sys
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from nas.cli.training_line import Line
 from nas.events import Message
 from nas.training.journey import TrainingBegins
-from nas.training.loop import Now
+from nas.training.state import Now
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""What a training says while it runs, on stderr: a line that is rewritten, and one an epoch."""
+"""The progress of a training on stderr: a line that is rewritten, and one for each epoch."""
 
 import shutil
 import sys
@@ -8,9 +8,9 @@ import numpy as np
 
 from nas.training.batches import count
 from nas.training.journey import TrainingBegins
-from nas.training.loop import Epoch, Now
+from nas.training.state import Epoch, Now
 
-EACH_S = 0.1  # between two looks of the line on a terminal; showing the loss waits for the step
+EACH_S = 0.1  # between two states of the line on a terminal; showing the loss waits for the step
 PLAIN_S = 30.0  # where there is no terminal
 BAR = 20
 
@@ -27,14 +27,14 @@ class Line:
             self._unit, self._each = "tokens", self._each * task.fields["length"]
         self._terminal = sys.stderr.isatty()
         self._began = self._shown = time.monotonic()
-        self._first: int | None = None
+        self._before: int | None = None  # steps of an earlier run
         self._seconds = 0.0  # spent in steps, so that evaluation does not slow the rate shown
         self._last = self._began
         self._loss: float | None = None
 
     def __call__(self, now: Now) -> None:
-        if self._first is None:
-            self._first = now.step - 1
+        if self._before is None:
+            self._before = now.step - 1
         moment = time.monotonic()
         if now.judged is not None:
             self._epoch(now.judged, now)
@@ -44,13 +44,14 @@ class Line:
         self._last = moment
         if moment - self._shown >= (EACH_S if self._terminal else PLAIN_S):
             loss = float(np.asarray(now.loss))
-            old = 0.9 if self._terminal and self._loss is not None else 0.0
-            self._loss = loss if not old else old * self._loss + (1 - old) * loss
+            if self._terminal and self._loss is not None:
+                loss = 0.9 * self._loss + 0.1 * loss
+            self._loss = loss
             self._show(now)
             self._shown = time.monotonic()
 
     def end(self) -> None:
-        """Leave the line that is being rewritten."""
+        """Erase the line that is being rewritten."""
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -87,17 +88,25 @@ class Line:
         return "".join(f"{name} {value:.4g}  " for name, value in self._state().items())
 
     def _speed(self, now: Now) -> str:
-        per_second = self._each * (now.step - self._first) / max(self._seconds, 1e-9)
+        per_second = self._each * self._steps(now) / max(self._seconds, 1e-9)
         return f"{per_second:,.0f} {self._unit}/s"
 
     def _left(self, now: Now) -> str:
         elapsed = time.monotonic() - self._began
-        left = elapsed / max(now.step - self._first, 1) * max(now.steps - now.step, 0)
+        left = elapsed / max(self._steps(now), 1) * max(now.steps - now.step, 0)
         return clock(left)
+
+    def _steps(self, now: Now) -> int:
+        """How many there were in this run."""
+        return now.step - (self._before or 0)
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    """Hours, minutes and seconds.
+
+    >>> clock(3723), clock(123.4)
+    ('1:02:03', '2:03')
+    """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

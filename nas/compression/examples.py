@@ -10,7 +10,10 @@ EXAMPLES = 512  # that methods look at
 
 
 def examples(task: Task | None, model: Any, count: int, seed: int) -> Data | None:
-    """`count` examples of the training part as `model` takes them; None without a task."""
+    """`count` examples of the training part as `model` takes them; None without a task.
+
+    `compress.examples.choose.choose` says which.
+    """
     if task is None:
         return None
     from nas.training.batches import labels, prepared

@@ -23,8 +23,9 @@ from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
 from nas.tasks.task import Task
 from nas.training import loop
+from nas.training.batches import named_inputs
 from nas.training.checkpoint import Checkpoint
-from nas.training.journey import TrainingBegins, fit
+from nas.training.journey import PROBABILITIES, TrainingBegins, fit
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
@@ -35,8 +36,9 @@ FINE_TUNING = 0.25  # of the task's learning rate, for networks that are trained
 class Compressed:
     """A compressed network beside the one that it was made of.
 
-    network: the original, opened. done: the `keras.Model` and what the methods did to it. record:
-    all that is known, as JSON: before, after, files, what was left alone and why.
+    network: the original, opened. done: the `keras.Model` and what the methods did to it. data:
+    the examples that methods looked at. task: what it was trained and judged on. record: all that
+    is known, as JSON: before, after, files, what was left alone and why. prefer: "size" or "speed".
     """
 
     network: Network
@@ -64,8 +66,8 @@ class Compressed:
     def write(self, path: str | pathlib.Path) -> dict[str, Any]:
         """Write a .keras, .tflite, .mlpackage or .safetensors file, read back and compared.
 
-        Returns what is known of the file and of the original's in the same format. Raises
-        `ValueError` where the file cannot hold the network.
+        Returns what is known of the file and of the original in the same format: bytes, bits a
+        weight. Raises `ValueError`, or `nas.CannotWrite`, where the file cannot hold the network.
         """
         found = before_and_after.write(
             _out(path, self.network), self.network, self.done, self.data, self.task, self.prefer
@@ -75,7 +77,7 @@ class Compressed:
         return found
 
     def time(self, targets: Iterable[Target]) -> dict[str, Any]:
-        """Latencies of the .tflite files on targets, before and after, by the target's repr."""
+        """Latencies of the .tflite files on targets: {"before": {repr of a target: ...}, ...}."""
         named = [(repr(target), target) for target in targets]
         return _timed(self, named)
 
@@ -100,8 +102,20 @@ class Compressed:
         """All that is known, as plain data."""
         return self.record
 
-    def save(self, stem: str | pathlib.Path) -> None:
-        """Write `stem`.json, and `stem`.png where it is known which layers bear it least."""
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the network, its record, and a plot where it was measured layer by layer.
+
+        path: a name that ends in .keras, beside which the others are put, or a folder, which
+            `nas.open` then takes (`nas.files.result_files.keras_file`).
+        """
+        from nas.files.result_files import keras_file
+
+        out = keras_file(path)
+        self.write(out)
+        self.save_record(out)
+
+    def save_record(self, stem: str | pathlib.Path) -> None:
+        """Write `stem`.json, and `stem`.png where it was measured layer by layer."""
         stem = pathlib.Path(stem)
         if self.record.get("sensitivity"):
             from nas.report.plots import figure, sensitivity
@@ -148,22 +162,24 @@ def compress(
     """
     keras = backend.load()
     network = open_network(network)
+    if task is not None and isinstance(task.train[0], dict):
+        network = dataclasses.replace(network, keras_model=named_inputs(network.model))
     model = network.model
     outs = [_out(path, network) for path in out]
-    methods = [teachers.opened(method) for method in methods]
-    labelled = task is not None and task.labelled
+    methods = [teachers.with_teacher(method) for method in methods]
+    labelled = task if task is not None and task.labelled else None
     trains = any(method.trains for method in methods)
     if epochs is None:
-        epochs = (
-            task.training.get("epochs", EPOCHS) if task is not None and labelled and trains else 0
-        )
-    if epochs and not labelled:
+        epochs = labelled.training.get("epochs", EPOCHS) if labelled and trains else 0
+    if epochs and labelled is None:
         raise ValueError(
             f"epochs={epochs} without labelled examples; name a --task, or --data with labels (y)"
         )
     if recipe is None:
         recipe = fine_tuning(task)
-    name, task_name = name or model.name, task_name or (task and task.name)
+    name = name or model.name
+    if task_name is None and task is not None:
+        task_name = task.name
     identity = {
         "model": digest_of(model),
         "methods": [identity_of(method) for method in methods],
@@ -180,14 +196,15 @@ def compress(
             f"{', '.join(map(repr, methods))}"
         )
     )
-    if epochs:
-        loop.check(model, task, epochs)
+    if labelled is not None:
+        loop.check(model, labelled)
+        if network.config is None and loop.gives_probabilities(model, labelled):
+            on_event(Message(f"{name} {PROBABILITIES}"))
     data = examples(task, model, examples_count, seed)
     before = _judged(model, task)
-    if labelled:
-        on_event(
-            Message(f"before: {task.metric} {before['quality']:.4f}, loss {before['loss']:.4f}")
-        )
+    if labelled is not None:
+        quality, loss = before["quality"], before["loss"]
+        on_event(Message(f"before: {labelled.metric} {quality:.4f}, loss {loss:.4f}"))
     checkpoint = None
     if outs:
         file = outs[0].with_name(f"{outs[0].stem}.checkpoint.npz")
@@ -195,14 +212,16 @@ def compress(
     trainings: list[loop.Training] = []
 
     def train(prepared: Any, update: Any) -> None:
+        assert labelled is not None  # there are epochs
+
         def state() -> dict[str, float]:
             states = [method.state(prepared) for method in methods]
             return {name: value for one in states for name, value in one.items()}
 
-        on_event(TrainingBegins(task, recipe.batch_size, epochs, None, state))
+        on_event(TrainingBegins(labelled, recipe.batch_size, epochs, None, state))
         trainings.append(
             fit(
-                prepared, task, checkpoint, on_event,
+                prepared, labelled, checkpoint, on_event,
                 epochs=epochs, seed=seed, recipe=recipe, update=update,
             )
         )  # fmt: skip
@@ -216,12 +235,12 @@ def compress(
         "source": network.source,
         "methods": [repr(method) for method in methods],
         "task": task_name,
-        "metric": task.metric if labelled else None,
+        "metric": labelled.metric if labelled else None,
         "epochs": epochs,
         "before": before,
         "after": _judged(done.model, task),
         "untouched": done.record.untouched,
-        "told": done.record.details,
+        "details": done.record.details,
         "history": [dataclasses.asdict(epoch) for one in trainings for epoch in one.history],
         "identity": identity,
         "files": [],
@@ -237,7 +256,7 @@ def compress(
         _timed(result, targets)
     record |= {"date": utc_now(), "machine": platform.processor() or platform.machine()}
     if outs:
-        result.save(outs[0])
+        result.save_record(outs[0])
     if checkpoint is not None:
         checkpoint.delete()
     return result
@@ -258,7 +277,7 @@ def _out(path: str | pathlib.Path, network: Network) -> pathlib.Path:
     out = pathlib.Path(path)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"out {path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if network.file is not None and out.exists() and out.resolve() == network.file.resolve():
+    if network.read_from is not None and out.resolve() == network.read_from.resolve():
         raise ValueError(f"out {path}: this is the file to compress, which is never changed")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out

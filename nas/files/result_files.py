@@ -1,4 +1,4 @@
-"""Where a result is saved: a .keras file with others beside it, or a folder that `nas.open` reads."""
+"""Where a result is saved: a .keras file and others beside it, or a folder for `nas.open`."""
 
 import pathlib
 

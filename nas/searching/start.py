@@ -80,7 +80,7 @@ def _with_teachers(alternatives: Alternatives) -> Alternatives:
     from nas.compression import teachers
 
     return [
-        {name: None if one is None else teachers.opened(one) for name, one in methods.items()}
+        {name: None if one is None else teachers.with_teacher(one) for name, one in methods.items()}
         for methods in alternatives
     ]
 

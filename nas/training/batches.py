@@ -22,6 +22,23 @@ def valid_batch(model: Any, task: Task, recipe: Recipe) -> int:
     return min(size, count(task.valid))
 
 
+def named_inputs(model: Any) -> Any:
+    """A model that takes its inputs by name, over the same layers; itself where it has one input.
+
+    >>> import keras
+    >>> a, b = keras.Input((2,), name="a"), keras.Input((3,), name="b")
+    >>> model = keras.Model([a, b], keras.layers.Concatenate()([a, b]))
+    >>> sorted(named_inputs(model).input)
+    ['a', 'b']
+    """
+    import keras
+
+    if isinstance(model.input, dict) or len(model.inputs) == 1:
+        return model
+    inputs = {tensor.name: tensor for tensor in model.inputs}
+    return keras.Model(inputs, model.output, name=model.name)
+
+
 def count(part: tuple[Tree, Any]) -> int:
     """How many examples a part of a task has.
 
@@ -104,20 +121,20 @@ def check_shapes(shapes: Sequence[tuple[int, ...]], arrays: Sequence[np.ndarray]
 
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """A dict with the function's value of each entry, or the function of what is no dict.
+    """The function's value of each entry of a dict or list, or of what is neither.
 
     >>> mapped({"a": 1, "b": 2}, str)
     {'a': '1', 'b': '2'}
     """
     if isinstance(tree, dict):
         return {name: function(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [function(value) for value in tree]
     return function(tree)
 
 
 def arrays_of(outputs: Any) -> Any:
     """Outputs of a network as NumPy arrays."""
-    if isinstance(outputs, list | tuple):
-        return [np.asarray(value) for value in outputs]
     return mapped(outputs, np.asarray)
 
 

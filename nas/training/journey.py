@@ -24,17 +24,18 @@ from nas.files.open_network import Network
 from nas.networks.build import build, digest_of, for_task, identity_of, name_of
 from nas.tasks.task import Task
 from nas.training import loop
-from nas.training.batches import count
+from nas.training.batches import count, named_inputs
 from nas.training.checkpoint import Checkpoint, difference
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where neither the caller nor the task says
-CHECKED_S = 30.0  # between two looks whether the loss is a number still
+CHECKED_S = 30.0  # between two checks that the loss is finite
+PROBABILITIES = "ends in softmax: the loss is that of the logarithm of its probabilities"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingBegins:
-    """Said once, before the first step; `state()` gives what methods of compression tell."""
+    """The event before the first step; `state()` gives figures of compression, for progress."""
 
     task: Task
     batch_size: int
@@ -47,14 +48,15 @@ class TrainingBegins:
 class Trained:
     """A trained network and how it came about.
 
-    config: its family's Config, or None. record: all that is known, as JSON: quality, curves,
-    recipe, versions.
+    network: the `keras.Model`, or the .keras file that holds it. config: its family's Config, or
+    None. record: all that is known, as JSON: quality, curves, recipe, versions. task_files: what
+    the task adds to the files, such as a tokenizer: suffix -> content.
     """
 
-    network: Any  # the keras.Model, or the .keras file that holds it
+    network: Any
     config: Any
     record: dict[str, Any]
-    task_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # suffix -> content
+    task_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def model(self) -> Any:
@@ -65,7 +67,7 @@ class Trained:
 
     @property
     def quality(self) -> float:
-        """Of the validation part, in the task's metric."""
+        """Quality 0..1 of the validation part, in the task's metric."""
         return self.record["quality"]
 
     @property
@@ -75,7 +77,7 @@ class Trained:
 
     @property
     def files(self) -> list[str]:
-        """What was written."""
+        """The files that were written."""
         return self.record.get("files", [])
 
     def __repr__(self) -> str:
@@ -97,18 +99,26 @@ class Trained:
         return self.record
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write the network to a .keras file, and its record, curves and Config beside it."""
+        """Write the network, its record, its curves and its Config, where it has one.
+
+        path: a name that ends in .keras, beside which the others are put, or a folder, which
+            `nas.open` then takes (`nas.files.result_files.keras_file`).
+        """
         from nas.files.network_files import save
+        from nas.files.result_files import keras_file as file_of
         from nas.files.writers.config_file import as_python
         from nas.report.plots import figure, training
 
-        out = pathlib.Path(path)
-        suffixes = [".keras", ".json", ".png", *([".py"] if self.config else []), *self.task_files]
-        self.record["files"] = [str(out.with_suffix(suffix)) for suffix in suffixes]
+        out = file_of(path)
+        files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
         if self.config is not None:
-            out.with_suffix(".py").write_text(as_python(self.config))
+            in_folder = out != pathlib.Path(path).expanduser()
+            files.append(out.with_name("config.py") if in_folder else out.with_suffix(".py"))
+            files[-1].write_text(as_python(self.config))
         for suffix, content in self.task_files.items():
-            out.with_suffix(suffix).write_bytes(content)
+            files.append(out.with_suffix(suffix))
+            files[-1].write_bytes(content)
+        self.record["files"] = [str(file) for file in files]
         write_json(out.with_suffix(".json"), self.record)
         figure.save(out.with_suffix(".png"), training.draw(self.record))
         save(self.model, out)  # last: where it is, everything is
@@ -142,6 +152,7 @@ def train(
     out: the .keras file to write. With it there are checkpoints: killed or interrupted, the same
         call goes on and ends with the same weights; finished, it is read and returned.
     name, task_name: what network and task are called in the record.
+    on_event: is called with `nas.Message`, `TrainingBegins` and `nas.training.state.Now`.
 
     Raises `ValueError` where network and task do not fit, or `out` holds another training;
     `nas.training.loop.Interrupted` after Ctrl-C, with the state kept where there is an `out`.
@@ -185,7 +196,11 @@ def train(
     if start is not None:
         on_event(Message(_start_from(model, pathlib.Path(start))))
     trained = _functional(keras, model)
+    if isinstance(task.train[0], dict):
+        trained = named_inputs(trained)
     loop.check(trained, task, epochs, minutes)
+    if config is None and loop.gives_probabilities(trained, task):
+        on_event(Message(f"{name} {PROBABILITIES}"))
     examples = count(task.train)
     on_event(
         Message(
@@ -225,10 +240,10 @@ def train(
 def fit(
     model: Any, task: Task, checkpoint: Checkpoint | None, on_event: Listener, **options: Any
 ) -> loop.Training:
-    """`nas.training.loop.fit` with progress as events, a checkpoint, and a loss that is a number.
+    """`nas.training.loop.fit` with progress as events, a checkpoint, and a check of the loss.
 
-    Raises `ValueError` where the loss stops being one; the checkpoint, which may be spoiled as
-    well, is deleted then.
+    Raises `ValueError` where the loss is no longer finite; the checkpoint, whose weights may not be
+    either, is deleted then.
     """
     began = checkpoint.read() if checkpoint is not None else None
     if began is not None:
@@ -266,7 +281,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _finished(out: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an earlier, finished run of the same call; ValueError of another one."""
+    """The record of an earlier, finished run of the same call; `ValueError` if of another one."""
     if not out.exists():
         return None
     try:

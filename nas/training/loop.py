@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
-from nas.tasks.task import Task, Tree, classification
+from nas.tasks.task import Task, Tree, are_probabilities, classification
 from nas.training.batches import (
     arrays_of,
     count,
@@ -371,6 +371,14 @@ def check(model: Any, task: Task, epochs: int | None = 1, minutes: float | None 
             f"the model maps {found} to {made}, the task {task.name} needs {needed}{wanted}: "
             f"set {' and '.join(task.fields)} of its Config{remedy}"
         )
+
+
+def gives_probabilities(model: Any, task: Task) -> bool:
+    """Whether a classification's network ends in softmax, judged by its outputs of 8 examples."""
+    if task.loss is not classification:
+        return False
+    inputs = prepared(model)(taken(task.valid[0], slice(0, 8)))
+    return bool(are_probabilities(model(inputs, training=False)))
 
 
 def _classes(task: Task) -> int:

@@ -109,7 +109,7 @@ def test_a_teacher_is_known_by_its_weights(folder, monkeypatch):
     from nas.compression import teachers
 
     def opened(text):
-        return teachers.opened(registry.method(text))
+        return teachers.with_teacher(registry.method(text))
 
     monkeypatch.chdir(folder)
     model = opened("distill:teacher=a.keras").teacher
