@@ -15,6 +15,7 @@ from latency.system.atomic_write import atomic_write
 from latency.system.json_records import write_json
 from latency.target import Target, TargetUnavailable
 from nas.compression import before_and_after
+from nas.compression.cell import Cell
 from nas.compression.examples import examples
 from nas.events import Listener, Message, ignore
 from nas.files.writers.written_file import CannotWrite, sizes
@@ -28,41 +29,6 @@ LEARNING_RATE = 1e-3  # of a compression, and of the same network trained as lon
 EXAMPLES = 128  # that methods look at
 SAVES = 0.95  # of the original's bytes: a file that is not below it saves nothing
 FILE = "matrix.json"  # in the folder: all that is known, after each cell
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """What one method made of one network, or why nothing.
-
-    Qualities are of the task's metric: `quality_before` of the network as it was, `quality_longer`
-    of the network trained as long as the method trains, without any. Ratios are to the network as
-    it was; `container` is the file whose bytes they count. `reason`: why the method does not apply;
-    `failed`: the error, where it should have; `note`: what else is to say.
-    """
-
-    network: str
-    method: str
-    task: str | None = None
-    quality_before: float | None = None
-    quality_longer: float | None = None
-    quality: float | None = None
-    container: str = ".tflite"
-    size_ratio: float | None = None
-    params_ratio: float | None = None
-    bits_per_weight: float | None = None
-    latency_ratio: float | None = None
-    latency_kind: str | None = None
-    reason: str | None = None
-    failed: str | None = None
-    note: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields that are known."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def __str__(self) -> str:
-        found = self.reason or self.failed or f"x{self.size_ratio:.2f} of the {self.container}"
-        return f"{self.network} {self.method}: {found}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

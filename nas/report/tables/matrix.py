@@ -1,15 +1,12 @@
 """Compression methods on networks, in a terminal: a row for each network, a column a method."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from nas.compression.cell import Cell
 from nas.report.tables.columns import columns, paragraph
 
-if TYPE_CHECKING:
-    from nas.compression.matrix import Cell
 
-
-def table(cells: Sequence["Cell"]) -> str:
+def table(cells: Sequence[Cell]) -> str:
     """Size, quality and latency of each cell against the network as it was; reasons below."""
     networks = list(dict.fromkeys(cell.network for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
@@ -29,7 +26,7 @@ def table(cells: Sequence["Cell"]) -> str:
     return "\n".join(lines)
 
 
-def _text(cell: "Cell", notes: dict[str, int]) -> str:
+def _text(cell: Cell, notes: dict[str, int]) -> str:
     if cell.size_ratio is None:
         return _mark(cell.reason or f"FAILED {cell.failed}", notes)
     parts = [f"{cell.size_ratio:.2f}"]
