@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import tomllib
 
 import pytest
 
@@ -56,7 +57,8 @@ def test_only_targets_say_what_a_figure_is():
                 continue
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
             assert called != "Latency" or path.name == "target.py", f"{path} makes a Latency"
-            assert called != "Timing" or path.parent.name == "latency", f"{path} makes a Timing"
+            in_latency = path.relative_to(ROOT).parts[0] == "latency"
+            assert called != "Timing" or in_latency, f"{path} makes a Timing"
             keywords = {keyword.arg for keyword in node.keywords}
             assert called != "replace" or not keywords & {"kind", "samples_ms"}, path
 
@@ -102,3 +104,46 @@ def test_no_module_imports_itself_in_a_circle(package):
     """Two modules that need each other are one, or a third is missing."""
     found = [one for one in import_circles() if one[0].split(".")[0] == package]
     assert not found, "\n".join(" <-> ".join(one) for one in found)
+
+
+# Runs on boards with Python 3.6, which reads no annotation as `int | None`.
+WITHOUT_TYPES = {ROOT / "latency" / "boards" / "python_script.py"}
+
+
+def without_types(body: list[ast.stmt], in_class: bool = False) -> list[str]:
+    """Public functions and methods with an argument or a result of no type, as "name, line"."""
+    found = []
+    for node in body:
+        if isinstance(node, ast.If):
+            found += without_types([*node.body, *node.orelse], in_class)
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)) or node.name.startswith("_"):
+            continue
+        if isinstance(node, ast.ClassDef):
+            found += without_types(node.body, in_class=True)
+            continue
+        static = "staticmethod" in {getattr(each, "id", "") for each in node.decorator_list}
+        ours = [*node.args.posonlyargs, *node.args.args][1 if in_class and not static else 0 :]
+        ours += [*node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+        if node.returns is None or any(each and each.annotation is None for each in ours):
+            found.append(f"{node.name}, line {node.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_everything_public_has_types(path):
+    if path not in WITHOUT_TYPES:
+        assert not without_types(ast.parse(path.read_text()).body)
+
+
+def test_functions_without_types_are_found():
+    source = "def f(a, *, b: int) -> int: ...\nclass A:\n    def g(self, x: int): ...\n"
+    source += "    def h(self, *names: str) -> None: ...\n    def _i(self, y): ...\n"
+    assert without_types(ast.parse(source).body) == ["f, line 1", "g, line 3"]
+
+
+def test_the_type_checker_sees_every_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert set(settings["packages"]) == set(OURS) and "exclude" not in settings
+    assert settings["check_untyped_defs"] and settings["disallow_incomplete_defs"]
+    (line,) = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if "mypy" in line]
+    assert line.split() == ["mypy"]
