@@ -88,7 +88,11 @@ class Distill(Method):
         # What earlier methods put there, such as adapters, is not a layer whose features count.
         added = {one.name for one in copy.layers} - {one.name for one in record.original.layers}
         features = functools.partial(self._features, added=added)
-        make = {"logits": self._logits, "features": features, "lattice": self._lattice}
+        make: dict[str, Any] = {
+            "logits": self._logits,
+            "features": features,
+            "lattice": self._lattice,
+        }
         compared, measure, teach = make[self.kind](copy, teacher)
         place, logits = _logits_of(copy)
         layer = Teach(measure, teach, self.weight, repr(self), name=_free_name(copy, "distill"))
