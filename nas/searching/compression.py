@@ -14,6 +14,7 @@ from typing import Any
 
 from compress.examples.data import Data
 from compress.method import Compressed, Method, NotApplicable, compress
+from latency.system.atomic_write import atomic_write
 from nas.compression import examples
 from nas.files.writers import config_file
 from nas.networks import build
@@ -84,6 +85,7 @@ def product(
     import keras
 
     data = examples.examples(task, model, examples.EXAMPLES, seed)
+    assert data is not None  # there is a task
     keras.utils.set_random_seed(seed)
     fit = fit or functools.partial(_glance, data)
     found = compress(model, methods, fit, data)
@@ -112,12 +114,11 @@ def write_tflite(path: pathlib.Path, product: Product) -> Any:
         raise NotApplicable(f"{methods}: the deployed form cannot follow: {error}") from error
     # The examples are inputs of the trained form.
     data = product.data if form is model else None
-    partial = path.with_name(f".partial.{path.name}")
     try:
-        litert.write(partial, form, product.compressed.record, data)
+        with atomic_write(path) as partial:
+            litert.write(partial, form, product.compressed.record, data)
     except ValueError as error:  # what such a file cannot hold
         raise NotApplicable(f"{methods}: {error}") from error
-    partial.replace(path)
     return form
 
 
