@@ -40,10 +40,10 @@ class BytePairs(Tokenizer):
         )
         self.stops = frozenset([count])
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self._encoding.encode_ordinary(text)
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         lines = [
             f"{base64.b64encode(piece).decode()} {rank}\n"
             for rank, piece in enumerate(self.pieces[:-1])

@@ -6,7 +6,7 @@ Kudo and Richardson, arXiv 1808.06226; BPE: Sennrich et al., arXiv 1508.07909.
 import functools
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -57,16 +57,16 @@ class SentencePiece(Tokenizer):
         first = self._processor.encode("x", out_type=str)[:1]
         return bool(first) and first[0].startswith(SPACE)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
 
-    def _bytes(self, ids):
+    def _bytes(self, ids: Iterable[int]) -> Iterator[bytes]:
         first = self._adds_space
         for piece in super()._bytes(ids):
             yield piece.removeprefix(b" ") if first else piece
             first = first and not piece
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         return self._model
 
     def without_start(self) -> "SentencePiece":

@@ -60,7 +60,7 @@ class Characters(Tokenizer):
             raise ValueError("an alphabet of no characters")
         self.pieces = [chr(point).encode() for point in self._points]
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         points = _code_points(text)
         ids = np.minimum(np.searchsorted(self._points, points), len(self._points) - 1)
         unknown = np.flatnonzero(self._points[ids] != points)
@@ -71,7 +71,7 @@ class Characters(Tokenizer):
             )
         return ids.tolist()
 
-    def to_bytes(self):
+    def to_bytes(self) -> bytes:
         return b"".join(self.pieces)
 
 
