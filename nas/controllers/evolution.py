@@ -18,7 +18,9 @@ class Evolution(FromHistory, BaseSampler):
     The first `population` proposals are random. Pruned trials have no value and never enter.
     """
 
-    def __init__(self, *, seed: int | None = None, population: int = 20, tournament: int = 5):
+    def __init__(
+        self, *, seed: int | None = None, population: int = 20, tournament: int = 5
+    ) -> None:
         if not 1 <= tournament <= population:
             raise ValueError(
                 f"tournament must be between 1 and population={population}, got {tournament}"

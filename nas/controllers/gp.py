@@ -16,7 +16,7 @@ from nas.proposals.history import Reseeded
 class GP(Reseeded, GPSampler):
     """Matern 5/2 process over the choices; `startup` random trials first."""
 
-    def __init__(self, *, seed: int | None = None, startup: int = 10):
+    def __init__(self, *, seed: int | None = None, startup: int = 10) -> None:
         if importlib.util.find_spec("torch") is None:
             raise ValueError(
                 "controller gp needs PyTorch, which is not installed. Install the CPU build: "

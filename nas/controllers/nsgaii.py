@@ -24,10 +24,10 @@ class SameParents(Reseeded):
         population: int = 50,
         crossover_prob: float = 0.9,
         mutation_prob: float | None = None,
-    ):
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # NSGA-III's
-            super().__init__(
+            super().__init__(  # type: ignore[call-arg]
                 seed=seed,
                 population_size=population,
                 crossover_prob=crossover_prob,
@@ -40,7 +40,7 @@ class SameParents(Reseeded):
         before = self._rng.rng.get_state()
         self._rng.rng.seed([self._seed, generation])
         try:
-            parents = super().get_parent_population(study, generation)
+            parents = super().get_parent_population(study, generation)  # type: ignore[misc]
         finally:
             self._rng.rng.set_state(before)
         return sorted(parents, key=lambda trial: trial.number)

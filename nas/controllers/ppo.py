@@ -43,7 +43,7 @@ class PPO(PolicyGradient, BaseSampler):
         clip: float = 0.2,
         entropy: float = 3e-2,
         baseline: float = 0.8,
-    ):
+    ) -> None:
         super().__init__(seed, batch)
         self._lr = lr
         self._epochs = epochs
@@ -175,11 +175,11 @@ def surrogate(
         back = pre[t].reshape(n, 4 * width) @ weights["recurrent"].T
         back_cell *= forget[t]
     # Batches of small products: too small for BLAS to split, so equal bits for any thread count.
-    pre = pre.reshape(d, n, 4 * width)
-    gradient["recurrent"] = (states[:-1].transpose(0, 2, 1) @ pre).sum(axis=0)
-    by_choice = chosen[:-1].transpose(0, 2, 1).astype(float) @ pre[1:]
+    flat = pre.reshape(d, n, 4 * width)
+    gradient["recurrent"] = (states[:-1].transpose(0, 2, 1) @ flat).sum(axis=0)
+    by_choice = chosen[:-1].transpose(0, 2, 1).astype(float) @ flat[1:]
     to_inputs = np.zeros_like(inputs)
-    to_inputs[0] = pre[0].sum(axis=0)
+    to_inputs[0] = flat[0].sum(axis=0)
     to_inputs[1 : 1 + sizes[:-1].sum()] = by_choice[exists[:-1, 0]]
     gradient["embed"] = to_inputs @ weights["input"].T
     gradient["input"] = weights["embed"].T @ to_inputs

@@ -8,6 +8,6 @@ from nas.proposals.history import Reseeded
 class Random(Reseeded, RandomSampler):
     """Every parameter uniform and independent; the baseline that a search must beat."""
 
-    def __init__(self, *, seed: int | None = None):
+    def __init__(self, *, seed: int | None = None) -> None:
         super().__init__(seed=seed)
         self.start(seed)

@@ -37,7 +37,7 @@ class Reinforce(PolicyGradient, BaseSampler):
         baseline: float = 0.95,
         entropy: float = 0.0,
         warmup: int = 0,
-    ):
+    ) -> None:
         super().__init__(seed, batch)
         self._lr = lr
         self._baseline = baseline

@@ -66,7 +66,7 @@ class Surrogate(FromHistory, BaseSampler):
         reward: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         startup: int = 10,
         candidates: Sequence[Mapping[str, Any]] | None = None,
-    ):
+    ) -> None:
         if startup < 2:
             raise ValueError(f"startup={startup}: a model needs at least 2 evaluated networks")
         super().__init__(seed)
@@ -76,7 +76,7 @@ class Surrogate(FromHistory, BaseSampler):
 
     def _forget(self) -> None:
         self._records = Records()
-        self._space: Space | None = None
+        self._space: Any = None  # a `Space` from the first read on
         self._models: _Models | None = None
         self._fitted: tuple[int, list[np.ndarray]] | None = None
         self._regarding: tuple[Any, Pool] | None = None
@@ -90,7 +90,8 @@ class Surrogate(FromHistory, BaseSampler):
         models = self._current(study, history, space)
         if models is not None:
             pending = {codes.tobytes() for codes in history.pending_codes}
-            for codes in self._proposals(models, history.pending_codes):
+            pool = self._proposals(models, history.pending_codes)
+            for codes in () if pool is None else iter(pool):
                 key = codes.tobytes()
                 if self._records.total[key] < SPENT and key not in pending:
                     return codes
@@ -99,10 +100,10 @@ class Surrogate(FromHistory, BaseSampler):
             return unseen[rng.integers(len(unseen))] if unseen else rng.choice(self._allowed)
         return history.unseen(lambda: space.random(rng), rng)
 
-    def _proposals(self, models: _Models, pending: np.ndarray) -> Sequence[np.ndarray]:
+    def _proposals(self, models: _Models, pending: np.ndarray) -> Pool | None:
         """The pool; where older proposals are pending (other workers), with regard to them."""
         if models.pool is None:
-            return ()
+            return None
         older = [codes for codes in pending if codes.tobytes() not in models.pool.members]
         if not older:
             return models.pool
@@ -144,7 +145,9 @@ class Surrogate(FromHistory, BaseSampler):
             self._space, self._choices = space, choices_of(space)
             self._allowed = None
             if self._candidates is not None:
-                self._allowed = np.array([space.encode(params) for params in self._candidates])
+                self._allowed = np.array(
+                    [space.encode(dict(params)) for params in self._candidates]
+                )
         same = min(history.unchanged, len(self._records.codes))
         if same < len(self._records.codes):
             self._records.cut(same)
@@ -177,7 +180,7 @@ class Surrogate(FromHistory, BaseSampler):
     def _encode(self, space: Space, trial: FrozenTrial) -> np.ndarray:
         """Codes of what was evaluated, which may be another point than was proposed."""
         params = trial.user_attrs.get("profile", {}).get("canonical") or trial.params
-        return space.encode(params)
+        return space.encode(dict(params))
 
     # --- From records to models -----------------------------------------------------------------
 
@@ -207,23 +210,24 @@ class Surrogate(FromHistory, BaseSampler):
         kept = thinned(len(values), MOST_KNOWN)
         quality = Quality(self._choices, codes[kept], values[kept])
         quality.process.condition(fitted[0])
-        models = None
+        models: Costs | None = None
+        gain: Any = None
         if costs is not None:
             known, measured = self._profiled(length)
             sample = thinned(len(known), MOST_KNOWN)
             models = Costs(self._choices, known[sample], measured[sample])
             for process, hyperparameters in zip(models.processes, fitted[1:], strict=True):
                 process.condition(hyperparameters)
-        if models is None:
+        if models is None or costs is None:
             best = np.argsort(-values, kind="stable")[:ELITES]
             gain = ValueGain(quality, codes[kept])
-        elif len(study.directions) == 1:
+        elif len(study.directions) == 1 and self._reward is not None:
             best = np.argsort(-self._reward(values, costs), kind="stable")[:ELITES]
             gain = RewardGain(quality, self._reward, codes[kept], costs[kept])
         else:
             best = pareto.front(np.column_stack([-values, costs]))
         start = self._start(codes[best], rng)
-        if models is not None and len(study.directions) > 1:
+        if models is not None and costs is not None and gain is None:
             # The front may reach beyond what was measured, as far as the model can be believed.
             guess = models.predict(start)
             guess = np.clip(guess.values(guess.mean), *_margin(measured))
@@ -256,7 +260,7 @@ class Surrogate(FromHistory, BaseSampler):
             return self._allowed[rng.integers(len(self._allowed), size=count)]
         return rng.integers(self._space.sizes, size=(count, len(self._space)))
 
-    def _mutated(self, parents: np.ndarray, count: int, most: int, rng) -> np.ndarray:
+    def _mutated(self, parents: np.ndarray, count: int, most: int, rng: Any) -> np.ndarray:
         """Children that differ from a parent in 1..`most` decisions."""
         children = parents[rng.integers(len(parents), size=count)]
         decisions = children.shape[1]
@@ -275,13 +279,15 @@ class Surrogate(FromHistory, BaseSampler):
         mutated = self._mutated(elites, MUTATED, 3, rng)
         return np.concatenate([self._random(RANDOM, rng), mutated, mixed])
 
-    def _pool(self, quality, models, gain, start, length, rng) -> Pool | None:
+    def _pool(
+        self, quality: Any, models: Any, gain: Any, start: Any, length: Any, rng: Any
+    ) -> Pool | None:
         """Networks that were not trained, the best first; of those profiled the cost is known."""
         seen: Counter[bytes] = Counter()
         for spent in self._records.spent[:length]:
             seen.update(spent)
 
-        def score(codes: np.ndarray):
+        def score(codes: np.ndarray) -> Any:
             codes = np.unique(codes, axis=0)
             codes = codes[[row.tobytes() not in seen for row in codes]]
             posterior = quality.process.posterior(codes)
@@ -300,7 +306,7 @@ class Surrogate(FromHistory, BaseSampler):
             known = models.exact(_finite(np.array([self._records.costs[row] for row in again])))
             waiting = np.array([self._records.codes[row] for row in again])
             most = float(gain(quality.process.posterior(waiting), known).max())
-            if most > WORTH_A_ROUND and hasattr(gain, "scout"):
+            if most > WORTH_A_ROUND and isinstance(gain, RewardGain):
                 # Whatever is profiled need not be trained: look for costs that turn out right.
                 if self._allowed is None:
                     near = np.concatenate([start, near])

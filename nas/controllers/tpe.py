@@ -27,7 +27,7 @@ class TPE(Reseeded, TPESampler):
         ei_candidates: int = 24,
         multivariate: bool = True,
         group: bool = False,
-    ):
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             super().__init__(

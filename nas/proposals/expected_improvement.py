@@ -6,6 +6,7 @@ Expected improvement of a value or reward, and expected hypervolume improvement 
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -30,7 +31,7 @@ HOPELESS = 5.0
 class Quality:
     """The quality model. Learns -log(best + headroom - quality): what is bad differs in log."""
 
-    def __init__(self, choices: Choices, codes: np.ndarray, values: np.ndarray):
+    def __init__(self, choices: Choices, codes: np.ndarray, values: np.ndarray) -> None:
         self._best = values.max()
         self._span = max(self._best - np.median(values), 1e-9 * max(1.0, abs(self._best)))
         logs = self._log(values)
@@ -58,7 +59,7 @@ class Quality:
 class Costs:
     """One model a cost, of its log where all costs are positive."""
 
-    def __init__(self, choices: Choices, codes: np.ndarray, costs: np.ndarray):
+    def __init__(self, choices: Choices, codes: np.ndarray, costs: np.ndarray) -> None:
         self._log = bool((costs > 0).all())
         scaled = np.log(costs) if self._log else costs
         self._mean, self._std = scaled.mean(axis=0), np.maximum(scaled.std(axis=0), 1e-9)
@@ -118,7 +119,7 @@ def within_budgets(reward: Callable) -> Callable:
     if budgets is None:
         return reward
 
-    def worth(quality, costs) -> np.ndarray:
+    def worth(quality: Any, costs: Any) -> np.ndarray:
         over = np.maximum(costs / np.asarray(budgets) - 1 - ROUNDING, 0).max(axis=1)
         return reward(quality, costs) - np.where(over > 0, OVER_BUDGET + over, 0)
 
@@ -128,7 +129,7 @@ def within_budgets(reward: Callable) -> Callable:
 class ValueGain:
     """Expected improvement over the best smoothed value."""
 
-    def __init__(self, quality: Quality, codes: np.ndarray):
+    def __init__(self, quality: Quality, codes: np.ndarray) -> None:
         self._quality, self._best = quality, quality.smoothed(codes).max()
 
     def __call__(self, posterior: Posterior, costs: Spread | None) -> np.ndarray:
@@ -140,7 +141,9 @@ class ValueGain:
 class RewardGain:
     """Expected improvement of reward(quality, costs) over the best that was evaluated."""
 
-    def __init__(self, quality: Quality, reward: Callable, codes: np.ndarray, costs: np.ndarray):
+    def __init__(
+        self, quality: Quality, reward: Callable, codes: np.ndarray, costs: np.ndarray
+    ) -> None:
         self._quality, self._reward = quality, reward
         self._best = reward(quality.smoothed(codes), costs).max()
 
@@ -182,7 +185,7 @@ class HypervolumeGain:
         lowest: np.ndarray,
         highest: np.ndarray,
         rng: np.random.Generator,
-    ):
+    ) -> None:
         self._quality = quality
         count = HYPERVOLUME_NODES * (1 if costs.shape[1] == 1 else 3)
         even = (np.arange(count) + rng.random((costs.shape[1], count))) / count
@@ -215,7 +218,7 @@ class Pool:
         gains: np.ndarray,
         gain: Callable,
         scouts: np.ndarray | None = None,
-    ):
+    ) -> None:
         order = np.argsort(-gains, kind="stable")
         top = order[: 2 * AT_ONCE]
         self._codes, self._later = codes[top], codes[order[2 * AT_ONCE :]]

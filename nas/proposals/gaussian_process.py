@@ -66,7 +66,7 @@ class GaussianProcess:
     amplitudes (linear, smooth, noise), embeddings.
     """
 
-    def __init__(self, choices: Choices, codes: np.ndarray, targets: np.ndarray):
+    def __init__(self, choices: Choices, codes: np.ndarray, targets: np.ndarray) -> None:
         self.choices, self.codes, self.targets = choices, codes, np.asarray(targets, float)
         counts = choices.counts(codes)
         self._center = counts.mean(axis=0)

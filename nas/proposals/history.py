@@ -27,6 +27,7 @@ from nas.proposals.blas import one_blas_thread
 
 MOST_EXACT = 64  # a numeric parameter with more steps than this is searched in BINS bins
 BINS = 16
+Number = IntDistribution | FloatDistribution
 READ_ALL_ABOVE = 32  # that many new trials are fetched with one call
 
 
@@ -54,7 +55,7 @@ class Space:
     cut into `BINS` equal bins (in log where the distribution is); a value is drawn within the bin.
     """
 
-    def __init__(self, distributions: dict[str, BaseDistribution]):
+    def __init__(self, distributions: dict[str, BaseDistribution]) -> None:
         self.names = sorted(distributions, key=_natural)
         self.distributions = {name: distributions[name] for name in self.names}
         self.sizes = np.array([_size(d)[0] for d in self.distributions.values()], dtype=np.int64)
@@ -185,13 +186,19 @@ class History:
         self._seen_pending = {codes.tobytes() for codes in self.pending_codes}
         return self.space
 
+    _codes: np.ndarray
+    _values: np.ndarray
+    _signs: np.ndarray
+    _seen: set[bytes]
+    _seen_pending: set[bytes]
+
     def _forget_codes(self, decisions: int, objectives: int) -> None:
         self._codes = np.zeros((64, decisions), dtype=np.int64)
         self._values = np.zeros((64, objectives))
         self.codes, self.values = self._codes[:0], self._values[:0]
         self.pending_codes = self._codes[:0]
-        self._seen: set[bytes] = set()
-        self._seen_pending: set[bytes] = set()
+        self._seen = set()
+        self._seen_pending = set()
         self._encoded = 0
         if objectives:
             self.minimized = np.array([d == StudyDirection.MINIMIZE for d in self._directions])
@@ -243,7 +250,7 @@ class FromHistory:
     Parameters that not all trials share (and the first trials) are sampled uniformly.
     """
 
-    def __init__(self, seed: int | None = None):
+    def __init__(self, seed: int | None = None) -> None:
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._history = History()
         self._lock = threading.RLock()
@@ -300,6 +307,7 @@ class Reseeded:
     """
 
     _history: History
+    _rng: Any  # Optuna's
 
     def start(self, seed: int | None) -> None:
         """Call once, after Optuna's constructor."""
@@ -324,7 +332,7 @@ class Reseeded:
         """Optuna's, from the stream of this trial."""
         self.reseed(study, trial)
         with one_blas_thread():
-            return super().sample_relative(study, trial, search_space)
+            return super().sample_relative(study, trial, search_space)  # type: ignore[misc]
 
     def sample_independent(
         self,
@@ -335,7 +343,9 @@ class Reseeded:
     ) -> Any:
         """Optuna's, from the stream of this trial and parameter."""
         self.reseed(study, trial, param_name)
-        return super().sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(  # type: ignore[misc]
+            study, trial, param_name, param_distribution
+        )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -364,11 +374,12 @@ def _code(distribution: BaseDistribution, value: Any) -> int:
     internal = distribution.to_internal_repr(value)
     if isinstance(distribution, CategoricalDistribution):
         return int(internal)
+    assert isinstance(distribution, Number)
     size, exact = _size(distribution)
     if size == 1:
         return 0
     if exact:
-        return round((internal - distribution.low) / distribution.step)
+        return round((internal - distribution.low) / (distribution.step or 1))
     low, high = float(distribution.low), float(distribution.high)
     if distribution.log:
         low, high, internal = math.log(low), math.log(high), math.log(internal)
@@ -378,12 +389,13 @@ def _code(distribution: BaseDistribution, value: Any) -> int:
 def _value(distribution: BaseDistribution, code: int, rng: np.random.Generator) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[code]
+    assert isinstance(distribution, Number)
     size, exact = _size(distribution)
     integer = isinstance(distribution, IntDistribution)
     if size == 1:
         return distribution.low
     if exact:
-        value = distribution.low + code * distribution.step
+        value = distribution.low + code * (distribution.step or 1)
         return int(value) if integer else float(min(value, distribution.high))
     low, high = float(distribution.low), float(distribution.high)
     if distribution.log:

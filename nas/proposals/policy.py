@@ -29,12 +29,12 @@ class PolicyGradient(FromHistory):
     scaled to its range so far (positive minimized ones in log), with weights drawn per update.
     """
 
-    def __init__(self, seed: int | None, batch: int):
+    def __init__(self, seed: int | None, batch: int) -> None:
         if batch < 2:
             raise ValueError(f"batch must be at least 2 trials, got {batch}")
         super().__init__(seed)
         self._batch = batch
-        self._space: Space | None = None
+        self._space: Any = None  # a `Space` from the first read on
         self._states: dict[int, Any] = {}  # update -> policy state; always has 0
         self._pool: tuple[int, np.ndarray] | None = None
 

@@ -110,7 +110,7 @@ def choices_of(space: Space) -> Choices:
             numbers = all(
                 isinstance(c, int | float) and not isinstance(c, bool) for c in distribution.choices
             )
-            order = tuple(distribution.choices) if numbers else None
+            order = tuple(distribution.choices) if numbers else None  # type: ignore[arg-type]
             if order is not None and np.ptp(order) == 0:
                 order = None
         groups.setdefault(key, len(groups))

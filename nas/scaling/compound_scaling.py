@@ -70,11 +70,11 @@ LACS_TPU = PowerLaw(1.292, 1.142, 1.089)
 
 def fitted(rows: Iterable[tuple[float, Factors]]) -> PowerLaw:
     """The power law nearest to (phi, factors) rows: least squares of the factors' logarithms."""
-    phis, factors = zip(*rows, strict=True)
-    phis = np.asarray(phis)
+    pairs = list(rows)
+    phis = np.asarray([phi for phi, _ in pairs])
     if not (phis**2).sum() > 0:
         raise ValueError("a power law needs a network larger or smaller than its base")
-    logs = np.log([(one.depth, one.width, one.resolution) for one in factors])
+    logs = np.log([(one.depth, one.width, one.resolution) for _, one in pairs])
     slopes = (phis[:, None] * logs).sum(axis=0) / (phis**2).sum()
     return PowerLaw(*np.exp(slopes).tolist())
 

@@ -78,7 +78,7 @@ class Lander:
             if pixels + more < self.smallest:
                 continue
 
-            def line(exponent: float, side_now=pixels + more) -> Landing:
+            def line(exponent: float, side_now: Any = pixels + more) -> Landing:
                 return self.at(Factors(depth, 2**exponent, side_now / side))
 
             found.append(solve(line, budget, math.log2(start), (NARROWEST, WIDEST), slope=1.5))

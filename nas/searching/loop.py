@@ -39,7 +39,7 @@ STARTUP_CURVES = 5
 
 def trained(study: optuna.Study) -> list[FrozenTrial]:
     """One trial for each network that was trained, the first where several describe it."""
-    found = {}
+    found: dict[str, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False, states=FINISHED):
         if "evaluation" in trial.user_attrs:
             found.setdefault(trial.user_attrs["profile"]["key"], trial)

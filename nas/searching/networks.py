@@ -56,7 +56,8 @@ class Form:
 
         if isinstance(self.artifact, pathlib.Path):
             return self.artifact.stat().st_size
-        return len(convert.file_of(self.artifact))
+        file = convert.file_of(self.artifact)
+        return file.stat().st_size if isinstance(file, pathlib.Path) else len(file)
 
 
 @dataclasses.dataclass

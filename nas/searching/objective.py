@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from nas.searching.reward import Reward
 
 # A network slower than this many budgets is not trained: rewards fall steeply beyond it.
 FAR_OVER_BUDGET = 1.5
+Direction = Literal["maximize", "minimize"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,12 @@ class Objective:
     reward: Reward | None = None  # None: multi-objective
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Direction]:
         """Of the study, one a value."""
-        return ["maximize"] if self.reward else ["maximize"] + ["minimize"] * len(self.budgets)
+        if self.reward:
+            return ["maximize"]
+        costs: list[Direction] = ["minimize"] * len(self.budgets)
+        return ["maximize", *costs]
 
     def values(self, quality: float, costs: Iterable[float]) -> list[float]:
         """Values of a trial, in the order of `directions`."""

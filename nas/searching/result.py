@@ -142,7 +142,8 @@ class Study:
         path = self.folder / "result.json"
         if self._summary is None and path.exists():
             return json.loads(path.read_text())
-        return summarize(self._study, self.settings, self._summary or {})
+        found = summarize(self._study, self.settings, self._summary or {})
+        return json.loads(json.dumps(found))
 
     @property
     def trials(self) -> list[FrozenTrial]:

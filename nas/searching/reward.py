@@ -5,6 +5,8 @@ is (n,). With several targets the factors multiply and the penalties add up.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,9 @@ import numpy as np
 AS_FAST_AS_POSSIBLE = -0.07
 
 
-def soft(quality, costs, budgets, alpha: float = -0.07, beta: float = -0.07) -> np.ndarray:
+def soft(
+    quality: Any, costs: Any, budgets: Any, alpha: float = -0.07, beta: float = -0.07
+) -> np.ndarray:
     """MnasNet's quality * (cost / budget) ** (alpha if within budget else beta).
 
     MnasNet (arXiv 1807.11626), equation 2. With alpha == beta every budget only rescales the reward
@@ -23,22 +27,27 @@ def soft(quality, costs, budgets, alpha: float = -0.07, beta: float = -0.07) -> 
     return np.asarray(quality) * np.prod(ratio ** np.where(ratio <= 1, alpha, beta), axis=1)
 
 
-def hard(quality, costs, budgets, beta: float = -1.0) -> np.ndarray:
+def hard(quality: Any, costs: Any, budgets: Any, beta: float = -1.0) -> np.ndarray:
     """MnasNet's hard constraint: `soft` with alpha 0 (section 3.1, figure 3)."""
     return soft(quality, costs, budgets, alpha=0.0, beta=beta)
 
 
-def absolute(quality, costs, budgets, beta: float = -0.1) -> np.ndarray:
+def absolute(quality: Any, costs: Any, budgets: Any, beta: float = -0.1) -> np.ndarray:
     """TuNAS' quality + beta * |cost / budget - 1| (arXiv 2008.06120, equation 3)."""
     return np.asarray(quality) + beta * np.abs(_ratio(costs, budgets) - 1).sum(axis=1)
 
 
-def relu(quality, costs, budgets, beta: float = -0.5) -> np.ndarray:
+def relu(quality: Any, costs: Any, budgets: Any, beta: float = -0.5) -> np.ndarray:
     """Single-sided: quality + beta * max(0, cost / budget - 1), free below the budget (H2O-NAS)."""
     return np.asarray(quality) + beta * np.maximum(_ratio(costs, budgets) - 1, 0).sum(axis=1)
 
 
-SCALAR = {"soft": soft, "hard": hard, "absolute": absolute, "relu": relu}
+SCALAR: dict[str, Callable[..., np.ndarray]] = {
+    "soft": soft,
+    "hard": hard,
+    "absolute": absolute,
+    "relu": relu,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Reward:
     beta: float | None = None  # None: the function's own default
     scales: tuple[float, ...] | None = None
 
-    def __call__(self, quality, costs) -> np.ndarray:
+    def __call__(self, quality: Any, costs: Any) -> np.ndarray:
         options = {} if self.beta is None else {"beta": self.beta}
         if self.name == "soft" and self.beta is not None:
             options["alpha"] = self.beta
@@ -64,7 +73,7 @@ class Reward:
             return quality
         return SCALAR[self.name](quality, costs, np.asarray(self.budgets)[limited], **options)
 
-    def discounted(self, quality, costs) -> np.ndarray:
+    def discounted(self, quality: Any, costs: Any) -> np.ndarray:
         """Quality (n,) times what the costs (n, m) of the targets without a budget make of it."""
         free = ~np.isfinite(self.budgets)
         if not free.any():
@@ -79,7 +88,7 @@ class Reward:
         return self.name != "soft"
 
 
-def calibrate(name: str, quality, costs, budgets) -> float:
+def calibrate(name: str, quality: Any, costs: Any, budgets: Any) -> float:
     """The exponent that makes the reward indifferent along the front near the budget.
 
     A fixed beta is right for one space and one device only (slopes from -0.035 to -0.58 on measured
@@ -109,12 +118,12 @@ def calibrate(name: str, quality, costs, budgets) -> float:
     return -min(round(steepness, 4), 2.0)
 
 
-def _columns(costs) -> np.ndarray:
+def _columns(costs: Any) -> np.ndarray:
     costs = np.asarray(costs, float)
     return costs[:, None] if costs.ndim == 1 else costs
 
 
-def _ratio(costs, budgets) -> np.ndarray:
+def _ratio(costs: Any, budgets: Any) -> np.ndarray:
     costs = _columns(costs)
     budgets = np.atleast_1d(np.asarray(budgets, float))
     if costs.shape[1] != budgets.size:

@@ -57,7 +57,8 @@ class Settings:
                 " in the same order, or none"
             )
         for budget in budgets or ():
-            if budget != MINIMIZE and not budget > 0:
+            good = budget == MINIMIZE if isinstance(budget, str) else budget > 0
+            if not good:
                 raise ValueError(f"--budget-ms must be above 0, or {MINIMIZE}, not {budget}")
         if self.filter not in (None, *FILTERS):
             raise ValueError(f"--filter {self.filter}: expected one of {', '.join(FILTERS)}")
@@ -102,7 +103,10 @@ def create(
                     " repeat its flags to resume it"
                 )
         else:
-            described = {"settings": dataclasses.asdict(settings), "storage": location}
+            described: dict[str, Any] = {
+                "settings": dataclasses.asdict(settings),
+                "storage": location,
+            }
             if not by_name:
                 described["by_name"] = False
             write_json(path, described)
@@ -136,11 +140,12 @@ def _described(folder: pathlib.Path) -> dict[str, Any]:
 
 def _open(folder: pathlib.Path, settings: Settings) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    costs = 0 if settings.reward != "pareto" else len(settings.targets)
+    budgets = (math.inf,) * len(settings.targets)
+    reward = None if settings.reward == "pareto" else Reward(settings.reward, budgets)
     return optuna.create_study(
         study_name=folder.name,
         storage=journal.open_storage(_described(folder)["storage"] or folder),
-        directions=["maximize"] + ["minimize"] * costs,
+        directions=Objective(budgets, reward).directions,
         load_if_exists=True,
     )
 

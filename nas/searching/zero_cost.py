@@ -100,7 +100,7 @@ def naswot(model: keras.Model, images: np.ndarray) -> float:
     return float(logarithm) if sign > 0 else -np.inf
 
 
-def _agreements(model: keras.Model, images) -> list:
+def _agreements(model: keras.Model, images: Any) -> list:
     """For each rectifier the matrix (count, count) of how many of its units agree."""
     now: dict[int, Any] = {id(model.inputs[0]): images}
     left, found = _uses(model), []
@@ -123,7 +123,7 @@ def _agreements(model: keras.Model, images) -> list:
     return found
 
 
-def rectifies(operation) -> bool:
+def rectifies(operation: Any) -> bool:
     """Whether the output of a layer, or operation, is above 0 where what it rectifies is."""
     function = getattr(operation, "activation", None)
     name = getattr(function, "__name__", None) or keras.src.utils.naming.to_snake_case(
@@ -137,13 +137,14 @@ def _flow(model: keras.Model) -> keras.Model:
     graph.check_flat(model)
     made: dict[int, keras.layers.Layer | None] = {}
 
-    def place(node, now):
+    def place(node: Any, now: Any) -> Any:
         layer = node.operation
         if id(layer) not in made:
             made[id(layer)] = _positive(layer)
-        if made[id(layer)] is None:
+        new = made[id(layer)]
+        if new is None:
             return [now[id(node.input_tensors[0])]]
-        return graph.call(made[id(layer)], node, now)
+        return graph.call(new, node, now)
 
     flow = graph.rebuild(model, place)
     for layer in model.layers:
@@ -152,7 +153,7 @@ def _flow(model: keras.Model) -> keras.Model:
     return flow
 
 
-def _positive(layer):
+def _positive(layer: Any) -> Any:
     """What stands for a layer where all values are positive; None: nothing."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return None
@@ -167,7 +168,7 @@ def _positive(layer):
     return type(layer).from_config(config)
 
 
-def _double_precision():
+def _double_precision() -> Any:
     """A context in which this backend computes in float64 where a layer asks for it."""
     if keras.config.backend() == "jax":
         import jax
@@ -176,7 +177,7 @@ def _double_precision():
     return contextlib.nullcontext()
 
 
-def _compiled(function):
+def _compiled(function: Any) -> Any:
     """One compilation where each operation would be compiled by itself: on JAX."""
     if keras.config.backend() == "jax":
         import jax
@@ -185,11 +186,11 @@ def _compiled(function):
     return function
 
 
-def _total(outputs):
+def _total(outputs: Any) -> Any:
     return sum(ops.sum(output) for output in keras.tree.flatten(outputs))
 
 
-def _training(layer):
+def _training(layer: Any) -> Any:
     return lambda *args, **kwargs: layer(*args, **(kwargs | {"training": True}))
 
 

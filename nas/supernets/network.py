@@ -7,6 +7,7 @@ has weights of its own (Bender et al., TuNAS, arXiv 2008.06120).
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -133,11 +134,13 @@ def inherit(supernet: keras.Model, outline: Outline, model: keras.Model) -> None
         weight.assign(_part_of(source, tuple(weight.shape)))
 
 
-def _source(supernet: keras.Model, operations: dict[str, str], layer: str, name: str):
+def _source(supernet: keras.Model, operations: dict[str, str], layer: str, name: str) -> Any:
     """The shared weight of a weight `name` of a `layer`."""
     if layer == "head_logits":
         return {w.name: w for w in supernet.get_layer(layer).weights}[name]
-    shared, block, part = re.fullmatch(r"(stem|head|(block\d+)_\d+)_(\w+)", layer).groups()
+    found = re.fullmatch(r"(stem|head|(block\d+)_\d+)_(\w+)", layer)
+    assert found is not None  # every layer of a network has such a name
+    shared, block, part = found.groups()
     if block is not None and not part.startswith("shortcut"):
         part = f"{operations[block]}_{part}"
     return supernet.get_layer(shared).named[f"{part}_{name}"]

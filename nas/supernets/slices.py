@@ -4,10 +4,12 @@ For TensorFlow, whose kernels take the shapes they meet: one graph computes ever
 at the cost of that network. Compilers that fix shapes need nas/supernets/masks.py.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 
-def narrow(kernel, window=None, inputs=None, outputs=None):
+def narrow(kernel: Any, window: Any = None, inputs: Any = None, outputs: Any = None) -> Any:
     """The chosen part of a kernel (rows, columns, inputs, outputs): its centre, its first channels.
 
     `window` is the size of the kernel, the others are numbers of channels; None: all there is.
@@ -21,16 +23,16 @@ def narrow(kernel, window=None, inputs=None, outputs=None):
     return kernel[rows, rows, :inputs, :outputs]
 
 
-def first(vector, count):
+def first(vector: Any, count: Any) -> Any:
     """The first `count` numbers of a vector; None: all."""
     return tf.convert_to_tensor(vector)[:count]
 
 
-def convolved(inputs, kernel, stride: int = 1):
+def convolved(inputs: Any, kernel: Any, stride: int = 1) -> Any:
     return _shaped(tf.nn.conv2d(inputs, kernel, stride, "SAME"), inputs, stride)
 
 
-def depthwise(inputs, kernel, stride: int = 1):
+def depthwise(inputs: Any, kernel: Any, stride: int = 1) -> Any:
     """Each channel with the one kernel of its own: (rows, columns, channels, 1)."""
     outputs = tf.raw_ops.DepthwiseConv2dNative(
         input=inputs, filter=kernel, strides=[1, stride, stride, 1], padding="SAME"
@@ -38,26 +40,26 @@ def depthwise(inputs, kernel, stride: int = 1):
     return _shaped(outputs, inputs, stride)
 
 
-def _shaped(outputs, inputs, stride: int):
+def _shaped(outputs: Any, inputs: Any, stride: int) -> Any:
     """What is known of the shape is told: all but the channels."""
     batch, height, width, _ = inputs.shape
     outputs.set_shape((batch, -(-height // stride), -(-width // stride), None))
     return outputs
 
 
-def normalized(inputs, gamma, beta, epsilon: float):
+def normalized(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
     """Normalize channels by the statistics of this batch (Ioffe and Szegedy, arXiv 1502.03167)."""
     return tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     ).y
 
 
-def widened(inputs, channels: int):
+def widened(inputs: Any, channels: int) -> Any:
     """`inputs` as if they had `channels`, the most there can be: they keep those chosen."""
     return inputs
 
 
-def nothing(inputs, stride: int, chosen, channels: int):
+def nothing(inputs: Any, stride: int, chosen: Any, channels: int) -> Any:
     """The output of a layer of which nothing is on: zeros."""
     batch, height, width, _ = inputs.shape
     batch = tf.shape(inputs)[0] if batch is None else batch

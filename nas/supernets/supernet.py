@@ -35,20 +35,24 @@ CALIBRATION = 2000  # examples of which inherited networks take the averages of 
 class Drawn:
     """Suggests at random, as an Optuna trial does, of a `generator`: a space without a study."""
 
-    def __init__(self, generator: np.random.Generator):
+    def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
         self.params: dict[str, Any] = {}
 
-    def suggest_categorical(self, name: str, choices) -> Any:
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
         choices = tuple(choices)
         return self._kept(name, lambda: choices[self._generator.integers(len(choices))])
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False):
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> Any:
         return self._kept(
             name, lambda: int(low + step * self._generator.integers((high - low) // step + 1))
         )
 
-    def suggest_float(self, name: str, low: float, high: float, *, step=None, log: bool = False):
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: Any = None, log: bool = False
+    ) -> Any:
         return self._kept(name, lambda: float(self._generator.uniform(low, high)))
 
     def _kept(self, name: str, draw: Callable[[], Any]) -> Any:
@@ -70,7 +74,7 @@ FAMILIES = tuple(
 )
 
 
-def outline(config: Any):
+def outline(config: Any) -> Any:
     """The `Outline` of a Config; ValueError if no supernet has such a network."""
     family = type(config).__module__.rpartition(".")[2]
     if family not in FAMILIES:
@@ -86,7 +90,7 @@ class Supernet:
     `sample` makes an Optuna trial, or a `Drawn`, a Config that `task` can train.
     """
 
-    def __init__(self, sample: Callable[[Any], Any], task: Task, *, seed: int = 0):
+    def __init__(self, sample: Callable[[Any], Any], task: Task, *, seed: int = 0) -> None:
         import keras
 
         from nas.supernets import network
@@ -150,7 +154,7 @@ class Supernet:
             import tensorflow as tf
 
             @functools.partial(tf.function, autograph=False)
-            def run(inputs):
+            def run(inputs: Any) -> Any:
                 self.traces += 1
                 return self.model(inputs, training=False)
 
@@ -159,11 +163,11 @@ class Supernet:
         import jax
 
         @jax.jit
-        def stateless(trained, others, inputs):
+        def stateless(trained: Any, others: Any, inputs: Any) -> Any:
             self.traces += 1
             return self.model.stateless_call(trained, others, inputs, training=False)[0]
 
-        def predict(inputs):
+        def predict(inputs: Any) -> Any:
             trained = [weight.value for weight in self.model.trainable_variables]
             others = [weight.value for weight in self.model.non_trainable_variables]
             return np.asarray(stateless(trained, others, prepare(inputs)))
@@ -250,7 +254,7 @@ def train(
     minutes: float | None = None,
     checkpoint: Any = None,
     watch: Callable[[Any], None] | None = None,
-    **changes,
+    **changes: Any,
 ) -> Supernet:
     """Train the supernet of a space on a task, each step another network of it.
 

@@ -43,14 +43,15 @@ class Table:
     known_costs: np.ndarray
     cost_names: tuple[str, ...]
     seed: int = 0
+    _rows: dict[bytes, int] = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rows = {codes.tobytes(): row for row, codes in reversed(list(enumerate(self.codes)))}
         object.__setattr__(self, "_rows", rows)
 
     # --- A search space -------------------------------------------------------------------------
 
-    def sample(self, trial) -> Config:
+    def sample(self, trial: Any) -> Config:
         """The network a trial describes; where the table lacks it, the nearest one it has.
 
         Nearest: fewest decisions differ; of equally near ones the first row.
@@ -152,9 +153,10 @@ def load(
     )
 
 
-def _understand(columns, quality, path):
+def _understand(columns: Any, quality: Any, path: Any) -> Any:
     """Choices {name: (n,)}, qualities (n, seeds) and costs {name: (n,)} of what a file holds."""
-    costs = {}
+    costs: dict[str, Any] = {}
+    others: tuple[str, ...] = ()
     if "ops" in columns and "op_names" in columns:
         operations = columns["op_names"][columns["ops"]]
         choices = {f"edge_{edge}": operations[:, i] for i, edge in enumerate(EDGES)}
@@ -173,7 +175,7 @@ def _understand(columns, quality, path):
             if name.startswith("throughput_")
         }
     else:
-        quality, others = quality or "quality", ()
+        quality = quality or "quality"
         for name, column in columns.items():
             if name.startswith(COST_MARKS[0]) or name.endswith(COST_MARKS[1]):
                 costs[name] = column

@@ -1,4 +1,4 @@
-"""Every controller: Optuna's contract, purity in seed and history, cost, and what it learns."""
+"""Our controllers: many workers, cost, and what they learn; see tests/nas/testing too."""
 
 import importlib.util
 import warnings
@@ -8,26 +8,24 @@ import optuna
 import pytest
 from calls import counted
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.testing.pytest_samplers import (
-    BasicSamplerTestCase,
-    MultiObjectiveSamplerTestCase,
-    RelativeSamplerTestCase,
-)
 from optuna.trial import TrialState
 
 from nas import registry
 from nas.controllers.ppo import PPO, surrogate
 from nas.controllers.reinforce import Reinforce
 from nas.proposals.history import BINS, FromHistory, Space, generator
+from nas.testing.controllers import (
+    choose,
+    one_trial,
+    open_study,
+    proposals,
+    quality_and_cost,
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 NAMES = sorted(registry.listing("controller"))
 OURS = [name for name in NAMES if name in {"ppo", "reinforce", "evolution", "surrogate"}]
-# No two parameters are sampled together; in a genetic sampler not before its second generation.
-INDEPENDENT = {"random", "nsgaii", "nsgaiii"}
 
 
 def make(name: str, seed: int | None = 0, options: str = ""):
@@ -38,103 +36,7 @@ def make(name: str, seed: int | None = 0, options: str = ""):
         return registry.controller(name + options, seed=seed)
 
 
-def choose(trial: optuna.Trial) -> list[int]:
-    """A small space with interacting decisions, as a search space asks for it."""
-    return [trial.suggest_categorical(f"block{i}/choice", tuple(range(4))) for i in range(6)]
-
-
-def quality_and_cost(choices: list[int]) -> tuple[float, float]:
-    quality = sum(choices) / 18 + 0.2 * (choices[0] == choices[1]) - 0.1 * (choices[2] > choices[3])
-    return quality, 1.0 + sum(c * (i + 1) for i, c in enumerate(choices)) / 10
-
-
-# --- Optuna's own contract ---------------------------------------------------------------------
-
-
-class Contract:
-    @pytest.fixture(params=NAMES)
-    def sampler(self, request):
-        make(request.param)
-        return lambda: make(request.param, seed=None)
-
-
-class TestBasic(Contract, BasicSamplerTestCase):
-    pass
-
-
-class TestMultiObjective(Contract, MultiObjectiveSamplerTestCase):
-    pass
-
-
-class TestRelative(Contract, RelativeSamplerTestCase):
-    @pytest.fixture(params=[name for name in NAMES if name not in INDEPENDENT])
-    def sampler(self, request):
-        # As Optuna tests its own: no random trials first.
-        options = ":startup=0" if request.param in {"tpe", "gp"} else ""
-        make(request.param)
-        return lambda: make(request.param, None, options)
-
-
-# --- Purity: the same proposals after a kill ---------------------------------------------------
-
-
-def open_study(path, directions, sampler):
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(
-        storage=storage,
-        study_name="s",
-        sampler=sampler,
-        directions=directions,
-        load_if_exists=True,
-    )
-
-
-def one_trial(study, prune: bool) -> None:
-    trial = study.ask()
-    choices = choose(trial)
-    quality, cost = quality_and_cost(choices)
-    trial.set_user_attr("profile", {"key": str(choices), "costs": [cost]})
-    if prune and cost > 3.5:
-        study.tell(trial, state=TrialState.PRUNED)
-        return
-    trial.set_user_attr("evaluation", {"quality": quality})
-    multi = len(study.directions) > 1
-    study.tell(trial, [quality, cost] if multi else quality - 0.1 * abs(cost / 3 - 1))
-
-
-def proposals(study) -> list[dict]:
-    return [t.params for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL]
-
-
-@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]], ids=["1", "2"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_killed_search_goes_on_with_the_same_proposals(name, directions, tmp_path):
-    total = 40
-    whole = open_study(tmp_path / "whole.log", directions, make(name))
-    for _ in range(total):
-        one_trial(whole, prune=True)
-
-    cuts = sorted(np.random.default_rng(len(name)).choice(np.arange(1, total), 2, replace=False))
-    for cut in [*cuts, total]:
-        study = open_study(tmp_path / "killed.log", directions, make(name))
-        for leftover in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            study.tell(leftover.number, state=TrialState.FAIL)
-        while len(proposals(study)) < cut:
-            one_trial(study, prune=True)
-        if cut < total:
-            choose(study.ask())  # killed after its proposal
-    assert proposals(study) == proposals(whole)
-    assert sum(t.state == TrialState.FAIL for t in study.trials) == 2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_another_seed_is_another_search(name):
-    first = []
-    for seed in (0, 1):
-        study = optuna.create_study(sampler=make(name, seed))
-        one_trial(study, prune=False)
-        first.append(study.trials[0].params)
-    assert first[0] != first[1]
+# --- Purity: the same proposals in any order ----------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OURS)
