@@ -88,7 +88,9 @@ class LSTM(keras.layers.Layer):
         return batch * steps * each
 
     def kernels(self) -> Kernels:
-        names = ("kernel", "recurrent_kernel", "projection_kernel")
+        names = ["kernel", "recurrent_kernel"]
+        if self.projection:
+            names.append("projection_kernel")
         return dict.fromkeys(names, ("recurrent", 1, (0,)))
 
     def channels(self, graph: ChannelGraph, node: Any, labels: Labels) -> Labels:

@@ -148,7 +148,7 @@ def _network(name: str) -> Any:
         if not path.is_file():
             raise ValueError(f"no file {name}")
         return path
-    if path.exists() and ":" not in name:
+    if path.exists() and ":" not in name and path.suffix != ".py":
         raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
     registry.known("family", registry.parse(name).name)
     backend.load()
