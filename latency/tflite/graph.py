@@ -208,7 +208,7 @@ class Graph:
 class AlignedBuilder(flatbuffers.Builder):
     """A builder whose byte vectors (the weights) start at a multiple of `_ALIGNMENT`."""
 
-    def CreateNumpyVector(self, x):  # noqa: N802 (the name is flatbuffers')
+    def CreateNumpyVector(self, x: Any) -> Any:  # noqa: N802 (the name is flatbuffers')
         if x.dtype != np.uint8:
             return super().CreateNumpyVector(x)
         self.StartVector(1, x.size, _ALIGNMENT)
