@@ -1,4 +1,4 @@
-"""A Keras model of one's own in 4-bit weights: files, sizes, quality before and after.
+"""A Keras model of your own in 4-bit weights: files, sizes, quality before and after.
 
 $ python compress_my_keras_model.py
 """

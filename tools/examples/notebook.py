@@ -32,4 +32,4 @@ small = nas.compress(trained.model, PTQ(bits=8), data=task)
 small
 
 # %%
-small.write("winner.tflite")["bytes"]
+small.write("winner.tflite")["after"]["bytes"]

@@ -1,7 +1,7 @@
-"""Data of one's own as a `tf.data.Dataset`, a task with its own loss and score, a trained network.
+"""Data of your own as a `tf.data.Dataset`, a task with its own loss and score, a trained network.
 
 $ python own_data_and_task.py
-$ nas train mnasnet:tiny --task ./own_data_and_task.py --out net.keras   # the same
+$ nas train mnasnet:tiny --task ./own_data_and_task.py --out other.keras --epochs 2
 """
 
 import keras

@@ -1,7 +1,7 @@
-"""A compression method of one's own: every kernel rounded to multiples of a step, in one class.
+"""A compression method of your own: every kernel rounded to multiples of a step, in one class.
 
 $ python own_method.py
-$ nas compress model.keras --method ./own_method.py:Steps,0.05 --out small.keras   # the same
+$ nas compress small.keras --method ./own_method.py:Steps,0.1 --out smaller.keras
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A device of one's own: whatever can tell milliseconds is a target, here a datasheet.
+"""A device of your own: whatever can tell milliseconds is a target, here a datasheet.
 
 $ python own_target.py
 $ nas profile mnasnet:tiny --target ./own_target.py:Board,gmacs=2   # the same

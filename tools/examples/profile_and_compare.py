@@ -1,4 +1,4 @@
-"""Two networks of one's own, timed in turns on this CPU, and the time of each operation.
+"""Two networks of your own, timed in turns on this CPU, and the time of each operation.
 
 $ python profile_and_compare.py
 """

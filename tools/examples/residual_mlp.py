@@ -1,4 +1,4 @@
-"""A family of one's own: MLPs with residual connections; `search_own_family.py` searches in it."""
+"""A family of your own: MLPs with residual connections; `search_own_family.py` searches in it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A search among networks of one's own: residual_mlp.py, beside this file, says how to build them.
+"""A search among networks of your own: residual_mlp.py, beside this file, says how to build them.
 
 $ python search_own_family.py
 $ nas profile ./residual_mlp.py:large     # a family's file is a name everywhere

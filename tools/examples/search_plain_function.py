@@ -31,7 +31,7 @@ def sample(trial) -> Config:
 
 
 study = nas.search(
-    sample, (x, y), CPU(threads=1), budget_ms=0.02, trials=3, epochs=2, finalists=1, out="runs/mine"
+    sample, (x, y), CPU(threads=1), budget_ms=0.01, trials=3, epochs=2, finalists=1, out="runs/mine"
 )
 print(study)
 winner = study.winner
