@@ -41,32 +41,12 @@ def open(source: keras.Model | Network | Path) -> Network:
     127530
     """
     from nas.files.open_network import from_config, open_network
+    from nas.networks import catalog
 
-    if isinstance(source, str) and _is_name(source):
-        return from_config(*_config_and_weights(source))
+    if catalog.is_name(source):
+        return from_config(*catalog.config_and_weights(str(source)))
     backend.load()
     return open_network(source)
-
-
-def _is_name(source: str) -> bool:
-    """Whether this is a name of the catalog rather than the path of a network."""
-    return not pathlib.Path(source).expanduser().exists()
-
-
-def _config_and_weights(text: str) -> tuple[Any, Any]:
-    """The Config of `family[:variant][,field=value...]`, and the file that `weights` names."""
-    from nas.files.open_network import open_network
-
-    named = registry.parse(text)
-    names = registry.listing("family")
-    if named.name not in names and (pathlib.Path(text).suffix or "/" in text) and ".py" not in text:
-        open_network(text)  # which says that there is no such file
-    registry.known("family", named.name)
-    backend.load()
-    options = dict(named.options)
-    weights = options.pop("weights", None)
-    bare = registry.Spec(named.name, named.value, tuple(options.items()), named.attribute)
-    return registry.network(str(bare))[1], weights
 
 
 def train(
@@ -81,7 +61,6 @@ def train(
     start: Path | None = None,
     mixed_precision: bool = False,
     out: Path | None = None,
-    checkpoint_seconds: float = 60.0,
     on_event: Listener = ignore,
 ) -> Trained:
     """Train a network on a task: a `nas.Trained`.
@@ -95,10 +74,9 @@ def train(
     recipe: how to train; the task's unless given. seed: of weights, order of examples, dropout.
     start: a .keras file whose weights of equal path and shape are taken over.
     mixed_precision: compute in bfloat16; for a Config only.
-    out: the .keras file to write. With it the same call goes on after Ctrl-C or a kill, from a
-        checkpoint every `checkpoint_seconds`; and a finished training is read, not repeated.
-    on_event: is called with each `nas.Message`, `nas.training.journey.TrainingBegins` and, after
-        each step, `nas.training.state.Now`.
+    out: the .keras file to write. With it there are checkpoints: the same call goes on after Ctrl-C
+        or a kill, and a finished training is read, not repeated.
+    on_event: is called with `nas.Message`s and, after each step, `nas.training.state.Now`.
 
     Raises `ValueError` where network, data and options do not fit; KeyboardInterrupt on Ctrl-C.
 
@@ -114,10 +92,11 @@ def train(
     """
     backend.load()
     from nas.data import task_of
+    from nas.networks import catalog
     from nas.training import journey
 
-    if isinstance(network, str) and _is_name(network):
-        config, weights = _config_and_weights(network)
+    if catalog.is_name(network):
+        config, weights = catalog.config_and_weights(network)
         network = config if weights is None else open(network)
     elif isinstance(network, (str, pathlib.Path)):
         network = open(network)
@@ -131,7 +110,6 @@ def train(
         start=start,
         mixed_precision=mixed_precision,
         out=out,
-        checkpoint_seconds=checkpoint_seconds,
         on_event=on_event,
     )
 
@@ -150,7 +128,6 @@ def compress(
     prefer: str = "size",
     by_layer: bool = True,
     examples_count: int | None = None,
-    checkpoint_seconds: float = 60.0,
     on_event: Listener = ignore,
 ) -> Compressed:
     """Compress a network with one or several methods: a `nas.Compressed`.
@@ -162,18 +139,16 @@ def compress(
         there are several inputs; a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of
         batches. Without labels it serves to calibrate only.
     valid: the same to judge on; None: a fifth of `data`.
-    out: files to write: .keras, .tflite, .mlpackage, .safetensors. With them the same call goes on
-        after Ctrl-C or a kill, from a checkpoint every `checkpoint_seconds`.
+    out: files to write: .keras, .tflite, .mlpackage, .safetensors. With them there are checkpoints:
+        the same call goes on after Ctrl-C or a kill.
     targets: objects such as `latency.cpu.CPU(threads=1)`, to time before and after.
     epochs: times through the data (the task's, or 10, where a method trains; else 0).
     recipe: how to train; the task's at a quarter of its learning rate unless given.
     prefer: "size", or "speed" where LiteRT runs wider integers faster than narrow ones.
     by_layer: whether to measure which layers bear the methods least.
-    examples_count: of the training part, that methods look at (512).
-    on_event: as of `train`.
+    examples_count: of the training part, that methods look at (512). on_event: as of `train`.
 
-    Raises `ValueError` where network, data and options do not fit, and `nas.NotApplicable`, which
-    is one, where a method has nothing to act on.
+    Raises `ValueError` where the parts do not fit, also `nas.NotApplicable` (nothing to act on).
 
     >>> import keras
     >>> from compress.ptq import PTQ
@@ -201,7 +176,6 @@ def compress(
         prefer=prefer,
         by_layer=by_layer,
         examples_count=EXAMPLES if examples_count is None else examples_count,
-        checkpoint_seconds=checkpoint_seconds,
         on_event=on_event,
     )
 
@@ -223,11 +197,10 @@ def profile(
     networks: one or several of what `nas.open` takes, or a dict of them by name.
     targets: one or several objects such as `latency.cpu.CPU(threads=1)`, or a dict by name.
     runs: timed runs. warmup: runs before them that do not count.
-    batch_sizes: examples a run, one after the other.
-    operations: whether to measure memory and the time of each operation, too.
-    explain: whether to find what bounds each operation, too.
-    skip_failures: whether what cannot be timed is noted in the result's `failures`; otherwise the
-        first error is raised, a `ValueError` or `nas.TargetUnavailable`.
+    batch_sizes: examples a run, one after the other. operations: measure memory and the time of
+        each operation, too. explain: find what bounds each operation, too.
+    skip_failures: note what cannot be timed in the result's `failures`; otherwise the first error
+        is raised, a `ValueError` or `nas.TargetUnavailable`.
     on_event: is called with a `nas.Message` before each measurement.
 
     >>> import keras

@@ -64,7 +64,7 @@ def test_only_targets_say_what_a_figure_is():
 
 
 def test_the_command_line_imports_nothing_heavy():
-    for name in ("main", "spec", "__init__", "__main__"):
+    for name in ("__init__", "__main__", "api", "registry", "events", "cli/command_line"):
         tree = ast.parse((ROOT / "nas" / f"{name}.py").read_text())
         top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         names = {n.name.split(".")[0] for node in top for n in node.names} | {

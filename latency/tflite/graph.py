@@ -288,7 +288,15 @@ class _Fusion:
         """The affine operator in front of `operator`, and the constant to take into its weights."""
         value = self.constants.get(operator.inputs[1])
         source = self._source(operator.inputs[0], *_OUTPUT_AXIS) if value is not None else None
-        return source, value
+        if source is None:
+            return None, value
+        shapes = self.graph.shapes
+        channels = shapes[source.output][-1]
+        if shapes[operator.output] != shapes[source.output] or value.size not in (1, channels):
+            return None, value
+        if value.shape[-1:] not in ((), (1,), (channels,)):
+            return None, value  # one number for each place, not for each channel
+        return source, value.reshape(() if value.size == 1 else (channels,))
 
     def _conv_2d(self, operator: Operator) -> bool:
         """Takes in a scalar ADD and MUL in front of it, and a PAD that amounts to SAME."""

@@ -120,10 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _network(text: str) -> Any:
     """A Config of the catalog, or the opened network of a file or folder."""
-    from nas import api, backend
+    from nas import api
+    from nas.networks import catalog
 
-    if pathlib.Path(text).expanduser().exists() and not text.endswith(".py"):
-        return api.open(text)
-    registry.known("family", registry.parse(text).name)
-    backend.load()
-    return registry.network(text)[1]
+    if text.endswith(".py") or catalog.is_name(text):
+        config, weights = catalog.config_and_weights(text)
+        return config if weights is None else api.open(text)
+    return api.open(text)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import nas
 from latency.networks import keras_file
 from latency.system.json_records import utc_now, write_json
 from nas import backend
@@ -373,7 +373,7 @@ def _record(
         "date": utc_now(),
         "machine": platform.processor() or platform.machine(),
         "versions": {
-            "nas": nas.__version__,
+            "nas": importlib.metadata.version("nas"),
             "python": platform.python_version(),
             "keras": keras.__version__,
             "numpy": np.__version__,
