@@ -11,6 +11,7 @@ from nas.controllers.surrogate import Surrogate
 from nas.proposals.expected_improvement import Costs, HypervolumeGain, Quality, within_budgets
 from nas.proposals.gaussian_process import Choices, GaussianProcess
 from nas.searching.reward import Reward
+from nas.searching.table_evaluator import TableEvaluator
 from nas.tasks.table import load
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -335,6 +336,15 @@ def share(table, rows) -> float:
     return pareto.hypervolume(losses[rows], reference) / pareto.hypervolume(losses, reference)
 
 
+def looked_up(table, trial):
+    """The row of a trial, which keeps the records of a search."""
+    evaluator = TableEvaluator(table)
+    candidate = evaluator.candidate(trial)
+    trial.set_user_attr("profile", evaluator.profile(candidate))
+    trial.set_user_attr("evaluation", evaluator.train(candidate))
+    return candidate.config
+
+
 def trained_rows(table, name: str, count: int, seed: int) -> list[int]:
     study = optuna.create_study(
         directions=["maximize", "minimize"], sampler=registry.controller(name, seed=seed)
@@ -342,9 +352,7 @@ def trained_rows(table, name: str, count: int, seed: int) -> list[int]:
     rows = []
     for _ in range(count):
         trial = study.ask()
-        config = table.sample(trial)
-        trial.set_user_attr("profile", table.profile(config))
-        trial.set_user_attr("evaluation", table.train(config))
+        config = looked_up(table, trial)
         study.tell(trial, [table.quality(config), *table.costs(config)])
         rows.append(config.row)
     return rows
@@ -371,9 +379,7 @@ def test_lands_on_a_budget(shared_data):
     rows = []
     for _ in range(120):
         trial = study.ask()
-        config = table.sample(trial)
-        trial.set_user_attr("profile", table.profile(config))
-        trial.set_user_attr("evaluation", table.train(config))
+        config = looked_up(table, trial)
         study.tell(trial, float(reward([table.quality(config)], [table.costs(config)])[0]))
         rows.append(config.row)
     picked = rows[pareto.winner(quality[rows], costs[rows][:, None], [target])]
