@@ -17,8 +17,7 @@ from keras import ops
 from compress.channels.nested_levels import Levels
 from compress.examples.data import Data
 from compress.method import LOSS, Method, NotApplicable, check_fields
-from compress.rewriting import graph
-from compress.rewriting.parametrized import inner
+from compress.rewriting import graph, tensors
 from compress.rewriting.record import Record
 
 KINDS = ("logits", "features", "lattice")
@@ -147,8 +146,8 @@ class Distill(Method):
         for mine, theirs in pairs:
             if tuple(mine.shape[1:-1]) != tuple(theirs.shape[1:-1]):
                 raise ValueError(
-                    f"distill: features {tuple(mine.shape)} of {_maker(mine).name} and "
-                    f"{tuple(theirs.shape)} of the teacher's {_maker(theirs).name}; "
+                    f"distill: features {tuple(mine.shape)} of {tensors.maker(mine).name} and "
+                    f"{tuple(theirs.shape)} of the teacher's {tensors.maker(theirs).name}; "
                     "expected shapes that differ in the last axis at most"
                 )
         widths = tuple((mine.shape[-1], theirs.shape[-1]) for mine, theirs in pairs)
@@ -341,23 +340,11 @@ def _logits_of(model: keras.Model) -> tuple[Any, Any]:
     return 0, outputs[0]
 
 
-def _maker(tensor):
-    """The layer that made a tensor, not one that wraps or looks at it."""
-    layer = tensor._keras_history.operation
-    return inner(layer)
-
-
-def _sources(tensor: Any) -> list:
-    """What the layer that made a tensor was called on."""
-    history = tensor._keras_history
-    return history.operation._inbound_nodes[history.node_index].input_tensors
-
-
 def _is_softmax(tensor: Any) -> bool:
     """Whether these are probabilities, as networks that end with a softmax give."""
-    layer = _maker(tensor)
+    layer = tensors.maker(tensor)
     if isinstance(layer, Teach | Levels | keras.layers.Reshape):
-        return _is_softmax(_sources(tensor)[0])
+        return _is_softmax(tensors.sources(tensor)[0])
     activation = getattr(layer, "activation", None)
     return isinstance(layer, keras.layers.Softmax) or activation is keras.activations.softmax
 
@@ -378,7 +365,7 @@ def _pairs(
         if not names:
             raise NotApplicable(f"distill: which={which!r} is no layer that both networks have")
     for mine, theirs in names:
-        yield _output(model, mine), _output(teacher, theirs)
+        yield tensors.output(model, mine), tensors.output(teacher, theirs)
 
 
 def _feature_frames(model: keras.Model) -> int:
@@ -398,22 +385,11 @@ def _feature_frames(model: keras.Model) -> int:
 
 def _before_logits(tensor: Any, added: set[str]) -> Any:
     """What the layer of the logits reads: the last features. `added`: layers of other methods."""
-    layer = _maker(tensor)
+    layer = tensors.maker(tensor)
     passing = (Teach, keras.layers.Activation, keras.layers.Softmax, keras.layers.Reshape)
-    before = _sources(tensor)[0]
+    before = tensors.sources(tensor)[0]
     sums = isinstance(layer, keras.layers.Add) and layer.name in added
     return _before_logits(before, added) if sums or isinstance(layer, passing) else before
-
-
-def _output(model: keras.Model, name: str) -> Any:
-    """The only output of the layer of that name; a Parametrized one was called in others, too."""
-    nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
-    found = [node.output_tensors for node in nodes if node.operation.name == name]
-    if not found:
-        raise ValueError(f"distill: {model.name} has no layer {name!r}; which= names layers")
-    if len(found) > 1 or len(found[0]) > 1 or "float" not in found[0][0].dtype:
-        raise ValueError(f"distill: layer {name} does not give one array of numbers")
-    return found[0][0]
 
 
 def _free_name(model: keras.Model, name: str) -> str:

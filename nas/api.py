@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nas import backend, registry
+from nas import backend, catalog, registry
 from nas.events import Listener, ignore
 
 if TYPE_CHECKING:  # heavy
@@ -34,14 +33,13 @@ def open(source: keras.Model | Network | Path) -> Network:
         folder of a search; or a name of the catalog, `family[:variant][,field=value...]`, with
         `weights=FILE` for trained ones.
 
-    Returns a `nas.Network`: `.model` is the flat `keras.Model`, `.config` its Config where that is
-    known. Raises `ValueError`, one line, where there is no network to be read.
+    `.model` of the result is the flat `keras.Model`, `.config` its Config where that is known.
+    Raises `ValueError`, one line, where there is no network to be read.
 
     >>> open("mnasnet:tiny").model.count_params()
-    127530
+    133068
     """
     from nas.files.open_network import from_config, open_network
-    from nas.networks import catalog
 
     if catalog.is_name(source):
         return from_config(*catalog.config_and_weights(str(source)))
@@ -72,8 +70,8 @@ def train(
         on; None: a fifth of `task`.
     epochs: times through the data (the task's, or 10). minutes: train for this long at most.
     recipe: how to train; the task's unless given. seed: of weights, order of examples, dropout.
-    start: a .keras file whose weights of equal path and shape are taken over.
-    mixed_precision: compute in bfloat16; for a Config only.
+    start: a .keras file whose weights of equal path and shape are taken over. mixed_precision:
+        compute in bfloat16; for a Config only.
     out: the .keras file to write. With it there are checkpoints: the same call goes on after Ctrl-C
         or a kill, and a finished training is read, not repeated.
     on_event: is called with `nas.Message`s and, after each step, `nas.training.state.Now`.
@@ -92,7 +90,6 @@ def train(
     """
     backend.load()
     from nas.data import task_of
-    from nas.networks import catalog
     from nas.training import journey
 
     if catalog.is_name(network):
@@ -281,16 +278,16 @@ def search(
     from nas.data import task_of
     from nas.events import ignore
     from nas.profiling.journey import named
-    from nas.searching import journey
+    from nas.searching import journey, names
     from nas.searching.candidate import NONE
     from nas.searching.parts import Parts
     from nas.searching.study import Settings
     from nas.tasks.table import Table
 
-    controller, controller_name = _controller(controller)
+    controller, controller_name = names.sampler_maker(controller)
     if isinstance(space, Table):
         parts = Parts(table=space, controller=controller)
-        names: dict[str, Any] = {
+        described: dict[str, Any] = {
             "space": "table",
             "task": f"table {space.name}",
             "targets": space.cost_names,
@@ -311,8 +308,8 @@ def search(
             alternatives=alternatives,
             one_shot=evaluator,
         )
-        names = {
-            "space": _name(space),
+        described = {
+            "space": names.of_function(space),
             "task": task.recipe,
             "targets": tuple(targets),
             "methods": tuple("|".join(choice) for choice in alternatives),
@@ -320,13 +317,17 @@ def search(
         }
     several = isinstance(budget_ms, (list, tuple))
     budgets = None if budget_ms is None else tuple(budget_ms if several else [budget_ms])
-    described = Settings(**names, budgets_ms=budgets, controller=controller_name, **settings)
+    named_settings = Settings(
+        **described, budgets_ms=budgets, controller=controller_name, **settings
+    )
     folder = (
-        pathlib.Path("runs", re.sub(r"[^\w.-]+", "_", described.name())) if out is None else out
+        pathlib.Path("runs", re.sub(r"[^\w.-]+", "_", named_settings.name()))
+        if out is None
+        else out
     )
     return journey.search(
         parts,
-        described,
+        named_settings,
         pathlib.Path(folder),
         trials=trials,
         minutes=minutes,
@@ -365,13 +366,14 @@ def scale(
     backend.load()
     from nas.events import ignore
     from nas.scaling import journey
+    from nas.searching import names
     from nas.searching.study import Settings
     from nas.tasks.task import resized
 
     task_at = task if callable(task) else functools.partial(resized, task)
     pixels = options.pop("pixels", None) or base.input_shape[0]
     task = task_at(pixels) if callable(task) else task
-    controller, controller_name = _controller(controller)
+    controller, controller_name = names.sampler_maker(controller)
     settings = Settings(
         space=f"scaling:{base!r}",
         task=task.recipe,
@@ -395,27 +397,3 @@ def scale(
         on_event=on_event or ignore,
         **options,
     )
-
-
-def _controller(controller: Any) -> tuple[Any, str]:
-    """A function that makes the sampler of what it is told, and its name."""
-    if controller is None:
-        from nas.controllers.surrogate import Surrogate
-
-        controller = Surrogate
-    if not isinstance(controller, type):
-        return lambda **_: controller, type(controller).__name__.lower()
-    accepted = inspect.signature(controller).parameters
-
-    def make(**told: Any) -> Any:
-        return controller(**{name: value for name, value in told.items() if name in accepted})
-
-    return make, controller.__name__.lower()
-
-
-def _name(function: Any) -> str:
-    """What a function of the user's is called in the records of a study."""
-    if isinstance(function, functools.partial):
-        options = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in function.keywords.items())]
-        return f"{_name(function.func)}({', '.join(options)})"
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

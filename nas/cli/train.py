@@ -120,8 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _network(text: str) -> Any:
     """A Config of the catalog, or the opened network of a file or folder."""
-    from nas import api
-    from nas.networks import catalog
+    from nas import api, catalog
 
     if text.endswith(".py") or catalog.is_name(text):
         config, weights = catalog.config_and_weights(text)

@@ -1,0 +1,30 @@
+"""What Python objects are called in the records of a study."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def sampler_maker(controller: Any) -> tuple[Callable[..., Any], str]:
+    """A function that makes the sampler of what it is told, and its name."""
+    if controller is None:
+        from nas.controllers.surrogate import Surrogate
+
+        controller = Surrogate
+    if not isinstance(controller, type):
+        return lambda **_: controller, type(controller).__name__.lower()
+    accepted = inspect.signature(controller).parameters
+
+    def make(**told: Any) -> Any:
+        return controller(**{name: value for name, value in told.items() if name in accepted})
+
+    return make, controller.__name__.lower()
+
+
+def of_function(function: Any) -> str:
+    """What a function of the user's is called in the records of a study."""
+    if isinstance(function, functools.partial):
+        options = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in function.keywords.items())]
+        return f"{of_function(function.func)}({', '.join(options)})"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
