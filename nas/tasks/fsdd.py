@@ -120,7 +120,7 @@ def load(
 def text(labels: Sequence[int] | np.ndarray, units: str = "digits") -> str:
     """Labels as text; padding and blanks, 0, are left out.
 
-    >>> text([8, 2, 0]), text([9, 7, 14, 2, 12, 0], "letters")
+    >>> text([8, 2, 0]), text([9, 1, 12, 1, 6, 0], "letters")
     ('71', 'seven')
     """
     return "".join(UNITS[units][label - 1] for label in labels if label)

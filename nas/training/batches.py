@@ -53,7 +53,8 @@ def prepared(model: Any) -> Callable[[Any], Any]:
     """A function that converts inputs of a task to those of `model`: `pixels`, or integers.
 
     >>> import keras
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    >>> inputs = keras.Input((2,))
+    >>> model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     >>> prepared(model)(np.array([[0, 255]], np.uint8))
     array([[0., 1.]], dtype=float32)
     """
