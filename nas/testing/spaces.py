@@ -35,7 +35,10 @@ def check_space(sample: Callable[[Any], Any], baseline: Any = None) -> None:
     finally:
         optuna.logging.set_verbosity(verbosity)
     trials = [study.ask() for _ in range(TRIALS)]
-    configs = [sample(trial) for trial in trials]
+    try:
+        configs = [sample(trial) for trial in trials]
+    except ValueError as error:  # of Optuna, where choices differ from those of another trial
+        raise AssertionError(f"{name}: {error}") from error
     expect(trials[0].distributions, f"{name}: a trial chooses nothing; expected trial.suggest_...")
     offered: dict[str, Any] = {}
     for trial in trials:
