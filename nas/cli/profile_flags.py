@@ -11,7 +11,7 @@ EPILOG = """examples:
 `nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
 
 
-def add(commands: Any, common: Any) -> None:
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """The command `profile`, among the others."""
     profile = commands.add_parser(
         "profile",
@@ -41,3 +41,11 @@ def add(commands: Any, common: Any) -> None:
         "--sustained", metavar="TIME", help="run without pause, as 10m, and plot cold to warm"
     )
     profile.add_argument("--out", default="sustained.png", help="plot of --sustained (%(default)s)")
+    profile.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`nas profile`."""
+    from nas.cli import profile
+
+    return profile.profile(arguments)
