@@ -2,8 +2,8 @@
 
 Two Gaussian processes over the choices (nas/proposals/gaussian_process.py), expected improvement of
 value or reward or of the front's hypervolume (nas/proposals/expected_improvement.py). Costs of
-networks that were only profiled train the cost model; once profiled, `select` picks the one worth
-training.
+networks that were only profiled train the cost model; once profiled, `select` picks the most
+promising one.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ RANDOM, MUTATED, CROSSED, REFINED = 100, 150, 50, 150  # candidates
 ELITES = 20
 SCOUTS = 32  # proposals whose cost may turn out right, where not all that is profiled is trained
 WORTH_A_ROUND = 1e-6  # gain of a network left out of its round; of one over budget it is below
-AGAIN = 300  # networks that were profiled, not trained, and may be worth it by now
+AGAIN = 300  # networks that were profiled, not trained, and may promise more by now
 
 
 @dataclasses.dataclass
@@ -113,7 +113,7 @@ class Surrogate(FromHistory, BaseSampler):
         return self._regarding[1]
 
     def select(self, study: Study, trials: Sequence[FrozenTrial]) -> int:
-        """Index of the one of these profiled, running trials that is most worth training."""
+        """Index of the one of these profiled, running trials that promises most."""
         with self._lock, one_blas_thread():
             history = self._history.read(study, max(trials, key=lambda trial: trial.number))
             costs = np.array([trial.user_attrs["profile"]["costs"] for trial in trials], float)
@@ -310,12 +310,15 @@ class Surrogate(FromHistory, BaseSampler):
                 # Whatever is profiled need not be trained: look for costs that turn out right.
                 if self._allowed is None:
                     near = np.concatenate([start, near])
-                    worth = gain.scout(quality.process.posterior(near), models.predict(near), most)
-                    best = near[np.argsort(-worth, kind="stable")[:ELITES]]
+                    scouted = gain.scout(
+                        quality.process.posterior(near), models.predict(near), most
+                    )
+                    best = near[np.argsort(-scouted, kind="stable")[:ELITES]]
                     codes = np.concatenate([codes, start, self._mutated(best, REFINED, 1, rng)])
                     codes, posterior, costs, gains = score(codes)
-                worth = gain.scout(posterior, costs, most)
-                scouts = np.argsort(-worth, kind="stable")[: min(SCOUTS, int((worth > 0).sum()))]
+                scouted = gain.scout(posterior, costs, most)
+                positive = int((scouted > 0).sum())
+                scouts = np.argsort(-scouted, kind="stable")[: min(SCOUTS, positive)]
             codes = np.concatenate([codes, waiting])
             costs = costs.join(known)
             posterior = quality.process.posterior(codes)

@@ -1,6 +1,6 @@
 """Tree-structured Parzen estimator (Bergstra et al. 2011): Optuna's, multivariate by default.
 
-Optuna models the parameters of a multi-objective study one by one unless told otherwise; choices of
+Optuna models the parameters of a multi-objective study one by one by default; choices of
 one network depend on each other, so this one is multivariate in both cases.
 """
 

@@ -11,12 +11,12 @@ WAIT_FOR_DEVICE_S = 10.0
 
 def wait_for_device(work: Callable[[], Any], say: Callable[[str], None]) -> Any:
     """Do the work; while the device is away, say why and try again."""
-    told = None
+    said = None
     while True:
         try:
             return work()
         except TargetUnavailable as error:
-            if str(error) != told:
-                told = str(error)
-                say(told)
+            if str(error) != said:
+                said = str(error)
+                say(said)
             time.sleep(WAIT_FOR_DEVICE_S)

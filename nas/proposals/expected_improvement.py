@@ -119,11 +119,11 @@ def within_budgets(reward: Callable) -> Callable:
     if budgets is None:
         return reward
 
-    def worth(quality: Any, costs: Any) -> np.ndarray:
+    def penalized(quality: Any, costs: Any) -> np.ndarray:
         over = np.maximum(costs / np.asarray(budgets) - 1 - ROUNDING, 0).max(axis=1)
         return reward(quality, costs) - np.where(over > 0, OVER_BUDGET + over, 0)
 
-    return worth
+    return penalized
 
 
 class ValueGain:
@@ -153,7 +153,7 @@ class RewardGain:
         return gains @ weights
 
     def scout(self, posterior: Posterior, costs: Spread, known: float) -> np.ndarray:
-        """What profiling a candidate is worth (n,): expected gain above one of a `known` cost."""
+        """The gain (n,) of profiling a candidate: expected gain above one of a `known` cost."""
         gains, weights = self._by_cost(posterior, costs)
         return np.maximum(gains - known, 0) @ weights
 
@@ -206,8 +206,8 @@ class HypervolumeGain:
 class Pool:
     """Proposals, the best first, worked out on demand; each regards those before as evaluated.
 
-    Every other one is one of the `scouts` while there are any: indices of candidates that are worth
-    profiling because their cost may turn out right.
+    Every other one is one of the `scouts` while there are any: indices of candidates to
+    profile because their cost may turn out right.
     """
 
     def __init__(

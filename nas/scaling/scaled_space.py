@@ -25,8 +25,8 @@ class ScaledSpace:
     """Networks scaled from `base` that land on a budget: they take what they may, hardly less.
 
     networks: what times them, once each (`Networks.known`). budget_ms: of the first target.
-    around: where the choices lie: single-objective scaling for the same budget. say: is told of
-    each network that was found.
+    around: where the choices lie: single-objective scaling for the same budget. say: gets a
+    line for each network that was found.
     """
 
     networks: Networks

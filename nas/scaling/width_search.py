@@ -1,7 +1,7 @@
 """Networks that cost what they may: the last factor of a scaling is found by measuring.
 
-A network is dear to train and cheap to time. So depth and resolution are chosen, and the width at
-which the network takes the time allowed is found by bisection on its latency on the target; for
+A network is expensive to train and cheap to time. So depth and resolution are chosen, and the width
+at which the network takes the time allowed is found by bisection on its latency on the target; for
 single-objective scaling it is phi. Widths, layers and pixels are whole numbers: what they leave
 over is made up by a pixel or two, and by the width.
 """

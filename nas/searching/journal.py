@@ -145,8 +145,8 @@ class Worker:
 def give_back(study: optuna.Study, worker: Worker) -> list[FrozenTrial]:
     """Settle the trials of dead workers so that a resumed search goes on as if never stopped.
 
-    A round whose chosen network was told has ended: its other trials are told what the dead worker
-    would have told. Any other unfinished trial is failed and its proposal queued again, before
+    A round whose chosen network has finished is over: its other trials end as the dead worker would
+    have ended them. Any other unfinished trial is failed and its proposal queued again, before
     those that wait already. Killed itself, it is made good by the next call.
     """
     if not _stale(study, worker):

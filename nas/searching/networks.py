@@ -30,34 +30,11 @@ from nas.searching import compression
 from nas.searching.candidate import Alternatives, Candidate
 from nas.searching.compression import Product
 from nas.searching.evaluator import Keep, Limits, OnEpoch, no_device
+from nas.searching.form import Form
+from nas.searching.latencies import latency_of, refuse_other_kinds
 from nas.searching.weights import NewWeights, Weights
 
 SUFFIXES = (".keras", ".tflite", ".py")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Form:
-    """What of a network runs on a device.
-
-    model: the `keras.Model` that is counted. artifact: what targets take: the model, or its file.
-    network, name: its key where figures are kept, and what it is called there. config: its Config,
-    where it is not that of the trained network.
-    """
-
-    model: Any
-    artifact: Any
-    network: str
-    name: str
-    config: Any = None
-
-    def file_bytes(self) -> int:
-        """Of its `.tflite` file."""
-        from latency.tflite import convert
-
-        if isinstance(self.artifact, pathlib.Path):
-            return self.artifact.stat().st_size
-        file = convert.file_of(self.artifact)
-        return file.stat().st_size if isinstance(file, pathlib.Path) else len(file)
 
 
 @dataclasses.dataclass
@@ -99,8 +76,6 @@ class Networks:
                 "with --method networks are trained at the size they are timed at: name it in"
                 " --task NAME:size=N, and leave out --input"
             )
-
-    # --- What there is --------------------------------------------------------------------------
 
     @property
     def metric(self) -> str | None:
@@ -227,43 +202,15 @@ class Networks:
                 return record | {"excess": excess, "costs": []}
         started = time.perf_counter()
         try:
-            latencies = [self._latency(target, form) for target in self.targets]
+            latencies = [latency_of(target, form, self.runs) for target in self.targets]
         except DoesNotFit as error:  # a limit of the device like the others
             return record | {"excess": str(error), "costs": []}
-        self._refuse_other_kinds(latencies)
+        refuse_other_kinds(self.targets, latencies, self.kinds)
         return record | {
             "costs": [latency["median_ms"] for latency in latencies],
             "latency": latencies,
             "profile_s": time.perf_counter() - started,
         }
-
-    def _latency(self, target: Target, form: Form) -> dict[str, Any]:
-        """Measured, or of the cache, where the samples stay."""
-        identity = {
-            "network": form.network,
-            "target": build.identity_of(target),
-            "on": target.identity(),
-        }
-        identity["record"] = "with a kind"  # earlier records have none
-
-        def compute() -> dict[str, Any]:
-            (latency,) = history.profile(
-                target, {form.name: form.artifact}, networks=[form.network], runs=self.runs
-            )
-            return latency.to_json() | {"transient": not latency.conditions.get("stable", True)}
-
-        record, known = cache.remember("latency", identity, compute)
-        summary = {name: value for name, value in record.items() if name != "samples_ms"}
-        return summary | {"cached": known}
-
-    def _refuse_other_kinds(self, latencies: list[dict[str, Any]]) -> None:
-        """A study never compares a measured figure with an estimate."""
-        for target, latency, kind in zip(self.targets, latencies, self.kinds, strict=False):
-            if kind is not None and latency["kind"] != kind:
-                raise ValueError(
-                    f"{target!r} gives {latency['kind']} figures now, this study began with "
-                    f"{kind} ones: go on where the device is as it was, or name a new --study"
-                )
 
     def measure_again(self, network: Candidate | pathlib.Path, name: str) -> list[dict[str, Any]]:
         """Latency records, with their samples, of a candidate as deployed, or of a file.
@@ -372,26 +319,15 @@ class Networks:
         from nas.training.recipe import recipe_of
 
         rate = self.weights.learning_rate * recipe_of(task).learning_rate
+        options = {"on_epoch": on_epoch, "learning_rate": rate}
         if not candidate.methods:
             model = self.weights.initial(candidate.config)
-            training = loop.fit(
-                model, task, epochs, self.seed, on_epoch=on_epoch, learning_rate=rate
-            )
+            training = loop.fit(model, task, epochs, self.seed, **options)
             return Product(candidate, model, epochs=epochs), training
         trainings = []
 
         def fit(model: Any, update: compression.Update) -> None:
-            trainings.append(
-                loop.fit(
-                    model,
-                    task,
-                    epochs,
-                    self.seed,
-                    on_epoch=on_epoch,
-                    update=update,
-                    learning_rate=rate,
-                )
-            )
+            trainings.append(loop.fit(model, task, epochs, self.seed, update=update, **options))
 
         product = self._compressed(candidate, task, epochs, fit)
         (training,) = trainings
@@ -412,8 +348,6 @@ class Networks:
             epochs=epochs,
             fit=fit,
         )
-
-    # --- Files ----------------------------------------------------------------------------------
 
     def untrained(self, candidate: Candidate) -> Product:
         """A network as it can be written without a training of its own."""

@@ -9,7 +9,7 @@ from nas.searching.study import Settings
 
 
 def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
-    """The content of result.json: all that is known of a study, `found` by its handover."""
+    """The content of result.json: all that is known of a study; `found`: of its winner."""
     kept = study.user_attrs.get("objective", {})
     baseline = kept.get("baseline") or {}
     winner = found.get("winner") or {}

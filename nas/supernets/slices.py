@@ -41,7 +41,7 @@ def depthwise(inputs: Any, kernel: Any, stride: int = 1) -> Any:
 
 
 def _shaped(outputs: Any, inputs: Any, stride: int) -> Any:
-    """What is known of the shape is told: all but the channels."""
+    """With the shape as far as it is known: all but the channels."""
     batch, height, width, _ = inputs.shape
     outputs.set_shape((batch, -(-height // stride), -(-width // stride), None))
     return outputs

@@ -80,10 +80,10 @@ def test_quality_model_maps_back():
 
 def test_only_what_is_within_the_budgets_is_wanted():
     reward = Reward("absolute", (10.0,), -0.01)
-    worth = within_budgets(reward)
+    penalized = within_budgets(reward)
     quality, costs = np.array([0.7, 0.71, 0.9]), np.array([[9.0], [10.0], [10.1]])
     assert np.argmax(reward(quality, costs)) == 2
-    assert np.argmax(worth(quality, costs)) == 1
+    assert np.argmax(penalized(quality, costs)) == 1
     assert within_budgets(len) is len  # any other function is taken as it is
 
 

@@ -331,8 +331,8 @@ def test_a_family_from_the_command_line(tmp_path, capsys, monkeypatch):
 def test_killed_it_goes_on(tmp_path):
     family = tmp_path / "family"
     arguments = [sys.executable, "-m", "nas", *command(family, "--budget-ms", "0.008")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(arguments, **quiet, env=dict(os.environ))
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, **silent, env=dict(os.environ))
     while not finished(family / "0.008ms"):
         assert process.poll() is None
         time.sleep(0.2)

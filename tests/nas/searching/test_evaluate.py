@@ -197,7 +197,7 @@ def baseline(base="tiny"):
 
 
 def test_search_beyond_images(tmp_path, monkeypatch, capsys, shared_data):
-    """The journey: a decoder on a text; its step with a cache is timed, handed over and runs."""
+    """The journey: a decoder on a text; its step with a cache is timed, written and runs."""
     import search_spaces
     from latency.tflite import convert
 

@@ -1,4 +1,4 @@
-"""What is handed over is never replaced by something worse, nor mixed with something else."""
+"""A winner is never replaced by something worse, nor mixed with something else."""
 
 import dataclasses
 import json

@@ -159,12 +159,12 @@ def test_hopeless_networks_are_stopped_early(tmp_path):
     study, _ = run(tmp_path, trials=60, controller="random")
     stopped = [t for t in trained(study) if t.user_attrs["evaluation"]["stopped"]]
     assert stopped and all(t.state == TrialState.PRUNED for t in stopped)
-    worth = [t.value for t in trained(study) if t.state == TrialState.COMPLETE]
+    values = [t.value for t in trained(study) if t.state == TrialState.COMPLETE]
     for trial in stopped:
         _, objective = a_study(tmp_path)
         record = trial.user_attrs["profile"]
         quality = 1 - 1 / (2 * record["costs"][0] + 0.1 * int(record["key"].split("-")[1]))
-        assert objective.values(quality, record["costs"])[0] < max(worth)
+        assert objective.values(quality, record["costs"])[0] < max(values)
 
 
 def test_pareto_studies_have_no_scalar(tmp_path):

@@ -1,0 +1,30 @@
+"""The form of a network that runs on a device: what is counted, timed and written as .tflite."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Form:
+    """What of a network runs on a device.
+
+    model: the `keras.Model` that is counted. artifact: what targets take: the model, or its file.
+    network, name: its key where figures are kept, and what it is called there. config: its Config,
+    where it is not that of the trained network.
+    """
+
+    model: Any
+    artifact: Any
+    network: str
+    name: str
+    config: Any = None
+
+    def file_bytes(self) -> int:
+        """Of its `.tflite` file."""
+        from latency.tflite import convert
+
+        if isinstance(self.artifact, pathlib.Path):
+            return self.artifact.stat().st_size
+        file = convert.file_of(self.artifact)
+        return file.stat().st_size if isinstance(file, pathlib.Path) else len(file)
