@@ -14,7 +14,7 @@ task = digits.load(size=16)
 
 # %% A search: the table and the front as a picture
 study = nas.search(
-    space, task, CPU(threads=1), budget_ms=0.05, trials=2, epochs=1, finalists=0, out="runs/nb"
+    space, task, CPU(threads=1), budget_ms=0.05, trials=2, epochs=1, finalists=1, out="runs/nb"
 )
 study
 
@@ -28,7 +28,7 @@ trained
 # %% In 8-bit integers: before and after, and which layers bear it least
 from compress.ptq import PTQ
 
-small = nas.compress(trained.model, PTQ(bits=8), data=task)
+small = nas.compress(trained.model, PTQ(bits=8), data=task, examples_count=64)
 small
 
 # %%
