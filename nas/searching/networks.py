@@ -319,7 +319,7 @@ class Networks:
         from nas.training.recipe import recipe_of
 
         rate = self.weights.learning_rate * recipe_of(task).learning_rate
-        options = {"on_epoch": on_epoch, "learning_rate": rate}
+        options: dict[str, Any] = {"on_epoch": on_epoch, "learning_rate": rate}
         if not candidate.methods:
             model = self.weights.initial(candidate.config)
             training = loop.fit(model, task, epochs, self.seed, **options)
