@@ -23,8 +23,12 @@ keras_file.register_layers("families.layers")  # latency may not know of familie
 def choose() -> str:
     """Set KERAS_BACKEND unless the user did; returns the backend that Keras has or will have.
 
-    "jax" where a GPU or TPU is visible and JAX is installed, else "tensorflow".
+    "jax" where a GPU or TPU is visible and JAX is installed, else "tensorflow". From then on files
+    may name the layers of installed packages (entry points `nas.layers`), here and in processes
+    that read files for this one.
     """
+    for module in registry.installed_layers():
+        keras_file.register_layers(module)
     if "keras" in sys.modules:
         return sys.modules["keras"].config.backend()
     if "KERAS_BACKEND" not in os.environ:
@@ -39,8 +43,7 @@ def choose() -> str:
 def load() -> Any:
     """Choose the backend, import Keras without TensorFlow's greetings, and return the module.
 
-    From then on files may name the layers of installed packages (entry points `nas.layers`). Raises
-    `ValueError` where Keras runs, or is to run, on a backend that has no training step.
+    Raises `ValueError` where Keras runs, or is to run, on a backend that has no training step.
     """
     name = choose()
     if name not in BACKENDS:
@@ -50,8 +53,6 @@ def load() -> Any:
         )
     if importlib.util.find_spec(name) is None:
         raise ValueError(f"KERAS_BACKEND={name} is not installed; pip install {name}")
-    for module in registry.installed_layers():
-        keras_file.register_layers(module)
     with silent_stderr():
         import keras
     return keras

@@ -1,5 +1,6 @@
 """Networks by the names of the catalog: `family[:variant][,field=value...][,weights=FILE]`."""
 
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -9,10 +10,14 @@ from nas import backend, registry
 def is_name(source: Any) -> bool:
     """Whether something is a name of the catalog rather than a network or the path of one.
 
-    >>> is_name("mnasnet:tiny"), is_name(".")
-    (True, False)
+    A Python file is a family's, and so a name.
+
+    >>> is_name("mnasnet:tiny"), is_name("."), is_name("./my_family.py")
+    (True, False, True)
     """
-    return isinstance(source, str) and not pathlib.Path(source).expanduser().exists()
+    if not isinstance(source, str):
+        return False
+    return source.endswith(".py") or not pathlib.Path(source).expanduser().exists()
 
 
 def config_and_weights(text: str) -> tuple[Any, str | None]:
@@ -25,7 +30,7 @@ def config_and_weights(text: str) -> tuple[Any, str | None]:
     (3, None)
     """
     named = registry.parse(text)
-    known = named.name in registry.listing("family") or ".py" in text
+    known = named.name in registry.listing("family") or ".py" in text or _is_module(named.name)
     if not known and (pathlib.Path(text).suffix or "/" in text):
         from nas.files.open_network import open_network
 
@@ -36,3 +41,9 @@ def config_and_weights(text: str) -> tuple[Any, str | None]:
     weights = options.pop("weights", None)
     bare = registry.Spec(named.name, named.value, tuple(options.items()), named.attribute)
     return registry.network(str(bare))[1], weights
+
+
+def _is_module(name: str) -> bool:
+    """Whether a dotted name is that of a module that may be there, as `my_package.my_family`."""
+    top, *parts = name.split(".")
+    return bool(parts) and top.isidentifier() and importlib.util.find_spec(top) is not None

@@ -147,6 +147,7 @@ def _network(name: str) -> Any:
     if path.suffix in (".tflite", ".keras"):
         if not path.is_file():
             raise ValueError(f"no file {name}")
+        backend.choose()  # and what layers the process that converts it may meet
         return path
     if path.exists() and ":" not in name and path.suffix != ".py":
         raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
