@@ -66,10 +66,10 @@ def test_it_leaves_smaller_files_a_record_and_what_each_layer_bears(folder, monk
     flags = ["--method", "ptq:8", *TASK, "--target", "cpu:threads=1", "--examples", 64]
     outs = ["--out", "small.tflite", "--out", "small.safetensors", "--out", "small.keras"]
     assert here(folder, monkeypatch, "compress", "a.keras", *flags, *outs) == 0
-    told = capfd.readouterr().out
+    printed = capfd.readouterr().out
     record = json.loads((folder / "small.json").read_text())
     for name in ("accuracy", "parameters", "bits a weight", "cpu:threads=1", "measured"):
-        assert name in told
+        assert name in printed
     assert abs(record["after"]["quality"] - record["before"]["quality"]) < 0.03
     tflite, packed, _ = record["files"]
     assert tflite["after"]["bytes"] == (folder / "small.tflite").stat().st_size
@@ -86,7 +86,7 @@ def test_it_leaves_smaller_files_a_record_and_what_each_layer_bears(folder, monk
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["a.keras", "--method", "prun", "--out", "b.keras"], "did you mean 'prune'"),
         (["a.keras", "--method", "prune:0.5", "--out", "b.txt"], "ends in .keras, .tflite"),
@@ -97,10 +97,10 @@ def test_it_leaves_smaller_files_a_record_and_what_each_layer_bears(folder, monk
         (["a.keras", "--method", "prune:0.5", "--epochs", "2", "--out", "b.keras"], "--task"),
     ],
 )
-def test_errors_are_one_line_and_exit_2(folder, monkeypatch, capfd, arguments, told):
+def test_errors_are_one_line_and_exit_2(folder, monkeypatch, capfd, arguments, expected):
     assert here(folder, monkeypatch, "compress", *arguments) == 2
     lines = capfd.readouterr().err.strip().splitlines()
-    assert told in lines[-1] and lines[-1].startswith("nas: ")
+    assert expected in lines[-1] and lines[-1].startswith("nas: ")
     assert not (folder / "b.keras").exists()
 
 

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 import shlex
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -240,25 +236,24 @@ def test_a_decoder_is_timed_as_its_step_with_codes(shared_data):
     assert "the deployed form cannot follow" in narrow["excess"] and not narrow["costs"]
 
 
+def searches(folder, command):
+    """A command in a folder whose space is found as if it were ours."""
+    import search_spaces
+
+    listing, toy = registry.listing, {"small_cnn": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(search_spaces, "__path__", [*search_spaces.__path__, str(folder)])
+        patch.setattr(
+            registry, "listing", lambda kind: listing(kind) | (toy if kind == "space" else {})
+        )
+        return keras.config.backend(), main(command)
+
+
 @pytest.mark.slow
-def test_jax_searches_as_well(toy):
-    """In a process of its own: the backend is chosen once."""
+def test_jax_searches_as_well(toy, on_jax):
     command = [*SEARCH, "--method", "qat:4", "--trials", "1", "--finalists", "0", "--study", "s"]
-    code = (
-        "import sys, search_spaces; from nas import registry;"
-        "from nas.cli.command_line import main;"
-        f"search_spaces.__path__ = [*search_spaces.__path__, {str(toy)!r}];"
-        "listing = registry.listing;"
-        "toy = {'small_cnn': ''};"
-        "registry.listing = lambda kind: listing(kind) | (toy if kind == 'space' else {});"
-        f"sys.exit(main({command!r}))"
-    )
-    root = str(pathlib.Path(__file__).parents[3])
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": root}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=toy, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert on_jax(searches, toy, command) == ("jax", 0)
     found = read_codes(toy / "runs" / "s" / "best.tflite").values()
     assert "int4" in {constant.kind for constant in found}
 

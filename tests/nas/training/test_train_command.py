@@ -91,11 +91,13 @@ def whole(text):
 
 
 def test_it_leaves_a_network_its_record_its_curves_and_what_the_task_adds(text, whole):
-    told = whole.stdout.splitlines()
+    printed = whole.stdout.splitlines()
     record = json.loads((text / "whole.json").read_text())
-    assert record["files"] == told[1:] and all((text / name).stat().st_size for name in told[1:])
-    assert {pathlib.Path(name).suffix for name in told[1:]} >= {".keras", ".json", ".png", ".py"}
-    assert "whole.tokenizer.txt" in told[1:]
+    assert record["files"] == printed[1:] and all(
+        (text / name).stat().st_size for name in printed[1:]
+    )
+    assert {pathlib.Path(name).suffix for name in printed[1:]} >= {".keras", ".json", ".png", ".py"}
+    assert "whole.tokenizer.txt" in printed[1:]
     assert not list(text.glob("*whole.checkpoint*"))
     assert record["quality"] == max(epoch["quality"] for epoch in record["history"]) > 0.25
     losses = [epoch["valid_loss"] for epoch in record["history"]]
@@ -125,9 +127,9 @@ def test_the_saved_network_is_the_one_that_was_judged(text, whole):
 
 def test_the_same_command_again_says_that_it_is_done(text, whole, capfd, monkeypatch):
     assert here(text, monkeypatch, DECODER, *FLAGS, "--out", "whole.keras", "--json") == 0
-    told = capfd.readouterr()
-    assert "trained already" in told.err
-    assert json.loads(told.out) == json.loads((text / "whole.json").read_text())
+    printed = capfd.readouterr()
+    assert "trained already" in printed.err
+    assert json.loads(printed.out) == json.loads((text / "whole.json").read_text())
     assert here(text, monkeypatch, DECODER, *FLAGS, "--out", "whole.keras", "--clip", "2") == 2
     assert "clip is 1.0 there and 2.0 here" in capfd.readouterr().err
 
@@ -181,8 +183,8 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(text, whole, capfd,
     (text / "stopped.checkpoint.npz").write_bytes(damaged)
     again = [DECODER, *FLAGS, "--out", "stopped.keras"]
     assert here(text, monkeypatch, *again) == 2
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("nas:")]
-    assert len(told) == 1 and "damaged" in told[0]
+    printed = [line for line in capfd.readouterr().err.splitlines() if line.startswith("nas:")]
+    assert len(printed) == 1 and "damaged" in printed[0]
     (text / "stopped.checkpoint.npz").write_bytes(kept)
     assert here(text, monkeypatch, *again, "--seed", 4) == 2
     assert "seed is 3 there and 4 here" in capfd.readouterr().err
@@ -192,7 +194,7 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(text, whole, capfd,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["mnasnt", "--task", "digits"], "did you mean 'mnasnet'"),
         (["mnasnet:a9", "--task", "digits"], "no variant 'a9'"),
@@ -205,11 +207,11 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(text, whole, capfd,
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else None,
 )
-def test_errors_are_one_line_and_exit_2(text, capfd, monkeypatch, arguments, told):
+def test_errors_are_one_line_and_exit_2(text, capfd, monkeypatch, arguments, expected):
     assert here(text, monkeypatch, *arguments, "--out", "wrong.keras") == 2
     captured = capfd.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("nas:")]
-    assert len(lines) == 1 and told in lines[0] and not captured.out
+    assert len(lines) == 1 and expected in lines[0] and not captured.out
     assert not (text / "wrong.keras").exists()
 
 
