@@ -33,8 +33,10 @@ def check_family(module: ModuleType) -> None:
     .keras file, and computes the same as a LiteRT file of its deployed form; every multiplication
     is counted. Raises `AssertionError` at the first promise that is not kept.
 
-    >>> from families import mnasnet
-    >>> check_family(mnasnet)
+    >>> import json
+    >>> check_family(json)
+    Traceback (most recent call last):
+    AssertionError: json has no Config; expected Config, VARIANTS, build
     """
     name = module.__name__
     _check_configs(module, name)
