@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import keras
+import numpy as np
 
 from compress.examples.data import Data
 from compress.rewriting import graph
@@ -99,7 +100,7 @@ def compress(
 
     `fit(model, update)` trains a prepared model in place and calls `update(step, steps)` before
     each step; None: no training. Raises `NotApplicable` where a method has nothing to act on, and
-    `RuntimeError` where a method broke the contract: the result is not what the record says.
+    `ValueError` where one broke the contract: the result is not what the record says.
 
     >>> from compress.prune import Prune
     >>> inputs = keras.Input((8,))
@@ -127,5 +128,26 @@ def compress(
         finished = method.finalize(finished, data, record)
     problems = list(record.check(finished))
     if problems:
-        raise RuntimeError(f"{model.name}: {'; '.join(problems)}")
+        raise ValueError(
+            f"{model.name}: {'; '.join(problems)}; this is a defect of"
+            f" {', '.join(map(repr, methods))}"
+        )
     return Compressed(finished, record)
+
+
+def changed(model: keras.Model, done: Compressed) -> bool:
+    """Whether what was made of a network differs from it, or is to be stored otherwise.
+
+    >>> inputs = keras.Input((8,))
+    >>> model = keras.Model(inputs, keras.layers.Dense(4)(inputs))
+    >>> changed(model, compress(model, []))
+    False
+    """
+    if done.record.weights or done.record.activations or done.record.variants:
+        return True
+    before, after = ({w.path: w for w in one.weights} for one in (model, done.model))
+    return before.keys() != after.keys() or any(
+        weight.shape != after[path].shape
+        or not np.array_equal(np.asarray(weight), np.asarray(after[path]))
+        for path, weight in before.items()
+    )

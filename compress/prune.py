@@ -48,11 +48,11 @@ class Prune(Method):
     While masks still change, the gradient of a masked weight is taken as if it were there, and of
     what it accumulates the last step counts when masks are chosen: so it can come back (as tfmot).
 
-    >>> Prune(pattern="2:4").sparsity
-    0.5
+    >>> Prune(pattern="2:4").sparsity, Prune("2:4").pattern
+    (0.5, '2:4')
     """
 
-    sparsity: float | None = None
+    sparsity: float | str | None = None
     scope: str = "layer"
     pattern: str = "unstructured"
     initial: float = 0.0
@@ -65,9 +65,12 @@ class Prune(Method):
     stage = WEIGHTS
 
     def __post_init__(self):
+        if isinstance(self.sparsity, str):  # prune:2:4, as users write it
+            object.__setattr__(self, "pattern", self.sparsity)
+            object.__setattr__(self, "sparsity", None)
         keep, group = _pattern(self.pattern)
         given = 1 - keep / group if keep else SPARSITY
-        sparsity = given if self.sparsity is None else self.sparsity
+        sparsity = given if self.sparsity is None else float(self.sparsity)
         object.__setattr__(self, "sparsity", sparsity)
         check_fields(
             self,
@@ -91,7 +94,7 @@ class Prune(Method):
     @property
     def _final(self) -> float:
         """The sparsity in the end: `__post_init__` has put a number in place of None."""
-        return SPARSITY if self.sparsity is None else self.sparsity
+        return SPARSITY if self.sparsity is None else float(self.sparsity)
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         left: dict[str, str] = {}

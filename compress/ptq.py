@@ -21,9 +21,10 @@ from compress.rewriting.weights import kernel_values, kernels, record_untouched
 class Rounded(Quantizer):
     """A weight that is rounded once training is over: `settle` decides to which levels."""
 
-    def __init__(self, bits: int):
+    def __init__(self, bits: int, method: "PTQ | None" = None):
+        """method: the one that decides the levels, where several are stacked."""
         super().__init__(dtype="float32")
-        self.bits = bits
+        self.bits, self.method = bits, method
         self._scale: np.ndarray | None = None
 
     def settle(self, scale: np.ndarray | None) -> None:
@@ -51,7 +52,7 @@ class PTQ(Method):
         layer, 32 leaves them in float; None: as the others.
     activations: bits of the activations in files that compute in integers, 8 or 16; their ranges
         are found on examples when the file is written. None: float, which LiteRT quantizes on the
-        fly. Keras itself computes in float either way.
+        fly ("none" on the command line). Keras itself computes in float either way.
     which: a regular expression over the paths of weights; None: all kernels.
     clip: how the distances of levels are found: "newton", "octav", "maxabs".
 
@@ -75,9 +76,11 @@ class PTQ(Method):
     clip: str = "newton"
 
     def __post_init__(self):
+        if self.activations == "none":
+            object.__setattr__(self, "activations", None)
         bit_widths.check(self)
         if self.activations not in (None, 8, 16):
-            raise ValueError(f"activations={self.activations!r}; expected 8, 16 or None")
+            raise ValueError(f"activations={self.activations!r}; expected 8, 16 or none")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, OnLevels)
@@ -86,13 +89,24 @@ class PTQ(Method):
         }
         if not chosen and not (taken and self.activations):
             raise NotApplicable(bit_widths.reason_for_none(self, model, taken))
+        for chain in functions(model, Rounded).values():
+            other = chain[0].method
+            if other is not None and other.activations != self.activations:
+                raise ValueError(
+                    f"ptq activations={self.activations} beside another ptq's "
+                    f"{other.activations}: a file computes in one way; give both the same"
+                )
         record_untouched(model, {*chosen, *taken}, record, bit_widths.reason_left(self))
-        return parametrize(model, {path: Rounded(bits) for path, bits in chosen.items()})
+        return parametrize(model, {path: Rounded(bits, self) for path, bits in chosen.items()})
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
         if step < steps:
             return False
-        found = {path: chain[0] for path, chain in functions(model, Rounded).items()}
+        found = {
+            path: chain[0]
+            for path, chain in functions(model, Rounded).items()
+            if chain[0].method == self
+        }
         for one in found.values():
             one.settle(None)
         now, axes = (

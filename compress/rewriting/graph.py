@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+HALF = ("float16", "bfloat16")  # also as mixed_float16, mixed_bfloat16
 Change = Callable[[keras.layers.Layer, keras.layers.Layer], keras.layers.Layer | None]
 
 
@@ -98,8 +99,11 @@ def own_method(layer: keras.layers.Layer, name: str) -> Callable | None:
     return None
 
 
-def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A layer of the same configuration and weights, under the same paths."""
+def copy(layer: keras.layers.Layer, float32: bool = False) -> keras.layers.Layer:
+    """A layer of the same configuration and weights, under the same paths.
+
+    float32: one in half precision computes, and keeps its weights, in float32.
+    """
     # A Parametrized layer is not copied: its variables belong to the methods that made them.
     if hasattr(layer, "parametrizations"):
         return layer
@@ -107,7 +111,8 @@ def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         return layer
     if isinstance(layer, keras.layers.Lambda):  # code, without state
         return layer
-    new = type(layer).from_config(layer.get_config())
+    config = layer.get_config()
+    new = type(layer).from_config(_in_float32(config) if float32 else config)
     if layer.built and (config := layer.get_build_config()):
         new.build_from_config(config)
         new.built = True
@@ -117,6 +122,22 @@ def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
             weight._path = source.path  # what is read within a wrapper would lack its name
     _copy_state(layer, new)
     return new
+
+
+def _in_float32(config: Any) -> Any:
+    """A configuration in which all policies of half precision are float32."""
+    if isinstance(config, dict):
+        policy = config.get("dtype")
+        if isinstance(policy, dict) and policy.get("class_name") == "DTypePolicy":
+            policy = policy["config"]["name"]
+        half = isinstance(policy, str) and policy.removeprefix("mixed_") in HALF
+        return {
+            key: "float32" if key == "dtype" and half else _in_float32(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_in_float32, config))
+    return config
 
 
 def copy_operation(operation: Any, name: str) -> Any:

@@ -3,8 +3,10 @@
 `assemble` writes the same graph in milliseconds where it knows all layers; `convert` is for all.
 """
 
+import hashlib
 import logging
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from latency.networks import keras_file
+from latency.networks.float32 import in_float32
+from latency.networks.functional import functional
 from latency.system.silent_stderr import silent_stderr
-from latency.tflite import process
+from latency.tflite import process, same_network
 from latency.tflite.branch_constants import with_own_constants
 from latency.tflite.direct_writer import assemble
 from latency.tflite.signature import names, signed
@@ -33,11 +37,12 @@ def convert(model: Any) -> bytes:
     The variables are frozen first: several times faster than through a SavedModel
     (`tools/bench_latency.py`), and without it the converter leaves READ_VARIABLE operations in the
     file, which fail when it runs. Where Keras is on another backend, another process does this.
-    Raises `ValueError` where an operation has no builtin form: a Flex operation would not run on
-    devices.
+    Layers in half precision compute in float32. Raises `ValueError` where an operation has no
+    builtin form: a Flex operation would not run on devices.
     """
     import keras  # noqa: PLC0415 (the backend is the caller's choice, made before Keras is imported)
 
+    model = functional(model)
     for tensor in model.inputs:
         if any(size is None for size in tensor.shape[1:]):
             raise ValueError(f"input {tensor.name!r}: expected a static shape, got {tensor.shape}")
@@ -51,7 +56,8 @@ def convert(model: Any) -> bytes:
     from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415
 
     def infer(*inputs):
-        outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
+        with in_float32(model):
+            outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
         return keras.tree.flatten(outputs)
 
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
@@ -79,7 +85,8 @@ def file_of(model: Any) -> bytes | Path:
     """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is.
 
     Files may come from anywhere: they are loaded and run in another process first, with a limit on
-    time and memory. `ValueError`, in one line, where that fails.
+    time and memory. `ValueError`, in one line, where that fails. The file of a model is run beside
+    it, on one input: what `assemble` writes otherwise than Keras computes is left to `convert`.
     """
     if isinstance(model, (str, Path)):
         path = Path(model)
@@ -89,13 +96,37 @@ def file_of(model: Any) -> bytes | Path:
         if path.suffix != ".keras":
             raise ValueError(f"{path}: expected a .tflite or .keras file")
         return process.convert(path)
+    model = functional(model)
     try:
-        return assemble(model)
+        tflite = assemble(model)
+        _check(model, tflite)
+        return tflite
     except ValueError as unsupported:
         try:
-            return convert(model)
+            tflite = convert(model)
+            _check(model, tflite)
+            return tflite
         except ValueError as error:
             raise ValueError(f"{error}; and written directly: {unsupported}") from error
+
+
+def _check(model: Any, tflite: bytes) -> None:
+    """`ValueError` unless the file gives on one input what the network gives, by channel."""
+    digest = hashlib.sha256(tflite).digest()
+    if _checked.get(model) == digest:  # several targets ask for it
+        return
+    chooses = any(getattr(layer, "chooses_outputs", False) for layer in model.layers)
+    session = Session(tflite)
+    with in_float32(model):
+        # Which objects are kept is decided by comparisons, which rounding may turn.
+        leave = tuple(session.outputs) if chooses else ()
+        wrong = same_network.check(model, session, leave=leave)
+    if wrong is not None:
+        raise ValueError(f"model {model.name!r}: its LiteRT file is another network: {wrong}")
+    _checked[model] = digest
+
+
+_checked: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> digest of its file
 
 
 def bytes_of(model: Any) -> bytes:
@@ -137,9 +168,9 @@ def runner(tflite: bytes | str | Path, threads: int = 1) -> Callable[[], None]:
 class Session:
     """A `.tflite` file that is loaded once and called by the names of its inputs and outputs.
 
-    A name on both sides is state: a cache, or what a stream carries on. `step` keeps it inside,
-    from zeros on; a plain call takes and gives all of it. Of a file with several signatures the
-    session runs `signature`; None: that of its main graph.
+    A name on both sides, of one shape and type, is state: a cache, or what a stream carries on.
+    `step` keeps it inside, from zeros on; a plain call takes and gives all of it. Of a file with
+    several signatures the session runs `signature`; None: that of its main graph.
 
     >>> import keras
     >>> inputs = {"x": keras.Input((2,), name="x"), "sum": keras.Input((2,), name="sum")}
@@ -160,12 +191,9 @@ class Session:
         self.outputs = {
             name: (tuple(map(int, d["shape"])), d["dtype"]) for name, d in outputs.items()
         }
-        self.state = tuple(name for name in inputs if name in outputs)
-        for name in self.state:
-            if self.inputs[name] != self.outputs[name]:
-                raise ValueError(
-                    f"state {name!r} goes in as {self.inputs[name]}, out as {self.outputs[name]}"
-                )
+        self.state = tuple(
+            name for name, kind in self.inputs.items() if self.outputs.get(name) == kind
+        )
         self._reads = {name: detail["index"] for name, detail in inputs.items()}
         self._writes = {name: detail["index"] for name, detail in outputs.items()}
         self._told = {name: self._writes[name] for name in outputs if name not in self.state}

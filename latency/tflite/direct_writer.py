@@ -5,6 +5,7 @@ BatchNormalization is folded and activations are fused as the official converter
 with every Keras backend: it reads `layer.get_weights()` and never runs the model.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +50,9 @@ def assemble(model: Any) -> bytes:
         layer = node.operation
         if not node.input_tensors:
             continue  # an InputLayer: its tensor is among model.inputs
-        read = [tensors[id(tensor)] for tensor in node.input_tensors]
+        if len(node.output_tensors) != 1:
+            raise _unsupported(layer, f"{len(node.output_tensors)} outputs", "one")
+        read = _inputs(graph, layer, node, tensors)
         made = node.output_tensors[0]
         shape = _batch_one(made.shape, layer.name)
         shape = (held.get(id(made), 1), *shape[1:])
@@ -71,6 +74,38 @@ def _unsupported(layer: Any, came: str, supported: str) -> ValueError:
     )
 
 
+def _inputs(graph: Graph, layer: Any, node: Any, tensors: dict[int, int]) -> list[int]:
+    """What a call reads: tensors; of arithmetic (`x * 2 + 1`) numbers and arrays, too."""
+    read = [tensors[id(tensor)] for tensor in node.input_tensors]
+    if type(layer) not in _arithmetic():
+        _check_call(layer, node)
+        return read
+    both = [*node.arguments.args, *node.arguments.kwargs.values()]
+    if len(both) != 2:
+        raise _unsupported(layer, f"{len(both)} operands", "two")
+    if len(read) == 2:
+        return read
+    values = [operand for operand in both if operand is not node.input_tensors[0]]
+    dtypes = {tensor.dtype for tensor in (*node.input_tensors, *node.output_tensors)}
+    if dtypes != {"float32"} or len(values) != 1:
+        raise _unsupported(layer, f"operands {both!r:.100}", "float32")
+    value = graph.constant(np.asarray(values[0]), f"{layer.name}/constant")
+    return [*read, value] if both[0] is node.input_tensors[0] else [value, *read]
+
+
+def _check_call(layer: Any, node: Any) -> None:
+    """A call may ask for more than the layer says: `norm(x, training=True)`."""
+    read = {id(tensor) for tensor in node.input_tensors}
+    more = [
+        name
+        for name, value in node.arguments.kwargs.items()
+        if id(value) not in read
+        and (value is True if name == "training" else value is not None and name != "inputs")
+    ]
+    if more:
+        raise _unsupported(layer, f"a call with {', '.join(more)}", "calls on tensors alone")
+
+
 def _writer(layer: Any) -> Writer:
     """A layer's own method `litert`, or the writer of a stock Keras layer.
 
@@ -82,11 +117,34 @@ def _writer(layer: Any) -> Writer:
             return lambda graph, layer, inputs, shape: layer.litert(graph, inputs, shape)
         if "call" in vars(owner):
             break
-    if not kind.__module__.startswith("keras.") or kind.__name__ not in _WRITERS:
-        raise _unsupported(layer, f"{kind.__module__}.{kind.__name__}", ", ".join(sorted(_WRITERS)))
+    writers = _writers() | _arithmetic()
+    if kind not in writers:
+        known = ", ".join(sorted(_WRITERS))
+        raise _unsupported(layer, f"{kind.__module__}.{kind.__name__}", known)
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise _unsupported(layer, f"data_format {layer.data_format!r}", "channels_last")
-    return _WRITERS[kind.__name__]
+    return writers[kind]
+
+
+@functools.cache
+def _writers() -> dict[type, Writer]:
+    """By class: an operation of the same name, such as that of `x * 2`, is another kind."""
+    import keras  # noqa: PLC0415 (whoever has a model has imported it)
+
+    return {getattr(keras.layers, name): writer for name, writer in _WRITERS.items()}
+
+
+@functools.cache
+def _arithmetic() -> dict[type, Writer]:
+    """By class: operations on two operands, of which one may be a number or an array."""
+    import keras  # noqa: PLC0415
+
+    found = {}
+    for function, writer in _ARITHMETIC.items():
+        x = keras.KerasTensor((1, 1), "float32")
+        made = getattr(keras.ops, function)(x, x)
+        found[type(made._keras_history.operation)] = writer
+    return found
 
 
 def _padding(layer: Any) -> int:
@@ -280,6 +338,36 @@ def _rescaling(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int
     return _with_constant(graph, layer, "ADD", tensor, layer.offset) if layer.offset else tensor
 
 
+def _operation(name: str, options_type: Callable[[], Any]) -> Writer:
+    """An operation on two operands; x - c and x / c are written as the converter does."""
+
+    def write(graph: Graph, layer: Any, inputs: list[int], shape: Shape) -> int:
+        first, second = inputs
+        value = graph.constants.get(second)
+        if name in ("ADD", "MUL") and first in graph.constants:
+            first, second = second, first
+        elif name == "SUB" and value is not None:
+            second = graph.constant(-value, f"{layer.name}/negative")
+            return graph.add("ADD", [first, second], shape, layer.name, schema.AddOptionsT())
+        elif name == "DIV" and value is not None and value.all():
+            second = graph.constant(1 / value, f"{layer.name}/reciprocal")
+            return graph.add("MUL", [first, second], shape, layer.name, schema.MulOptionsT())
+        if first not in graph.constants and second not in graph.constants:
+            shapes = graph.shapes[first], graph.shapes[second]
+            if len(shapes[0]) != len(shapes[1]):
+                raise _unsupported(layer, f"shapes {shapes}", "inputs of equal rank")
+        return graph.add(name, [first, second], shape, layer.name, options_type())
+
+    return write
+
+
+_ARITHMETIC = {  # functions of `keras.ops`
+    "add": _operation("ADD", schema.AddOptionsT),
+    "subtract": _operation("SUB", schema.SubOptionsT),
+    "multiply": _operation("MUL", schema.MulOptionsT),
+    "true_divide": _operation("DIV", schema.DivOptionsT),
+    "divide": _operation("DIV", schema.DivOptionsT),
+}
 _WRITERS = {
     "Activation": lambda graph, layer, inputs, shape: _activate(graph, layer, inputs[0]),
     "Add": _merge("ADD", schema.AddOptionsT),

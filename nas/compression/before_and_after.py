@@ -13,6 +13,7 @@ from compress.examples.data import Data, taken
 from compress.method import Compressed
 from compress.rewriting.record import Record
 from latency.target import Target
+from nas.files import given_file
 from nas.files.open_network import Network
 from nas.files.writers import WRITERS
 from nas.networks.build import deploy, deployed
@@ -33,16 +34,29 @@ def write(
     """Write a file of a compressed network; what is known of it and of the original's, as JSON.
 
     Bytes, plain and zipped, bits a weight as counted in the file; of a .tflite file, where `task`
-    has labels, the quality of the file itself.
+    has labels, the quality of the file itself. Before: the user's own file where that has the same
+    format, else a float32 file that is made of the network for the comparison.
     """
     with tempfile.TemporaryDirectory(prefix="nas_compress_") as folder:
-        original = pathlib.Path(folder, f"before{path.suffix}")
-        before = write_one(original, network.model, network.config, None, data)
+        own = _own_file(network, path.suffix)
+        original = own or pathlib.Path(folder, f"before{path.suffix}")
+        if own is not None:
+            before = given_file.describe(own, path.suffix, network.model.count_params())
+        else:
+            before = write_one(original, network.model, network.config, None, data)
         after = write_one(path, done.model, network.config, done.record, data, prefer)
         if path.suffix == ".tflite" and task is not None and task.labelled:
             before["quality"] = _quality(original, network.model, network.config, task)
             after["quality"] = _quality(path, done.model, network.config, task)
     return {"path": str(path), "before": before, "after": after}
+
+
+def _own_file(network: Network, suffix: str) -> pathlib.Path | None:
+    """The file of a format that the user has of a network."""
+    file = network.file
+    if suffix == ".tflite" and file is not None and file.suffix == suffix:
+        return file
+    return given_file.given(network.read_from, suffix)
 
 
 def time(
@@ -91,6 +105,7 @@ def write_one(
             "bits_per_weight": 8 * plain / max(model.count_params(), 1),
             "weights": {},
             "left": {},
+            "notes": _in_float32(record) if record is not None and record.weights else [],
             "checked": "nothing: .keras files hold float32",
         }
     writer = importlib.import_module(WRITERS[path.suffix])
@@ -108,7 +123,20 @@ def write_one(
     written = writer.write(path, form, record, data, **options)
     names = ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
     found = {name: getattr(written, name) for name in names}
-    return found | {"left": found["left"] | left}
+    notes = list(getattr(written, "notes", ()))
+    if record.weights and all(written.weights.get(n) == "float32" for n in record.weights):
+        notes.append(f"no weight is smaller than in float32, for {path.suffix} holds them as such")
+    return found | {"left": found["left"] | left, "notes": notes}
+
+
+def _in_float32(record: Record) -> list[str]:
+    """What a .keras file does not tell: its bytes are those of float32, whatever was done."""
+    done = {"codes" for weight in record.weights.values() if weight.codes is not None}
+    done |= {"zeros" for weight in record.weights.values() if weight.mask is not None}
+    return [
+        f"holds float32 values, {' and '.join(sorted(done))} included: only .tflite, .safetensors"
+        " and .mlpackage store them in fewer bytes"
+    ]
 
 
 def _deployed(model: Any, config: Any) -> Any:

@@ -18,6 +18,7 @@ from nas import backend
 from nas.compression import before_and_after, sensitivity, teachers
 from nas.compression.examples import EXAMPLES, examples
 from nas.events import Listener, Message, ignore
+from nas.files.flatten import check_copies
 from nas.files.open_network import Network, open_network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
@@ -29,6 +30,7 @@ from nas.training.journey import PROBABILITIES, TrainingBegins, fit
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
+FEW = 2  # examples that copies of the network are compared on
 FINE_TUNING = 0.25  # of the task's learning rate, for networks that are trained already
 
 
@@ -196,11 +198,14 @@ def compress(
             f"{', '.join(map(repr, methods))}"
         )
     )
+    for note in network.notes:
+        on_event(Message(f"{name}: {note}"))
     if labelled is not None:
         loop.check(model, labelled)
         if network.config is None and loop.gives_probabilities(model, labelled):
             on_event(Message(f"{name} {PROBABILITIES}"))
     data = examples(task, model, examples_count, seed)
+    check_copies(model, None if data is None else next(data.batches(FEW))[0])
     before = _judged(model, task)
     if labelled is not None:
         quality, loss = before["quality"], before["loss"]
@@ -228,6 +233,12 @@ def compress(
 
     keras.utils.set_random_seed(seed)
     done = core.compress(model, methods, train if epochs else None, data)
+    if methods and not core.changed(model, done):
+        untrained = "" if epochs else "; they trained on nothing: name a --task, or --data with y"
+        raise core.NotApplicable(
+            f"{name}: {', '.join(map(repr, methods))} changed nothing, all weights are as before"
+            f"{untrained}"
+        )
     for layer, reason in network.opaque.items():
         done.record.untouched.setdefault(layer, reason)
     record: dict[str, Any] = {
@@ -241,6 +252,7 @@ def compress(
         "after": _judged(done.model, task),
         "untouched": done.record.untouched,
         "details": done.record.details,
+        "notes": list(network.notes),
         "history": [dataclasses.asdict(epoch) for one in trainings for epoch in one.history],
         "identity": identity,
         "files": [],

@@ -10,10 +10,13 @@ import keras
 import numpy as np
 
 from compress.rewriting import graph
+from latency.networks.float32 import half_precision, in_float32
 from latency.networks.random_inputs import random_inputs
+from latency.tflite.same_network import difference
 
 _EXAMPLES = 2  # on which the two are compared
-_TOLERANCE = 1e-5  # of the largest output: both run the same float32 operations
+# Of the largest value of a channel, and of the output: both run the same float32 operations.
+_RELATIVE, _FLOOR = 1e-5, 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,10 +25,12 @@ class Flat:
 
     model: a `keras.Model`; the original itself where that is flat already.
     opaque: name of a layer that hides others or is Python code -> what this means for compression.
+    half: name of a layer that was in half precision, and is in float32 here -> its policy.
     """
 
     model: Any
     opaque: dict[str, str]
+    half: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def flatten(model: keras.Model) -> Flat:
@@ -34,7 +39,8 @@ def flatten(model: keras.Model) -> Flat:
     A Sequential model becomes Functional. Functional and Sequential models within the network give
     way to copies of their layers, which keep their names unless two would have the same one. Layers
     keep all their state: weights, and what they save by methods of their own (`Normalization`,
-    look-up tables). Inputs and outputs keep their names, order and structure.
+    look-up tables). Inputs and outputs keep their names, order and structure. What computes in
+    half precision, or keeps its weights in it, is float32.
 
     The result is compared with `model` on random inputs. Raises `ValueError` where they differ, for
     a Sequential model without an input shape, and for a subclassed model.
@@ -52,18 +58,21 @@ def flatten(model: keras.Model) -> Flat:
             "model. Make it one: inputs = keras.Input(SHAPE); "
             "model = keras.Model(inputs, model.call(inputs))"
         )
-    if whole is model and not any(_functional(layer) is not None for layer in model.layers):
+    half = half_precision(model)
+    nested = any(_functional(layer) is not None for layer in model.layers)
+    if whole is model and not nested and not half:
         return Flat(model, opaque(model))
     inputs = _inputs(whole, model)
-    copies = _Copies({tensor.name for tensor in inputs.values()})
+    copies = _Copies({tensor.name for tensor in inputs.values()}, float32=bool(half))
     tensors = _called(whole, dict(inputs), copies, "", None)
     flat = keras.Model(
         keras.tree.map_structure(lambda tensor: inputs[id(tensor)], whole.input),
         keras.tree.map_structure(lambda tensor: tensors[id(tensor)], whole.output),
         name=model.name,
     )
-    _check_equal(model, whole, flat, tensors)
-    return Flat(flat, opaque(flat))
+    with in_float32(model):
+        _check_equal(model, whole, flat, tensors)
+    return Flat(flat, opaque(flat), half)
 
 
 def opaque(model: keras.Model) -> dict[str, str]:
@@ -93,6 +102,28 @@ def opaque(model: keras.Model) -> dict[str, str]:
                 "they are, its structure cannot"
             )
     return found
+
+
+def check_copies(model: keras.Model, inputs: Any = None) -> None:
+    """`ValueError`, with a layer, unless copies of all layers compute what a flat model does.
+
+    Methods rewrite networks by such copies. inputs: a few examples; None: random ones.
+    """
+    if inputs is None:
+        inputs = random_inputs(model, model.inputs[0].shape[0] or _EXAMPLES)
+    copies: dict[int, Any] = {}
+    tensors: dict[int, Any] = {}
+
+    def place(node: Any, now: dict[int, Any]) -> list:
+        layer = node.operation
+        if id(layer) not in copies:
+            copies[id(layer)] = graph.copy(layer)
+        outputs = graph.call(copies[id(layer)], node, now)
+        tensors.update(zip(map(id, node.output_tensors), outputs, strict=True))
+        return outputs
+
+    copied = graph.rebuild(model, place)
+    _check_equal(model, model, copied, tensors, inputs)
 
 
 def _functional(layer: Any) -> Any:
@@ -128,8 +159,8 @@ def _inputs(whole: Any, model: keras.Model) -> dict[int, Any]:
 class _Copies:
     """One copy of each layer, under a name that no other has."""
 
-    def __init__(self, names: set[str]):
-        self._names = names
+    def __init__(self, names: set[str], float32: bool):
+        self._names, self._float32 = names, float32
         self._copies: dict[int, Any] = {}
 
     def of(self, layer: Any, prefix: str) -> Any:
@@ -145,12 +176,11 @@ class _Copies:
         self._names.add(name)
         return name
 
-    @staticmethod
-    def _copied(layer: Any, name: str) -> Any:
+    def _copied(self, layer: Any, name: str) -> Any:
         if not isinstance(layer, keras.layers.Layer):  # an operation, such as x + 1
             return layer if name == layer.name else graph.copy_operation(layer, name)
         try:
-            new = graph.copy(layer)
+            new = graph.copy(layer, float32=self._float32)
         except Exception as error:  # whatever a layer of the user's raises
             raise ValueError(
                 f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied: "
@@ -211,9 +241,12 @@ def _given(inner: Any, inputs: Any, name: str) -> dict[int, Any]:
     }
 
 
-def _check_equal(model: keras.Model, whole: Any, flat: keras.Model, tensors: dict) -> None:
+def _check_equal(
+    model: keras.Model, whole: Any, flat: keras.Model, tensors: dict, inputs: Any = None
+) -> None:
     """`ValueError`, with the first layer that differs, unless both give the same outputs."""
-    inputs = random_inputs(flat, whole.inputs[0].shape[0] or _EXAMPLES)
+    if inputs is None:
+        inputs = random_inputs(flat, whole.inputs[0].shape[0] or _EXAMPLES)
 
     def apart(first: Any, second: Any) -> list[bool]:
         sides = (
@@ -233,17 +266,12 @@ def _check_equal(model: keras.Model, whole: Any, flat: keras.Model, tensors: dic
     differing = (node.operation for node, it in zip(nodes, apart(*parts), strict=True) if it)
     layer = next(differing, whole)
     raise ValueError(
-        f"{model.name}: flattened, layer {layer.name!r} ({type(layer).__name__}) gives other "
+        f"{model.name}: rewritten, layer {layer.name!r} ({type(layer).__name__}) gives other "
         "outputs: a part of it keeps state that is neither a weight, nor in its get_config(), nor "
         "written by its save_own_variables()"
     )
 
 
 def _differs(first: np.ndarray, second: np.ndarray) -> bool:
-    if first.shape != second.shape:
-        return True
-    if first.dtype.kind not in "fc":
-        return not np.array_equal(first, second)
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    scale = max(1.0, float(np.abs(np.nan_to_num(first)).max(initial=0)))
-    return not np.allclose(first, second, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
+    sides = {"": first}, {"": second}
+    return difference(*sides, relative=_RELATIVE, floor=_FLOOR) is not None

@@ -26,7 +26,8 @@ class Network:
     Config; None where it is unknown. source: where it is from, in words. opaque: name of a layer
     whose inside cannot be rewritten -> the reason. file: a file of the same network that targets
     can time as it is; None where there is none. read_from: the file or folder that the weights were
-    read from, which nothing is to overwrite; None of a model in memory.
+    read from, which nothing is to overwrite; None of a model in memory. notes: what was changed as
+    it was opened, in sentences.
     """
 
     keras_model: Any
@@ -35,6 +36,7 @@ class Network:
     opaque: dict[str, str]
     file: pathlib.Path | None = None
     read_from: pathlib.Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -138,7 +140,14 @@ def _network(
     file = tflite
     if file is None and flat.model is model and read_from is not None:
         file = read_from if read_from.suffix == ".keras" else None
-    return Network(flat.model, config, source, flat.opaque, file, read_from)
+    notes = (_in_float32(flat.half),) if flat.half else ()
+    return Network(flat.model, config, source, flat.opaque, file, read_from, notes)
+
+
+def _in_float32(half: dict[str, str]) -> str:
+    policies = ", ".join(sorted(set(half.values())))
+    names = ", ".join(list(half)[:4]) + (f" and {len(half) - 4} more" if len(half) > 4 else "")
+    return f"computed in float32 here and in files; these layers are {policies}: {names}"
 
 
 def _with_weights(model: Any, path: pathlib.Path) -> Any:

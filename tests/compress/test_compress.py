@@ -169,7 +169,7 @@ class Wrong(Method):
 
 
 def test_a_record_that_is_not_so_is_an_error():
-    with pytest.raises(RuntimeError, match=r"first/kernel: 1024 pruned.*third/kernel: no such"):
+    with pytest.raises(ValueError, match=r"first/kernel: 1024 pruned.*third/kernel: no such"):
         compress(_mlp(), [Wrong()])
 
 

@@ -4,6 +4,7 @@ The float file is edited: each constant that holds a recorded weight becomes INT
 a scale per channel; activations stay float and are quantized on the fly by the kernels.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -27,6 +28,7 @@ from nas.files.writers.written_file import WrittenFile, sizes
 __all__ = ["WrittenFile", "read_codes", "write"]
 
 PREFER = ("size", "speed")
+_LOOPS = {"WHILE", "IF"}  # the quantizer sees no tensor within
 MAIN = "serving_default"  # what TensorFlow calls a model's one signature
 
 
@@ -39,11 +41,12 @@ def write(
     activations are calibrated on them where the record says that they are integers.
     prefer: "size", the narrowest type that a kernel takes; "speed", the fastest.
     The record's variants become further signatures of the file, under their names.
+    Where loops are in the graph (LSTM, GRU), activations stay float, which `left` says.
     Raises `CannotWrite` where the file read back is not the network.
     """
     if prefer not in PREFER:
         raise ValueError(f"prefer={prefer!r}; expected one of {PREFER}")
-    path = pathlib.Path(path)
+    path, asked = pathlib.Path(path), record.activations
     models = {**record.variants}
     if next(iter(models.values()), None) is not model:  # the main graph's comes first
         models = {MAIN: model, **models}
@@ -53,6 +56,9 @@ def write(
     found = find_places(file, {name: arrays[name] for name in record.weights})
     inputs = {name: _inputs(one, data) for name, one in models.items()}
     forms = {name: integer_codes.forms(weight) for name, weight in record.weights.items()}
+    loops = {file.name(one) for graph in file.graphs for one in graph.operators} & _LOOPS
+    if loops and record.activations is not None:
+        record = dataclasses.replace(record, activations=None)
     if record.activations is None:
         kinds, left = _store(file, forms, found, prefer)
         tflite = file.pack()
@@ -60,6 +66,17 @@ def write(
         tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
     stored, left = _reported(record, kinds, left)
     checked = verify(tflite, floats, models, inputs, record, found, arrays, left)
+    if loops and asked is not None:
+        left["activations"] = (
+            f"float, beside integer weights: loops ({', '.join(sorted(loops))}), as of LSTM and GRU"
+            " layers, cannot be calibrated by ai-edge-quantizer"
+        )
+    notes = ()
+    if len(tflite) > len(floats):
+        notes = (
+            f"larger than with float32 weights, {len(tflite):,} bytes against {len(floats):,}: the"
+            " network is too small to make up for the tables of its integers",
+        )
     path.write_bytes(tflite)
     size, zipped = sizes(path)
     constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
@@ -71,6 +88,7 @@ def write(
         weights={name: stored.get(name, "float32") for name in arrays},
         left=left,
         checked=checked,
+        notes=notes,
     )
 
 
@@ -120,7 +138,10 @@ def _calibrate(
     if record.activations != 8:
         raise ValueError(f"activations of {record.activations} bits; LiteRT files take 8, or None")
     if data is None:
-        raise ValueError("activations of 8 bits need examples to take their ranges from: data=")
+        raise ValueError(
+            "integer activations need examples to take their ranges from: give --data or --task"
+            " (data= in Python), or leave them float: ptq:8,activations=none"
+        )
     examples = {}
     for name, model in models.items():
         arrays = dict(zip(names(model)[0], keras.tree.flatten(inputs[name]), strict=True))

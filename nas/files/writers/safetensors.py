@@ -314,8 +314,8 @@ def _difference(model: Any, again: Any, data: Data | None) -> float:
         wrong = same_network.difference(second, first, moved, relative=NOISE)
     if wrong is not None:
         raise CannotWrite(f"{model.name}, read back: {wrong}{REPORT}")
-    largest = [np.abs(second[n] - first[n]).max() / max(np.abs(first[n]).max(), 1e-9) for n in names]
-    return float(max(largest))
+    sizes = {name: max(np.abs(value).max(), 1e-9) for name, value in first.items()}
+    return max(float(np.abs(second[n] - first[n]).max() / size) for n, size in sizes.items())
 
 
 def _compact(text: str) -> str:

@@ -22,6 +22,7 @@ class WrittenFile:
     weights: path of the weight -> how the file stores it: "int2", "int4", "int8", "float32", ...
     left: path of a weight -> why it is stored wider than its bits in the record.
     checked: what was compared, with the figures, in words.
+    notes: what whoever takes the file has to know, in sentences.
     """
 
     path: pathlib.Path
@@ -31,6 +32,7 @@ class WrittenFile:
     weights: dict[str, str]
     left: dict[str, str]
     checked: str
+    notes: tuple[str, ...] = ()
 
 
 def sizes(path: pathlib.Path) -> tuple[int, int]:

@@ -36,6 +36,7 @@ def table(record: Mapping[str, Any]) -> str:
         pair = [f"{figure(side['median_ms'], 4, zeros=False)} ms" for side in (was, now)]
         cells.append([target, *pair, f"x{now['median_ms'] / was['median_ms']:.3f}, {now['kind']}"])
     lines = [*columns(cells, right=(1, 2)), ""]
+    lines += _notes(record)
     lines += _left(record)
     lines += [file["path"] for file in record["files"]]
     lines += [record["plot"]] if "plot" in record else []
@@ -44,6 +45,25 @@ def table(record: Mapping[str, Any]) -> str:
 
 def _counts(was: int, now: int) -> list[str]:
     return [f"{was:,}", f"{now:,}", f"x{now / max(was, 1):.3f}" if was != now else ""]
+
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    """What was changed as the network was opened, what stood before, what a file is."""
+    lines = [line for note in record.get("notes", ()) for line in paragraph(f"note: {note}")]
+    copies = []
+    for file in record["files"]:
+        kind, was = file["path"].rpartition(".")[2], file["before"]
+        if "dtype" not in was:
+            copies.append(f".{kind}")
+        else:
+            more = was["optimizer_bytes"]
+            state = f", {more:,} bytes of them an optimizer's state" if more else ""
+            lines += paragraph(f".{kind} before: {was['path']} as it is, {was['dtype']}{state}")
+        for note in file["after"].get("notes", ()):
+            lines += paragraph(f"warning: .{kind}: {note}")
+    if copies:
+        lines += paragraph(f"{', '.join(copies)} before: float32, made of the network here")
+    return lines
 
 
 def _left(record: Mapping[str, Any]) -> list[str]:

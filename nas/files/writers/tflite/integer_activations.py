@@ -109,7 +109,8 @@ def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) 
         except (ValueError, RuntimeError, KeyError, IndexError) as error:
             reason = str(error).splitlines()[0] if str(error) else repr(error)
             raise CannotWrite(
-                f"ai-edge-quantizer cannot calibrate this network: {reason}"
+                f"ai-edge-quantizer cannot calibrate this network: {reason}; leave activations"
+                " float: ptq:8,activations=none"
             ) from error
 
 

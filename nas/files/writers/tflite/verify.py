@@ -1,12 +1,14 @@
-"""Is a `.tflite` file the network that it was made of? Read back, run, compared."""
+"""Is a `.tflite` file the network that it was made of? Read back, run, compared by channel."""
 
+import dataclasses
 from typing import Any
 
 import keras
 import numpy as np
 
 from compress.rewriting.record import Record
-from latency.tflite import convert
+from latency.tflite import convert, same_network
+from latency.tflite.same_network import by_channel
 from latency.tflite.signature import names
 from nas.files.writers.tflite.editable_file import File
 from nas.files.writers.tflite.find_weights import Place
@@ -15,10 +17,14 @@ from nas.files.writers.tflite.readback import in_floats, stored_weights
 from nas.files.writers.written_file import REPORT, CannotWrite
 
 _EXAMPLES = 8  # that are run
-_EXACT = 1e-3  # of the largest output: float32 in another order
+_EXACT = 1e-3  # of the largest value of a channel: float32 in another order
+_FLOOR = 1e-5  # of the largest value of the output, whose rounding is in all its channels
 _CLOSE = 1e-5  # of the largest value of a weight: codes are further apart
 # Of the outputs' length: activations in 8 bits, each layer anew, on networks of 50 layers.
 _NOISE = 0.3
+_GONE = 0.1  # of what a channel varies by in the network: with less, it is constant in the file
+_SHARED_STEPS = 5 / 256  # probabilities vary by more where the examples have their class
+_NAMED = 8  # channels in a message
 
 
 def verify(
@@ -31,26 +37,22 @@ def verify(
     arrays: dict[str, np.ndarray],
     left: dict[str, str],
 ) -> str:
-    """What was compared, in words; `CannotWrite` where the file is wrong or grew.
+    """What was compared, in words; `CannotWrite` where the file is wrong.
 
     Weights that were `left` to ai-edge-quantizer may be half a step of its integers off.
 
-    The same file with its integers as floats must give what Keras gives; the file itself, with
-    the noise of its activations.
+    The same file with its integers as floats must give what Keras gives, each channel of each
+    output by its own size; the file itself, with the noise of its activations, must still vary
+    where the network varies.
     """
-    if len(tflite) > len(plain):
-        raise CannotWrite(
-            f"the file has {len(tflite)} bytes, with float32 weights {len(plain)}: it grew; "
-            "the network is too small for codes: write it uncompressed"
-        )
-    codes = _codes(tflite, record, found, arrays, left)
+    stored = _read_weights(tflite, record, found, arrays, left)
     # Integer activations are part of the graph: no float file is the same network.
     floats = in_floats(tflite) if record.activations is None else plain
     checked, worst, noise = [], 0.0, 0.0
     for name, model in models.items():
         few = _some(inputs[name])
         count = len(keras.tree.flatten(few)[0])
-        expected = _keras(model, few)
+        expected = same_network.outputs(model, few)
         # Which objects are kept is decided by comparisons, which the noise of integers may turn;
         # how high they score, from the first to the last, is not.
         chooses = any(getattr(layer, "chooses_outputs", False) for layer in model.layers)
@@ -62,13 +64,19 @@ def verify(
                     f"{name}: output {output!r} of the network itself is not finite; train it again"
                     " or give other data"
                 )
+        wrong = same_network.difference(exact, expected, relative=_EXACT, floor=_FLOOR)
+        if wrong is not None:  # or does rounding alone move it as much?
+            moved = same_network.outputs(model, same_network.nudged(few))
+            wrong = same_network.difference(exact, expected, moved, relative=_EXACT, floor=_FLOOR)
+        if wrong is not None:
+            raise CannotWrite(
+                f"{name}: {wrong}: differs from Keras with all weights as they were read back"
+                f"{REPORT}"
+            )
+        probabilities = _probabilities(model)
+        for output, values in expected.items():
             distance = np.abs(exact[output] - values).max() / max(np.abs(values).max(), 1e-6)
             worst = max(worst, float(distance))
-            if not distance <= _EXACT:
-                raise CannotWrite(
-                    f"{name}: output {output!r} differs from Keras by {distance:.2g} of its largest"
-                    f" value, with all weights as they were read back{REPORT}"
-                )
             if not np.isfinite(real[output]).all():
                 raise CannotWrite(
                     f"{name}: output {output!r} has values that are not finite{REPORT}"
@@ -79,21 +87,88 @@ def verify(
             if not share <= _NOISE:
                 raise CannotWrite(
                     f"{name}: output {output!r} differs from Keras by {share:.2g} of its length:"
-                    " integer activations are too coarse for it; leave them float"
+                    f" integer activations are too coarse for it; {REMEDY}"
                 )
             noise = max(noise, share)
+            gone = constant_channels(real[output], values, output in probabilities)
+            if gone.size and record.activations:
+                listed = ", ".join(map(str, gone[:_NAMED])) + (" ..." if gone[_NAMED:].size else "")
+                raise CannotWrite(
+                    f"{name}: output {output!r}: channels {listed} of {values.shape[-1]} vary in"
+                    " the network and are constant in the file: one step of its integers, which"
+                    f" all channels share, is more than they vary by; {REMEDY}, or give the parts"
+                    " outputs of their own"
+                )
         checked.append(name)
     form = "in float32" if record.activations else "with the weights read back"
     return (
-        f"{codes} codes read back are all equal; {', '.join(checked)} on {count} examples: as Keras"
+        f"{stored}; {', '.join(checked)} on {count} examples: as Keras"
         f" to {worst:.1g} of the largest output {form}, to {noise:.1g} of the length as LiteRT"
         " runs it"
     )
 
 
-def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left: dict) -> int:
-    """How many codes are in the file; `CannotWrite` where one is not the network's value."""
-    file, count, read = File(tflite), 0, {}
+REMEDY = "leave activations float: ptq:8,activations=none"
+
+
+def constant_channels(
+    values: np.ndarray, expected: np.ndarray, probabilities: bool = False
+) -> np.ndarray:
+    """The channels, numbers of the last axis, that vary in `expected` and no longer in `values`.
+
+    probabilities: they come from one softmax or sigmoid, so that little is nothing; elsewhere a
+    channel may be of any size. One that is 0 but for a few places is not judged.
+
+    >>> expected = np.array([[640.0, 0.1], [320.0, 0.2], [0.0, 0.0]])
+    >>> constant_channels(expected * [1, 0], expected).tolist()
+    [1]
+    """
+    if expected.dtype.kind != "f" or not expected.size:
+        return np.zeros(0, int)
+    ours, theirs = by_channel(values), by_channel(expected)
+    size = np.abs(theirs).max(0)
+    varies = theirs.std(0)
+    least = _SHARED_STEPS if probabilities else 1e-6 * size + 1e-7 * size.max()
+    judged = (varies > least) & ((theirs != 0).mean(0) > 0.1)
+    return np.flatnonzero(judged & (ours.std(0) < _GONE * varies))
+
+
+def _probabilities(model: Any) -> set[str]:
+    """The outputs that come straight from softmax or sigmoid."""
+    functions = (keras.activations.softmax, keras.activations.sigmoid)
+    functions += (keras.activations.hard_sigmoid,)
+    tensor = keras.KerasTensor((1, 2))
+    kinds = (keras.layers.Softmax,) + tuple(
+        type(operation(tensor)._keras_history.operation)
+        for operation in (keras.ops.softmax, keras.ops.sigmoid, keras.ops.hard_sigmoid)
+    )
+    found = set()
+    for name, output in zip(names(model)[1], model.outputs, strict=True):
+        last = output._keras_history.operation
+        if isinstance(last, kinds) or getattr(last, "activation", None) in functions:
+            found.add(name)
+    return found
+
+
+@dataclasses.dataclass
+class _Stored:
+    """How many values of a file were read back and compared: as integers, as floats."""
+
+    codes: int = 0
+    floats: int = 0
+
+    def __str__(self) -> str:
+        if not self.codes:
+            return f"{self.floats} values of codes, as float32" if self.floats else "no codes"
+        wide = f", {self.floats} of them stored in float32" if self.floats else ""
+        return f"{self.codes + self.floats} codes read back are all equal{wide}"
+
+
+def _read_weights(
+    tflite: bytes, record: Record, found: list[Place], arrays: dict, left: dict
+) -> _Stored:
+    """What codes are in the file; `CannotWrite` where one is not the network's value."""
+    file, count, read = File(tflite), _Stored(), {}
     for place in found:
         weight = record.weights[place.path]
         if place.graph not in read:
@@ -119,7 +194,10 @@ def _codes(tflite: bytes, record: Record, found: list[Place], arrays: dict, left
                 f"{place.path}: {np.count_nonzero(wrong)} of {wrong.size} codes read back are not"
                 f" the network's values{REPORT}"
             )
-        count += 0 if own else wrong.size
+        if stored.kind.startswith("int"):
+            count.codes += 0 if own else wrong.size
+        else:
+            count.floats += wrong.size
     return count
 
 
@@ -134,12 +212,6 @@ def _noise(values: np.ndarray, expected: np.ndarray) -> float:
 
 def _some(inputs: Any) -> Any:
     return keras.tree.map_structure(lambda array: np.asarray(array)[:_EXAMPLES], inputs)
-
-
-def _keras(model: Any, inputs: Any) -> dict[str, np.ndarray]:
-    outputs = model(inputs, training=False)
-    values = [keras.ops.convert_to_numpy(value) for value in keras.tree.flatten(outputs)]
-    return dict(zip(names(model)[1], values, strict=True))
 
 
 def _litert(tflite: bytes, name: str, model: Any, inputs: Any) -> dict[str, np.ndarray]:

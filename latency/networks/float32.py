@@ -1,0 +1,46 @@
+"""Networks that compute in half precision, as files and comparisons take them: in float32."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+HALF = ("float16", "bfloat16")
+
+
+def half_precision(model: Any) -> dict[str, str]:
+    """Name of a layer that computes, or keeps its weights, in half precision -> its policy.
+
+    >>> import keras
+    >>> inputs = keras.Input((4,))
+    >>> outputs = keras.layers.Dense(2, dtype="mixed_float16", name="head")(inputs)
+    >>> half_precision(keras.Model(inputs, outputs))
+    {'head': 'mixed_float16'}
+    """
+    return {layer.name: layer.dtype_policy.name for layer in _half(model)}
+
+
+@contextlib.contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """While this lasts, all layers of a model compute in float32; their weights stay as they are.
+
+    Layers that Keras quantized keep their own types.
+    """
+    import keras  # noqa: PLC0415 (whoever has a model has imported it)
+
+    before = [(layer, layer.dtype_policy) for layer in _half(model)]
+    try:
+        for layer, _ in before:
+            layer.dtype_policy = keras.DTypePolicy("float32")
+        yield
+    finally:
+        for layer, policy in before:
+            layer.dtype_policy = policy
+
+
+def _half(model: Any) -> list[Any]:
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if layer.dtype_policy.quantization_mode is None
+        and {layer.dtype_policy.compute_dtype, layer.dtype_policy.variable_dtype} & set(HALF)
+    ]
