@@ -1,6 +1,7 @@
 """The examples run as printed, outside the package; README and setup.cfg say what is so."""
 
 import ast
+import importlib
 import os
 import pathlib
 import re
@@ -112,8 +113,7 @@ def test_the_commands_of_the_examples_run(folder):
 @slow
 def test_a_notebook_shows_tables_and_pictures(folder):
     printed = run(folder, "-c", NOTEBOOK, "notebook.py")
-    for shown in ("<svg", "<pre>"):  # the front, the latencies, the curves, what layers bear
-        assert printed.count(shown) >= 3, f"{printed.count(shown)} times {shown}"
+    assert printed.count("<svg") >= 4  # the front, the latencies, the curves, what layers bear
     assert (folder / "winner.tflite").stat().st_size == int(printed.split()[-1])
 
 
@@ -124,13 +124,16 @@ def test_there_are_eight_short_scripts():
     assert max(scripts.values()) <= 40, scripts
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
 @slow
-def test_a_tool_says_how_it_is_used(name, tmp_path):
-    source = (ROOT / "tools" / name).read_text()
-    if "__main__" not in source or "argparse" not in source:
-        pytest.skip("no command")
-    assert "usage:" in run(tmp_path, str(ROOT / "tools" / name), "--help")
+def test_what_the_tools_import_is_there():
+    """A rename that forgets a benchmark is seen before somebody needs the benchmark."""
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
+                module = importlib.import_module(str(node.module))
+                for name in (alias.name for alias in node.names):
+                    if not hasattr(module, name):  # a module of a package, else an error
+                        importlib.import_module(f"{node.module}.{name}")
 
 
 def blocks(page: str, language: str) -> list[str]:
