@@ -19,6 +19,7 @@ from latency.phones import adb, phone_state
 from latency.target import TargetUnavailable
 from nas import registry
 from nas.cli import command_line
+from nas.testing import check_target
 
 ADB = shutil.which("adb")
 pytestmark = pytest.mark.skipif(not ADB, reason="no adb: apt-get install adb")
@@ -72,6 +73,10 @@ def tool(tmp_path):
 
 def target(device, **options):
     return Android(device.serial, **{"cool_down_s": 0.0, "limit_s": 60.0} | options)
+
+
+def test_the_contract(device, model, tool):
+    check_target(target(device), model)
 
 
 def test_the_whole_journey(device, model, tool):

@@ -11,6 +11,7 @@ from latency import predicted
 from latency.predicted import Predicted
 from latency.prediction import forest, operation_features, predictor, probe_networks
 from latency.target import Kind, TargetUnavailable
+from nas.testing import check_target
 
 # A device that is made up: milliseconds for a mega-MAC, a mega-element and a call, by kind.
 DEVICE = {"CONV_2D": (0.02, 0.5, 0.01), "DEPTHWISE_CONV_2D": (0.3, 0.4, 0.01)}
@@ -181,6 +182,7 @@ def test_the_target(fitted, tmp_path):
     fitted.save(predicted.directory("mine"))
     target = Predicted("mine")
     assert [(one.spec, one.missing) for one in Predicted.discover()] == [("predicted:mine", None)]
+    check_target(target)
     assert target.learned_from == "cpu:threads=1"
     latency = target.profile(_file(tmp_path, 30), details=True)
     assert latency.kind is Kind.PREDICTED and not latency.measured

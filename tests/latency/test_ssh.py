@@ -22,6 +22,7 @@ from latency.ssh import SSH
 from latency.target import FoundDevice, Kind, TargetUnavailable
 from nas import registry
 from nas.cli import command_line
+from nas.testing import check_target
 
 pytestmark = [
     pytest.mark.skipif(not server.SSHD, reason="no sshd: apt-get install openssh-server"),
@@ -91,6 +92,10 @@ def tool(tmp_path):
 def target(board, **options):
     options = {"config": str(board.config), "cool_down_s": 0.0, "limit_s": 60.0} | options
     return SSH(board.host, **options)
+
+
+def test_the_contract(board, model):
+    check_target(target(board), model)
 
 
 def test_the_whole_journey_with_python(board, model):
