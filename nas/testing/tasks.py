@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.tasks.task import Task, _leaves
+from nas.tasks.task import Task
 from nas.testing.expectations import expect
 from nas.training.recipe import recipe_of
 
@@ -51,6 +51,10 @@ def _arrays(task: Task) -> list[np.ndarray]:
 
 def _named(tree: Any) -> dict[str, np.ndarray]:
     return tree if isinstance(tree, dict) else {"": tree}
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    return [] if tree is None else list(_named(tree).values())
 
 
 def _check_arrays(task: Task, name: str) -> None:

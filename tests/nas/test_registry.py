@@ -29,6 +29,20 @@ def test_grammar(text, name, value, options):
     assert registry.parse(str(parsed)) == parsed
 
 
+def test_a_file_or_module_may_name_what_is_meant_in_it():
+    parsed = registry.parse("./rounding.py:Tiny,0.2,axis=1")
+    assert parsed == registry.Spec("./rounding.py", 0.2, (("axis", 1),), "Tiny")
+    assert registry.parse(str(parsed)) == parsed
+    assert registry.target("latency.cpu:CPU,threads=1") == registry.target("cpu:threads=1")
+    with pytest.raises(ValueError, match="'0.2 ' is no name|0.2 is no name"):
+        registry.parse("./rounding.py:0.2,3")
+
+
+def test_nothing_is_given_twice():
+    with pytest.raises(ValueError, match="size is given twice"):
+        registry.task("digits:8,size=16")
+
+
 @pytest.mark.parametrize("text", ["", ":", "cpu:", "cpu:a,b"])
 def test_what_cannot_be_read_is_refused(text):
     with pytest.raises(ValueError, match="cannot read"):
