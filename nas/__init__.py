@@ -31,6 +31,7 @@ _NAMES = {  # name -> module that defines it
     "Target": "latency.target",
     "Method": "compress.method",
     "Message": "nas.events",
+    "Progress": "nas.cli.progress",
     "TargetUnavailable": "latency.target",
     "DoesNotFit": "latency.target",
     "NotApplicable": "compress.method",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from nas.api import scale as scale
     from nas.api import search as search
     from nas.api import train as train
+    from nas.cli.progress import Progress as Progress
     from nas.compression.journey import Compressed as Compressed
     from nas.events import Message as Message
     from nas.files.open_network import Network as Network

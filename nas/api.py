@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nas import backend, catalog, registry
@@ -118,7 +118,7 @@ def compress(
     *,
     valid: Any = None,
     out: Path | Sequence[Path] = (),
-    targets: Iterable[Target] = (),
+    targets: Target | Sequence[Target] | Mapping[str, Target] = (),
     epochs: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
@@ -138,7 +138,8 @@ def compress(
     valid: the same to judge on; None: a fifth of `data`.
     out: files to write: .keras, .tflite, .mlpackage, .safetensors. With them there are checkpoints:
         the same call goes on after Ctrl-C or a kill.
-    targets: objects such as `latency.cpu.CPU(threads=1)`, to time before and after.
+    targets: one or several objects such as `latency.cpu.CPU(threads=1)`, or a dict by name, to time
+        before and after.
     epochs: times through the data (the task's, or 10, where a method trains; else 0).
     recipe: how to train; the task's at a quarter of its learning rate unless given.
     prefer: "size", or "speed" where LiteRT runs wider integers faster than narrow ones.
@@ -158,6 +159,7 @@ def compress(
     from nas.compression import journey
     from nas.compression.examples import EXAMPLES
     from nas.data import task_of
+    from nas.profiling.journey import named
 
     if isinstance(network, (str, pathlib.Path)):
         network = open(network)
@@ -166,7 +168,7 @@ def compress(
         list(methods) if isinstance(methods, Sequence) else [methods],
         None if data is None else task_of(data, valid),
         out=[out] if isinstance(out, (str, pathlib.Path)) else list(out),
-        targets=[(repr(target), target) for target in targets],
+        targets=list(named(targets).items()),
         epochs=epochs,
         recipe=recipe,
         seed=seed,

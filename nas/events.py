@@ -1,6 +1,6 @@
 """What a journey says while it runs: every one takes `on_event`, a function of one event.
 
-The command line is one listener (nas/cli/listener.py), a notebook may be another. Events are plain
+`nas.Progress()` is the listener of the command line; a function of your own is another. Events are plain
 objects: `Message`, those of a training (`nas.training.loop.Now`) and of a search
 (`nas.searching.loop.Event`).
 """
@@ -15,6 +15,9 @@ class Message:
     """One line for the user."""
 
     text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 Listener = Callable[[Any], None]

@@ -57,7 +57,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Begin or resume a family and print its table; 0, or 130 where it was interrupted."""
     from nas import backend, registry
-    from nas.cli.search_lines import SearchLines
+    from nas.cli.progress import Progress
     from nas.scaling import journey
     from nas.searching.study import Settings
 
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         most_finalists=arguments.finalists,
         seeds=seeds,
         device=registry.target,
-        on_event=SearchLines(),
+        on_event=Progress(),
     )
     print(json.dumps(family.to_json(), indent=1) if arguments.json else family)
     return 130 if family.interrupted else 0

@@ -146,7 +146,7 @@ def _beta(text: str) -> float | str:
 def run(arguments: argparse.Namespace) -> int:
     """Begin or resume a study and print what it found; 0, or 130 where it was interrupted."""
     from nas import backend
-    from nas.cli.search_lines import SearchLines
+    from nas.cli.progress import Progress
     from nas.searching import journey
 
     if arguments.workers < 1:
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
         prove=arguments.prove,
         child=arguments.child,
         start_workers=functools.partial(_start_workers, arguments.argv, arguments.workers - 1),
-        on_event=SearchLines(),
+        on_event=Progress(),
     )
     if not arguments.child:
         _print(study, arguments.json)

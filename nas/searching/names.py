@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sampler_maker(controller: Any) -> tuple[Callable[..., Any], str]:
-    """A function that makes the sampler of what it is told, and its name."""
+    """A function that makes the sampler from `seed`, `reward` and `candidates`, and its name."""
     if controller is None:
         from nas.controllers.surrogate import Surrogate
 
@@ -16,8 +16,8 @@ def sampler_maker(controller: Any) -> tuple[Callable[..., Any], str]:
         return lambda **_: controller, type(controller).__name__.lower()
     accepted = inspect.signature(controller).parameters
 
-    def make(**told: Any) -> Any:
-        return controller(**{name: value for name, value in told.items() if name in accepted})
+    def make(**options: Any) -> Any:
+        return controller(**{name: value for name, value in options.items() if name in accepted})
 
     return make, controller.__name__.lower()
 

@@ -14,7 +14,7 @@ from latency.tflite import convert
 from nas import registry
 from nas.cli.command_line import main
 from nas.cli.search import parts_of
-from nas.cli.search_lines import SearchLines
+from nas.cli.progress import Progress
 from nas.files.writers.litert import read_codes
 from nas.networks import build
 from nas.profiling import history
@@ -163,7 +163,7 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
     folder = toy / "s"
     command = [*SEARCH, "--method", "qat:8|qat:4", "--out", str(toy), "--finalists", "0"]
 
-    show = SearchLines.__call__
+    show = Progress.__call__
 
     def interrupt(self, event):
         if isinstance(event, TrialEvent):
@@ -171,7 +171,7 @@ def test_an_interrupted_search_hands_over_its_best_and_goes_on(toy, monkeypatch)
         show(self, event)
 
     with monkeypatch.context() as patched:  # Ctrl-C, when the first network is trained
-        patched.setattr(SearchLines, "__call__", interrupt)
+        patched.setattr(Progress, "__call__", interrupt)
         assert main([*command, "--study", "s", "--trials", "50"]) == 130
     winner = json.loads((folder / "result.json").read_text())["winner"]
     assert winner["methods"] and not winner.get("retrained")

@@ -1,4 +1,4 @@
-"""What the command line shows of a search: one line a trained network, on stderr."""
+"""What the command line shows of a journey, and `nas.Progress()` in Python: lines on stderr."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ from nas.cli.listener import Terminal
 from nas.searching.events import SearchBegins, TrialEvent
 
 
-class SearchLines:
-    """Call it with each event; those that are not a search's go to a `Terminal`."""
+class Progress:
+    """The `on_event` of any function of the door: a search has a line for each trained network."""
 
     def __init__(self) -> None:
         self._terminal = Terminal()
