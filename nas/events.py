@@ -1,8 +1,8 @@
 """What a journey says while it runs: every one takes `on_event`, a function of one event.
 
-`nas.Progress()` is the listener of the command line; a function of your own is another. Events are plain
-objects: `Message`, those of a training (`nas.training.loop.Now`) and of a search
-(`nas.searching.loop.Event`).
+`nas.Progress()` is the listener of the command line; a function of your own is another. Events are
+plain objects: `Message`, those of a training (`nas.training.state.Now`) and of a search
+(`nas.searching.events.TrialEvent`).
 """
 
 import dataclasses

@@ -33,14 +33,14 @@ from compress.rewriting.weights import kernels  # noqa: E402
 from families import decoder  # noqa: E402
 from families.layers import copy_weights  # noqa: E402
 from latency.system.atomic_write import atomic_write  # noqa: E402
+from nas.cli.training_line import Line  # noqa: E402
 from nas.files.readers import llama2c  # noqa: E402
 from nas.tasks.task import Task, geometric_mean  # noqa: E402
 from nas.tasks.text import likelihood, next_token  # noqa: E402
 from nas.text import tokenizer_files  # noqa: E402
 from nas.training.checkpoint import Checkpoint  # noqa: E402
-from nas.training.loop import fit, measure  # noqa: E402
-from nas.cli.training_line import Line  # noqa: E402
 from nas.training.journey import TrainingBegins  # noqa: E402
+from nas.training.loop import fit, measure  # noqa: E402
 from nas.training.recipe import Recipe  # noqa: E402
 
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
