@@ -13,8 +13,8 @@ from latency.tflite.graph import AlignedBuilder, signature
 def names(model: Any) -> tuple[list[str], list[str]]:
     """What the inputs and the outputs of a Keras model are called, in the order of its tensors.
 
-    By their keys where the model takes or gives a dict, else by the layers that make them;
-    `ValueError` where dicts or lists are nested, or two of a list would have one name.
+    By their keys where the model takes or gives a dict, else by the layers that make them, with a
+    number where a layer makes several; `ValueError` where dicts or lists are nested.
     """
     return _named(model, "input", model.inputs), _named(model, "output", model.outputs)
 
@@ -27,13 +27,23 @@ def _named(model: Any, side: str, tensors: list) -> list[str]:
             return keys
     else:
         parts = structure if isinstance(structure, (list, tuple)) else [structure]
-        found = [tensor._keras_history.operation.name for tensor in tensors]
-        if len(parts) == len(tensors) == len(set(found)):
-            return found
+        if len(parts) == len(tensors):
+            return _distinct([tensor._keras_history.operation.name for tensor in tensors])
     raise ValueError(
         f"model {model.name!r}: expected each {side} by a name of its own (a tensor, a list of"
-        f" different layers' tensors, a dict of tensors), got {structure!r:.300}"
+        f" tensors, a dict of tensors), got {structure!r:.300}"
     )
+
+
+def _distinct(found: list[str]) -> list[str]:
+    """The same names, those that come again with the first number that makes them new."""
+    given: list[str] = []
+    for name in found:
+        number, new = 1, name
+        while new in given or (new != name and new in found):
+            new, number = f"{name}_{number}", number + 1
+        given.append(new)
+    return given
 
 
 def signed(tflite: bytes, inputs: list[str], outputs: list[str]) -> bytes:
