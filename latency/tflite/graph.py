@@ -315,7 +315,8 @@ class _Fusion:
                 self.constants[kernel] = weights * value
             self._drop(source, operator)
         source = self._source(operator.inputs[0], "PAD")
-        if source and not padded and self._is_same(operator, source):
+        slides = hasattr(operator.options, "strideH")  # a product of matrices does not
+        if source and slides and not padded and self._is_same(operator, source):
             operator.options.padding = SAME
             self._drop(source, operator)
         return False
