@@ -29,8 +29,10 @@ def in_float32(model: Any) -> Iterator[None]:
 
     before = [(layer, layer.dtype_policy) for layer in _half(model)]
     try:
-        for layer, _ in before:
-            layer.dtype_policy = keras.DTypePolicy("float32")
+        for layer, half in before:
+            policy = keras.DTypePolicy("float32")
+            policy._variable_dtype = half.variable_dtype  # so that Keras casts what it reads
+            layer.dtype_policy = policy
         yield
     finally:
         for layer, policy in before:

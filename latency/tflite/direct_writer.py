@@ -94,13 +94,12 @@ def _inputs(graph: Graph, layer: Any, node: Any, tensors: dict[int, int]) -> lis
 
 
 def _check_call(layer: Any, node: Any) -> None:
-    """A call may ask for more than the layer says: `norm(x, training=True)`."""
+    """A call may ask for more than the layer says: a mask, an initial state."""
     read = {id(tensor) for tensor in node.input_tensors}
     more = [
         name
         for name, value in node.arguments.kwargs.items()
-        if id(value) not in read
-        and (value is True if name == "training" else value is not None and name != "inputs")
+        if id(value) not in read and value is not None and name not in ("inputs", "training")
     ]
     if more:
         raise _unsupported(layer, f"a call with {', '.join(more)}", "calls on tensors alone")

@@ -61,13 +61,14 @@ def write(
             shutil.copytree(made, partial)
     bits = mil_constants.bits_of(program)
     before = sum(one for one, _ in done.values())
+    notes = ()
     if stored and bits >= before:
-        raise CannotWrite(
-            f"{path}: its weights take {bits} bits, as floats {before}: it grew; leave small "
-            "layers as they are, or write .tflite"
+        notes = (
+            f"larger than with float weights, {bits:,} bits against {before:,}: the network is too"
+            " small to make up for the tables of its codes",
         )
     kinds, left = _kinds(model, record, stored, precision)
-    return WrittenFile(path, *sizes(path), bits / model.count_params(), kinds, left, checked)
+    return WrittenFile(path, *sizes(path), bits / model.count_params(), kinds, left, checked, notes)
 
 
 def _check_possible(path: pathlib.Path, precision: str) -> None:
