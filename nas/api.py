@@ -59,6 +59,9 @@ def train(
     start: Path | None = None,
     mixed_precision: bool = False,
     out: Path | None = None,
+    loss: Any = None,
+    metric: Any = None,
+    target_is_input: bool = False,
     on_event: Listener = ignore,
 ) -> Trained:
     """Train a network on a task: a `nas.Trained`.
@@ -74,6 +77,9 @@ def train(
         compute in bfloat16; for a Config only.
     out: the .keras file to write. With it there are checkpoints: the same call goes on after Ctrl-C
         or a kill, and a finished training is read, not repeated.
+    loss, metric: of Keras, by name, as objects or as functions (targets, outputs), or dicts of them
+        by output; else those the network is compiled with, else what outputs and targets say.
+    target_is_input: the inputs are the targets, as of an autoencoder.
     on_event: is called with `nas.Message`s and, after each step, `nas.training.state.Now`.
 
     Raises `ValueError` where network, data and options do not fit; KeyboardInterrupt on Ctrl-C.
@@ -107,6 +113,9 @@ def train(
         start=start,
         mixed_precision=mixed_precision,
         out=out,
+        loss=loss,
+        metric=metric,
+        target_is_input=target_is_input,
         on_event=on_event,
     )
 
@@ -125,6 +134,9 @@ def compress(
     prefer: str = "size",
     by_layer: bool = True,
     examples_count: int | None = None,
+    loss: Any = None,
+    metric: Any = None,
+    target_is_input: bool = False,
     on_event: Listener = ignore,
 ) -> Compressed:
     """Compress a network with one or several methods: a `nas.Compressed`.
@@ -144,7 +156,8 @@ def compress(
     recipe: how to train; the task's at a quarter of its learning rate unless given.
     prefer: "size", or "speed" where LiteRT runs wider integers faster than narrow ones.
     by_layer: whether to measure which layers bear the methods least.
-    examples_count: of the training part, that methods look at (512). on_event: as of `train`.
+    examples_count: of the training part, that methods look at (512).
+    loss, metric, target_is_input, on_event: as of `train`.
 
     Raises `ValueError` where the parts do not fit, also `nas.NotApplicable` (nothing to act on).
 
@@ -175,6 +188,9 @@ def compress(
         prefer=prefer,
         by_layer=by_layer,
         examples_count=EXAMPLES if examples_count is None else examples_count,
+        loss=loss,
+        metric=metric,
+        target_is_input=target_is_input,
         on_event=on_event,
     )
 

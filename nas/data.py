@@ -6,26 +6,30 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
+from nas.tasks.judgement import WEIGHTS
 from nas.tasks.task import Task, split
 
 VALID = 0.2  # the share of labelled examples that judges, where no others are given
 EXPECTED = (
-    "expected a nas.Task, arrays x or (x, y), a tf.data.Dataset, a keras.utils.PyDataset or an"
-    " iterable of batches"
+    "expected a nas.Task, arrays x or (x, y), a tf.data.Dataset, a keras.utils.PyDataset, a Hugging"
+    " Face dataset or an iterable of batches"
 )
+LABELS = ("y", "label", "labels", "target")  # of columns
 
 
 def task_of(data: Any, valid: Any = None) -> Task:
-    """The task of some examples: classification where there are labels, else calibration only.
+    """The task of some examples, for the network that is trained or compressed with them.
 
-    data: a `Task`, which is returned as it is; inputs (count, ...), or a pair (inputs, labels):
-        integers (count,) or one-hot rows (count, classes); inputs of several names as a dict of
-        arrays; a batched `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of such
-        batches, which is read into memory.
+    data: a `Task`, which is returned as it is; inputs (count, ...), or a pair (inputs, targets), or
+        (inputs, targets, sample weights): integers (count,) or one-hot rows (count, classes) for
+        classes, numbers of the output's shape for anything else; several inputs and outputs as
+        dicts of arrays by their names; a batched `tf.data.Dataset`, a `keras.utils.PyDataset`, a
+        Hugging Face `Dataset` with a column `label`, or any iterable of such batches, which is
+        read into memory.
     valid: the same, to judge on; None: a fifth of each class of `data`, always the same.
 
-    The loss takes logits or the probabilities of a network that ends in softmax
-    (`nas.tasks.task.classification`). Raises `ValueError` for anything else.
+    The loss and the metric are chosen for the network later (`nas.training.network_task`). Raises
+    `ValueError` for anything else.
 
     >>> task = task_of((np.zeros((30, 4), "float32"), np.arange(30) % 3))
     >>> task.classes, len(task.train[1]), len(task.valid[1])
@@ -33,43 +37,76 @@ def task_of(data: Any, valid: Any = None) -> Task:
     """
     if isinstance(data, Task):
         return data
-    inputs, labels = _pair(data)
+    inputs, targets = _pair(data)
     if valid is not None:
-        return Task(train=(inputs, labels), valid=_pair(valid))
-    if labels is None:
-        return Task(train=(inputs, None), valid=(inputs, None))
-    first, second = split(labels, VALID, seed=0)
-    if not len(first) or not len(second):
-        raise ValueError(f"{len(labels)} labelled examples are too few to judge on a part of them")
-    parts = [(taken(inputs, one), labels[one]) for one in (first, second)]
-    return Task(train=parts[0], valid=parts[1])
+        return Task(train=(inputs, targets), valid=_pair(valid), of_network=True)
+    first, second = divided(inputs, targets, VALID)
+    return Task(train=first, valid=second, of_network=True)
+
+
+def divided(inputs: Any, targets: Any, valid: float, seed: int = 0) -> tuple[Any, Any]:
+    """Two pairs (inputs, targets): the share `valid` of each class, or of all, is the second.
+
+    Without targets both are all there is. Raises `ValueError` where there are too few examples.
+
+    >>> [len(part[1]) for part in divided(np.zeros((10, 2)), np.linspace(0, 1, 10), 0.2)]
+    [8, 2]
+    """
+    if targets is None:
+        return (inputs, None), (inputs, None)
+    first = next(iter(targets.values())) if isinstance(targets, dict) else targets
+    grouped = np.zeros(len(first), int)
+    if first.ndim == 1 and first.dtype.kind in "iub":
+        grouped = first
+    parts = split(grouped, valid, seed)
+    if not all(len(one) for one in parts):  # as many values as examples: no classes
+        parts = split(np.zeros(len(first), int), valid, seed)
+    if not all(len(one) for one in parts):
+        raise ValueError(f"{len(first)} labelled examples are too few to judge on a part of them")
+    one, other = ((taken(inputs, rows), taken(targets, rows)) for rows in parts)
+    return one, other
 
 
 def _pair(data: Any) -> tuple[Any, Any]:
-    """Inputs, and labels or None, as arrays."""
+    """Inputs, and targets or None, as arrays."""
     if isinstance(data, tuple):
-        if len(data) not in (1, 2):
-            raise ValueError(f"data is a tuple of {len(data)}, not (inputs, labels); {EXPECTED}")
-        return _arrays(data[0]), _labels(data[1]) if len(data) == 2 else None
+        if len(data) not in (1, 2, 3):
+            raise ValueError(f"data is a tuple of {len(data)}, not (inputs, targets); {EXPECTED}")
+        targets = as_targets(data[1]) if len(data) > 1 and data[1] is not None else None
+        if len(data) == 3 and data[2] is not None:
+            targets = weighted(targets, data[2])
+        return _arrays(data[0]), targets
+    if hasattr(data, "column_names") and hasattr(data, "with_format"):
+        return _columns(data)
     if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "__array__"):
         return _arrays(data), None
     batches = _batches(data)
     pairs = [_pair(tuple(batch) if isinstance(batch, list) else batch) for batch in batches]
     if not pairs:
         raise ValueError(f"data holds no batch; {EXPECTED}")
-    labels = [one for _, one in pairs if one is not None]
-    if labels and len(labels) < len(pairs):
+    targets = [one for _, one in pairs if one is not None]
+    if targets and len(targets) < len(pairs):
         raise ValueError("some batches of the data have labels and some have none")
-    inputs = [one for one, _ in pairs]
-    first = inputs[0]
     try:
-        if isinstance(first, dict):
-            joined: Any = {name: np.concatenate([one[name] for one in inputs]) for name in first}
-        else:
-            joined = np.concatenate(inputs)
-        return joined, np.concatenate(labels) if labels else None
+        joined = _joined([one for one, _ in pairs])
+        return joined, _joined(targets) if targets else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the batches do not fit together ({error}); {EXPECTED}") from error
+
+
+def _joined(trees: list[Any]) -> Any:
+    if isinstance(trees[0], dict):
+        return {name: np.concatenate([one[name] for one in trees]) for name in trees[0]}
+    return np.concatenate(trees)
+
+
+def _columns(data: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a Hugging Face dataset, by the names of its columns."""
+    found = data.with_format("numpy")[:]
+    label = next((name for name in LABELS if name in found), None)
+    inputs = {name: _arrays(array) for name, array in found.items() if name != label}
+    only = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return only, None if label is None else as_targets(found[label])
 
 
 def _batches(data: Any) -> Iterable[Any]:
@@ -98,21 +135,54 @@ def _arrays(inputs: Any) -> Any:
     return found
 
 
-def _labels(labels: Any) -> np.ndarray:
-    """Integer labels (count,), also of one-hot rows (count, classes) and a column (count, 1)."""
-    found = np.asarray(labels)
+def as_targets(targets: Any) -> Any:
+    """Targets as arrays: classes as integers (count,), also of one-hot rows and of a column.
+
+    >>> as_targets(np.eye(3)), as_targets([[0.5], [1.5]]).shape
+    (array([0, 1, 2], dtype=int32), (2, 1))
+    """
+    if isinstance(targets, Mapping):
+        return {name: as_targets(value) for name, value in targets.items()}
+    if isinstance(targets, (list, tuple)) and any(hasattr(one, "ndim") for one in targets):
+        sizes = {getattr(one, "shape", None) for one in targets}
+        if any(shape for shape in sizes):
+            raise ValueError(
+                f"targets are a {type(targets).__name__} of {len(targets)} arrays; expected one "
+                "array, or for a network of several outputs a dict of arrays by their names"
+            )
+    found = np.asarray(targets)
     if not found.ndim:
         raise ValueError("the data come one by one; expected batches, as of dataset.batch(64)")
     if found.dtype.kind not in "biuf":
-        raise ValueError(f"labels are {found.dtype}; expected integers from 0 on")
+        raise ValueError(
+            f"labels are {found.dtype}; expected integers from 0 on, for each class its number"
+        )
     one_hot = found.ndim == 2 and found.shape[1] > 1 and np.isin(found, (0, 1)).all()
     if one_hot and (found.sum(1) == 1).all():
         return found.argmax(1).astype(np.int32)
+    if found.dtype.kind == "f":
+        whole = np.isfinite(found).all() and (found == np.floor(found)).all()
+        if not whole or found.ndim != 1 and found.shape[1:] != (1,):
+            return found.astype(np.float32)
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
-    if found.ndim != 1 or (found != np.floor(found)).any() or found.min(initial=0) < 0:
-        raise ValueError(
-            f"labels are {found.dtype} {found.shape}; expected integers from 0 on, (count,): for"
-            " another kind of target make a nas.Task with its own loss and scorer"
-        )
+    if found.dtype.kind == "f" and (np.abs(found) > 2**30).any():
+        return found.astype(np.float32)
     return found.astype(np.int32)
+
+
+def weighted(targets: Any, weights: Any) -> dict[str, Any]:
+    """Targets that carry what each example counts in the loss.
+
+    >>> sorted(weighted(np.arange(2), np.ones(2)))
+    ['sample_weight', 'y']
+    """
+    if targets is None:
+        raise ValueError("sample weights without targets (y)")
+    found = np.asarray(weights)
+    if found.dtype.kind not in "biuf" or found.ndim != 1 or not (found >= 0).all():
+        raise ValueError(
+            f"sample weights are {found.dtype} {found.shape}; expected numbers >= 0, (count,)"
+        )
+    named = targets if isinstance(targets, dict) else {"y": targets}
+    return named | {WEIGHTS: found.astype(np.float32)}

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from nas.cli.train import add_recipe, recipe_fields
+from nas.cli.train import add_data, add_recipe, judged_by, recipe_fields, task_of
 
 EPILOG = """examples:
   nas compress a.keras --method prune:0.8 --task fashion_mnist --out small.keras --out small.tflite
@@ -13,6 +13,8 @@ EPILOG = """examples:
   nas compress moe.keras --method drop_experts:0.5,criterion=EAN,rounds=4 --task text:a.txt \\
                --out small_moe.keras
   nas compress a.keras --method ptq:8 --data train.npz --target cpu:threads=1 --out a.tflite
+  nas compress autoencoder.keras --method qat:4 --data x.npy --target-is-input --out a.tflite
+  nas compress prices.keras --method ptq:8 --data rows.csv,target=price --metric r2 --out a.tflite
 Beside the first file it leaves a .json (before and after, what was left alone and why) and a .png
 (which layers bear it least). Ctrl-C, or a kill, loses at most the minute since the last checkpoint:
 the same command goes on. The model itself is never changed."""
@@ -42,7 +44,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help=".keras, .tflite, .safetensors or .mlpackage to write; repeat for several",
     )
     parser.add_argument("--task", help="what to train and judge on, see `nas list task`")
-    parser.add_argument("--data", help="examples in an .npz file: as --task npz:FILE")
+    add_data(parser)
     parser.add_argument(
         "--target", action="append", help="device to time the .tflite on, before and after"
     )
@@ -73,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Begin or go on with a compression; 0, or 130 where it was interrupted."""
     from nas import backend, registry
 
-    if arguments.task and arguments.data:
-        raise ValueError("--task and --data both say what the examples are; expected one of them")
     for kind, texts in (("method", arguments.method), ("target", arguments.target or [])):
         for text in texts:
             registry.known(kind, registry.parse(text).name)
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nas.compression.journey import compress, fine_tuning
     from nas.training.loop import Interrupted
 
-    task_name = arguments.task or (f"npz:{arguments.data}" if arguments.data else None)
+    task_name = task_of(arguments)
     methods = [registry.method(text) for text in arguments.method]
     network = api.open(arguments.model)
     task = None if task_name is None else registry.task(task_name)
@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             checkpoint_seconds=arguments.checkpoint_seconds,
             name=arguments.model,
             task_name=arguments.task or arguments.data,
+            **judged_by(arguments),
             on_event=Terminal(),
         )
     except Interrupted:

@@ -32,7 +32,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "network", help="family[:variant][,field=value...], a .keras file, or a folder of a search"
     )
-    parser.add_argument("--task", required=True, help="what to train on, see `nas list task`")
+    parser.add_argument("--task", help="what to train on, see `nas list task`")
+    add_data(parser)
     parser.add_argument("--out", required=True, help="the .keras file to write")
     parser.add_argument("--epochs", type=int, help="times through the data (the task's, or 10)")
     parser.add_argument(
@@ -52,6 +53,33 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="compute in bfloat16: pays on GPUs, TPUs, and for transformers on CPUs that have it",
     )
     parser.set_defaults(run=run)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The flags of a user's own data, and of how a network is judged on them."""
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="instead of --task: .npz, .npy, .csv, .parquet, a folder of images, or a .py file with"
+        " data(); options follow, as FILE,scale=1 (see `nas list task`: file)",
+    )
+    parser.add_argument("--loss", help="of Keras, as mae (of the compiled network, or by the data)")
+    parser.add_argument("--metric", help="as accuracy, auc, mean_iou, rmse, r2 (the same)")
+    parser.add_argument(
+        "--target-is-input", action="store_true", help="of an autoencoder: the data need no targets"
+    )
+
+
+def task_of(arguments: argparse.Namespace) -> str | None:
+    """The task that --task or --data name; `ValueError` of both."""
+    if arguments.task and arguments.data:
+        raise ValueError("--task and --data both say what the examples are; expected one of them")
+    return arguments.task or (f"file:{arguments.data}" if arguments.data else None)
+
+
+def judged_by(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Loss and metric that flags give."""
+    return {name: getattr(arguments, name) for name in ("loss", "metric", "target_is_input")}
 
 
 def add_recipe(parser: argparse.ArgumentParser, title: str, *leave_out: str) -> None:
@@ -82,7 +110,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: expected a name that ends in .keras")
     if arguments.start and not pathlib.Path(arguments.start).is_file():
         raise ValueError(f"--from: no file {arguments.start}")
-    registry.known("task", registry.parse(arguments.task).name)
+    task_text = task_of(arguments)
+    if task_text is None:
+        raise ValueError("expected --task, see `nas list task`, or --data FILE")
+    registry.known("task", registry.parse(task_text).name)
     network = _network(arguments.network)
 
     from nas.cli.listener import Terminal
@@ -90,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     from nas.training.loop import Interrupted
     from nas.training.recipe import recipe_of
 
-    task = registry.task(arguments.task)
+    task = registry.task(task_text)
     recipe = dataclasses.replace(recipe_of(task), **recipe_fields(arguments))
     try:
         done = train(
@@ -105,7 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
             out=out,
             checkpoint_seconds=arguments.checkpoint_seconds,
             name=arguments.network,
-            task_name=arguments.task,
+            task_name=arguments.task or arguments.data,
+            **judged_by(arguments),
             on_event=Terminal(),
         )
     except Interrupted:

@@ -22,11 +22,13 @@ from nas.files.flatten import check_copies
 from nas.files.open_network import Network, open_network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
+from nas.tasks.compiled import compiled_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import named_inputs
 from nas.training.checkpoint import Checkpoint
 from nas.training.journey import PROBABILITIES, TrainingBegins, fit
+from nas.training.network_task import at_chance, network_task
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
@@ -143,6 +145,9 @@ def compress(
     checkpoint_seconds: float = 60.0,
     name: str | None = None,
     task_name: str | None = None,
+    loss: Any = None,
+    metric: Any = None,
+    target_is_input: bool = False,
     on_event: Listener = ignore,
 ) -> Compressed:
     """Compress a network with methods, stacked in any order, all trained together once.
@@ -159,11 +164,26 @@ def compress(
     examples_count: of the training part, that methods look at. prefer: "size", or "speed" where
         LiteRT runs wider integers faster than narrow ones. by_layer: measure which layers bear the
         methods least. name, task_name: what network and task are called in the record.
+    loss, metric, target_is_input: of data that leave them open (`nas.training.network_task`).
 
     Raises `compress.method.NotApplicable`, a `ValueError`, where a method has nothing to act on.
     """
     keras = backend.load()
-    network = open_network(network)
+    given, network = network, open_network(network)
+    judged_by: list[str] = []
+    if task is not None:
+        compiled = compiled_of(getattr(given, "keras_model", given), network.read_from)
+        task, judged_by = network_task(
+            task,
+            network.model,
+            compiled=compiled,
+            loss=loss,
+            metric=metric,
+            target_is_input=target_is_input,
+            trained=True,
+        )
+    elif loss is not None or metric is not None or target_is_input:
+        raise ValueError("a loss, a metric or targets without data; expected --data or --task")
     if task is not None and isinstance(task.train[0], dict):
         network = dataclasses.replace(network, keras_model=named_inputs(network.model))
     model = network.model
@@ -198,8 +218,9 @@ def compress(
             f"{', '.join(map(repr, methods))}"
         )
     )
-    for note in network.notes:
+    for note in (*network.notes, *judged_by):
         on_event(Message(f"{name}: {note}"))
+    warnings = [one.removeprefix("warning: ") for one in judged_by if one.startswith("warning: ")]
     if labelled is not None:
         loop.check(model, labelled)
         if network.config is None and loop.gives_probabilities(model, labelled):
@@ -208,8 +229,11 @@ def compress(
     check_copies(model, None if data is None else next(data.batches(FEW))[0])
     before = _judged(model, task)
     if labelled is not None:
-        quality, loss = before["quality"], before["loss"]
-        on_event(Message(f"before: {labelled.metric} {quality:.4f}, loss {loss:.4f}"))
+        quality, before_loss = before["quality"], before["loss"]
+        on_event(Message(f"before: {labelled.metric} {quality:.4f}, loss {before_loss:.4f}"))
+        if warning := at_chance(labelled, quality):
+            warnings.insert(0, warning)
+            on_event(Message(f"warning: {warning}"))
     checkpoint = None
     if outs:
         file = outs[0].with_name(f"{outs[0].stem}.checkpoint.npz")
@@ -247,6 +271,10 @@ def compress(
         "methods": [repr(method) for method in methods],
         "task": task_name,
         "metric": labelled.metric if labelled else None,
+        "higher_is_better": labelled.higher_is_better if labelled else True,
+        "percent": labelled.percent if labelled else True,
+        "judged_by": [one for one in judged_by if not one.startswith("warning: ")],
+        "warnings": warnings,
         "epochs": epochs,
         "before": before,
         "after": _judged(done.model, task),

@@ -1,5 +1,8 @@
 """How the reports write numbers: figures, shares, counts, sizes and times, in one place."""
 
+from collections.abc import Mapping
+from typing import Any
+
 MISSING = "-"
 
 
@@ -101,3 +104,27 @@ def tick(value: float) -> str:
     ('2.5', '1,000')
     """
     return f"{value:,.10g}" if abs(value) < 1e9 else f"{value:.3g}"
+
+
+def quality(value: float | None, record: Mapping[str, Any]) -> str:
+    """A quality in its own unit: in % unless `record["percent"]` says that it is no share.
+
+    >>> quality(0.5, {}), quality(0.5, {"percent": False})
+    ('50.00 %', '0.5000')
+    """
+    if value is None:
+        return MISSING
+    return f"{percent(value)} %" if record.get("percent", True) else figure(value, 4)
+
+
+def gain(before: float, after: float, record: Mapping[str, Any]) -> str:
+    """What a quality gained: in points of %, or else in how much it is of what it was.
+
+    >>> gain(0.5, 0.51, {}), gain(2.0, 2.5, {"percent": False, "higher_is_better": False})
+    ('+1.00 points', 'x1.250, lower is better')
+    """
+    if record.get("percent", True):
+        return f"{100 * (after - before):+.2f} points"
+    better = "higher" if record.get("higher_is_better", True) else "lower"
+    change = f"x{after / before:.3f}" if before > 0 else f"{after - before:+.4g}"
+    return f"{change}, {better} is better"

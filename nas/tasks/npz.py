@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from nas.tasks.task import Task, fingerprint, split, whole_number
+from compress.examples.data import taken
+from nas.data import as_targets, divided, weighted
+from nas.tasks.judgement import WEIGHTS
+from nas.tasks.task import Task, fingerprint, pixels, whole_number
 
 # What the parts of a data set are called in files, by Keras' and NumPy's habit.
 INPUTS = {"train": ("x_train", "x"), "valid": ("x_valid", "x_val", "x_test")}
 LABELS = {"train": ("y_train", "y"), "valid": ("y_valid", "y_val", "y_test")}
 EXPECTED = "x and y, x_train and y_train (x_test, y_test), or jpeg, end and y"
+SAMPLE_WEIGHTS = ("w", WEIGHTS)
 SHIFT = 4  # pixels of 32
 
 
 def load(
     path: str,
-    scale: float = 255,
+    scale: float | None = None,
     valid: str | float = 0.2,
     offset: float = 0.0,
     factor: float = 1.0,
@@ -29,14 +33,21 @@ def load(
     augmented: bool | None = None,
     limit: int | None = None,
     seed: int = 0,
+    mean: float | str | None = None,
+    std: float | str | None = None,
 ) -> Task:
-    """Inputs (count, ...) and integer labels (count,) of an .npz file, or of NAS_DATA/`path`.
+    """Inputs and targets, each (count, ...), of an .npz file, or of NAS_DATA/`path`.
 
     The arrays are x and y, or x_train, y_train and x_test, y_test, or `jpeg` (the files one after
-    the other), `end` of each and `y`. `valid` is another file, of which everything judges (its x
-    may be called as in the first), or the share held out where the file has no test arrays.
+    the other), `end` of each and `y`; or, of a network of several inputs or outputs, arrays of
+    their names. `w` is what each example counts in the loss. Targets are integers (count,) or
+    one-hot rows for classes, else numbers of the output's shape. `valid` is another file, of which
+    everything judges (its x may be called as in the first), or the share held out where the file
+    has no test arrays.
 
-    A network sees uint8 / `scale`: `scale=1` is for those that take raw 0..255. Everything else it
+    A network sees uint8 / `scale`: 255 unless it rescales pixels itself, or is only above chance on
+    another scale; `scale=1` is for those that take raw 0..255. Then `mean` and `std`, a number or,
+    as 0.485/0.456/0.406, one a channel, are subtracted and divided by. Everything else it
     sees as (x - `offset`) * `factor`, such as int8 features of a known quantization; integers of
     32 and 64 bits (tokens) as they are. Integer (count, height, width) become images of one
     channel; `shape`, as 49x10x1, is that of an input where the file has another.
@@ -47,14 +58,19 @@ def load(
     >>> load("cifar10.npz", scale=1, valid="test.npz")  # doctest: +SKIP
     """
     for name, number in (("scale", scale), ("factor", factor), ("offset", offset)):
+        if number is None and name == "scale":
+            continue
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise ValueError(f"npz: {name}={number!r}; expected a number")
+    chosen_scale, scale = scale, 255 if scale is None else scale
     if scale == 0 or factor == 0:
         raise ValueError("npz: scale=0 or factor=0 leaves nothing of the inputs")
     if augmented not in (True, False, None):
         raise ValueError(f"npz: augmented={augmented!r}; expected True or False")
     file = _file(path)
     content = _read(file)
+    if not _has_inputs(content):
+        return _named(file, content, valid, seed)
     inputs, labels = _part(file, content, "train")
     if isinstance(valid, str):
         other = _file(valid)
@@ -70,15 +86,24 @@ def load(
         how = f"share {valid}"
     if limit is not None and whole_number("limit", limit, 1) < len(inputs):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:limit])
-        inputs, labels = inputs[chosen], None if labels is None else labels[chosen]
-    source = fingerprint(inputs, *(one for one in (labels, truth) if one is not None))
+        inputs, labels = inputs[chosen], taken(labels, chosen)
+    leaves = [
+        a for one in (labels, truth) for a in (one.values() if isinstance(one, dict) else [one])
+    ]
+    source = fingerprint(inputs, *(one for one in leaves if one is not None))
     parts = [_mapped(one, file, shape, scale, offset, factor) for one in (inputs, held)]
+    if chosen_scale is not None:  # not for the network to choose
+        parts = [pixels(one) if one.dtype == np.uint8 else one for one in parts]
+    normalized = ""
+    if mean is not None or std is not None:
+        parts = [normalized(one, mean, std) for one in parts]
+        normalized = f" mean={mean} std={std}"
     if parts[0].shape[1:] != parts[1].shape[1:]:
         raise ValueError(
             f"npz: inputs to train with are {parts[0].shape[1:]}, those to judge on "
             f"{parts[1].shape[1:]}"
         )
-    known = [int(one.max()) + 1 for one in (labels, truth) if one is not None]
+    known = [int(one.max()) + 1 for one in (labels, truth) if _are_classes(one)]
     if augmented is None:
         augmented = "jpeg" in content
     if augmented and parts[0].ndim != 4:
@@ -89,9 +114,87 @@ def load(
         valid=(parts[1], truth),
         fields={"input_shape": parts[0].shape[1:]} | ({"classes": max(known)} if known else {}),
         recipe=f"npz data={source} valid={how} scale={scale} offset={offset} factor={factor} "
-        f"augmented={augmented} seed={seed}",
+        f"augmented={augmented} seed={seed}{normalized}",
         augment=mirror_and_shift if augmented else None,
+        of_network=True,
     )
+
+
+def _are_classes(targets: Any) -> bool:
+    return isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype.kind in "iu"
+
+
+def _has_inputs(content: dict[str, np.ndarray]) -> bool:
+    if "jpeg" in content or "x_train" in content:
+        return True
+    return "x" in content and (len(content) == 1 or any(n in content for n in LABELS["train"]))
+
+
+def _named(file: pathlib.Path, content: dict[str, np.ndarray], valid: Any, seed: int) -> Task:
+    """A file whose arrays are called as the inputs and outputs of a network."""
+    arrays = dict(content)
+    labels = next((arrays.pop(name) for name in LABELS["train"] if name in arrays), None)
+    weights = next((arrays.pop(name) for name in SAMPLE_WEIGHTS if name in arrays), None)
+    if len(arrays) == 1 and next(iter(arrays.values())).ndim < 2:
+        raise ValueError(f"npz: {file} holds {', '.join(content)}; expected {EXPECTED}")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iufb" or not array.ndim:
+            raise ValueError(f"npz: {file}: {name} is {array.dtype}{array.shape}; expected numbers")
+    sizes = {name: len(array) for name, array in arrays.items()}
+    sizes |= {} if labels is None else {"y": len(labels)}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"npz: {file}: unequally many examples: {found}")
+    targets = None if labels is None else as_targets(labels)
+    if weights is not None:
+        targets = weighted(targets, weights)
+    if isinstance(valid, str):
+        raise ValueError("npz: valid=FILE is for arrays x and y; expected a share, as valid=0.2")
+    rows = divided(arrays, np.zeros(len(next(iter(arrays.values()))), int), share(valid), seed)
+    if targets is None:
+        parts = [(one, None) for one, _ in rows]
+    else:
+        parts = list(divided(arrays, targets, share(valid), seed))
+    every = [*arrays.values(), *([] if labels is None else [labels])]
+    return Task(
+        name="npz",
+        train=parts[0],
+        valid=parts[1],
+        fields={},
+        recipe=f"npz data={fingerprint(*every)} {','.join(arrays)} valid={valid} seed={seed}",
+        of_network=True,
+    )
+
+
+def share(valid: Any) -> float:
+    """A share between 0 and 1; `ValueError` where it is none.
+
+    >>> share(0.2)
+    0.2
+    """
+    if isinstance(valid, bool) or not isinstance(valid, (int, float)) or not 0 < valid < 1:
+        raise ValueError(f"npz: valid={valid!r}; expected a file, or a share between 0 and 1")
+    return float(valid)
+
+
+def normalized(inputs: np.ndarray, mean: Any, std: Any) -> np.ndarray:
+    """(inputs - mean) / std, float32; each a number, or text of one a channel, as 0.485/0.456/0.4.
+
+    >>> normalized(np.ones((1, 2), np.float32), "0.5/1", 0.5)
+    array([[1., 0.]], dtype=float32)
+    """
+    found = []
+    for name, value, default in (("mean", mean, 0), ("std", std, 1)):
+        try:
+            numbers = np.array(str(default if value is None else value).split("/"), np.float32)
+        except ValueError as error:
+            raise ValueError(f"npz: {name}={value!r}; expected numbers as 0.485/0.456") from error
+        if len(numbers) not in (1, inputs.shape[-1]) or (name == "std" and not numbers.all()):
+            raise ValueError(
+                f"npz: {name}={value!r}; expected one number, not 0, or {inputs.shape[-1]} of them"
+            )
+        found.append(numbers)
+    return (pixels(inputs) - found[0]) / found[1]
 
 
 def mirror_and_shift(
@@ -132,14 +235,18 @@ def _file(path: Any) -> pathlib.Path:
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays that we know the names of; of the others the names only."""
     known = {name for names in (*INPUTS.values(), *LABELS.values()) for name in names}
-    known |= {"jpeg", "end"}
+    known |= {"jpeg", "end", *SAMPLE_WEIGHTS}
     try:
         with np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files if name in known}
             names = archive.files
+            given = known & set(names)
+            if not given - {*LABELS["train"], *SAMPLE_WEIGHTS} or given == {"x"}:
+                known = set(names)  # of a network's inputs and outputs
+            found = {name: archive[name] for name in names if name in known}
     except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy meet first
         raise ValueError(f"npz: cannot read {file}: {' '.join(str(error).split())}") from error
-    if "jpeg" not in found and not any(name in found for name in sum(INPUTS.values(), ())):
+    inputs = found.keys() - {"end", *sum(LABELS.values(), ()), *SAMPLE_WEIGHTS}
+    if not inputs:
         raise ValueError(f"npz: {file} holds {', '.join(names) or 'nothing'}; expected {EXPECTED}")
     return found
 
@@ -162,17 +269,16 @@ def _part(
     labels = next((content[name] for name in LABELS[part] if name in content), None)
     if labels is None:
         return inputs, None
-    if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == len(inputs):  # one-hot
-        if not np.array_equal(labels.sum(1), np.ones(len(labels))):
-            raise ValueError(f"npz: {file}: labels {labels.shape} are no one-hot rows")
-        labels = labels.argmax(1)
-    labels = labels[:, 0] if labels.shape == (len(inputs), 1) else labels  # as keras.datasets
-    if labels.dtype.kind not in "iub" or labels.shape != inputs.shape[:1] or labels.min() < 0:
+    if labels.dtype.kind not in "iubf" or labels.shape[:1] != inputs.shape[:1]:
         raise ValueError(
-            f"npz: {file}: {len(inputs)} inputs, but labels are {labels.dtype}{labels.shape}; "
-            f"expected integers from 0 on, ({len(inputs)},)"
+            f"npz: {file}: {len(inputs)} inputs, but targets are {labels.dtype}{labels.shape}; "
+            f"expected numbers ({len(inputs)}, ...)"
         )
-    return inputs, labels.astype(np.int32)
+    targets = as_targets(labels)
+    weights = next((content[name] for name in SAMPLE_WEIGHTS if name in content), None)
+    if weights is not None and part == "train":
+        targets = weighted(targets, weights)
+    return inputs, targets
 
 
 def _decoded(file: pathlib.Path, content: dict[str, np.ndarray]) -> np.ndarray:
@@ -205,16 +311,17 @@ def _decoded(file: pathlib.Path, content: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _divided(
-    inputs: np.ndarray, labels: np.ndarray | None, valid: Any, seed: int
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    inputs: np.ndarray, labels: Any, valid: Any, seed: int
+) -> tuple[tuple[np.ndarray, Any], tuple[np.ndarray, Any]]:
     """Two pairs (inputs, labels): the share `valid` of each class is the second."""
-    if isinstance(valid, bool) or not isinstance(valid, (int, float)) or not 0 < valid < 1:
-        raise ValueError(f"npz: valid={valid!r}; expected a file, or a share between 0 and 1")
     grouped = np.zeros(len(inputs), int) if labels is None else labels
-    first, second = split(grouped, valid, seed)
-    if not len(first) or not len(second):
-        raise ValueError(f"npz: {len(inputs)} examples are too few for valid={valid}")
-    return [(inputs[one], None if labels is None else labels[one]) for one in (first, second)]
+    try:
+        first, second = divided(inputs, grouped, share(valid), seed)
+    except ValueError as error:
+        if "too few" not in str(error):
+            raise
+        raise ValueError(f"npz: {len(inputs)} examples are too few for valid={valid}") from error
+    return (first, second) if labels is not None else ((first[0], None), (second[0], None))
 
 
 def _mapped(

@@ -109,7 +109,11 @@ class Task:
     scorer: (model, predict) -> a function (inputs, targets) -> scores (batch,) from 0 to 1, or rows
         of numbers (batch, ...). `predict(inputs)` runs the network on a batch; `model` is there
         for scorers that need a part of it.
-    average: the quality, 0 to 1, of the scores of all examples. metric: its name.
+    average: the quality of the scores of all examples. metric: its name.
+    higher_is_better: of the quality. percent: whether it is a share, 0 to 1, written in %.
+    of_network: the loss and metric are still to be chosen, for the network that is trained or
+        compressed (`nas.training.network_task`), as for a user's own arrays.
+    chance: the quality of the best constant answer, where that is known.
     training: the fields of `nas.Recipe` in which this task differs, and "epochs".
     augment: (inputs, targets, generator) -> both, changed: a batch of training data before
         `pixels`; `generator` is a `np.random.Generator`.
@@ -127,6 +131,10 @@ class Task:
     scorer: Scorer = accuracy
     average: Callable[[np.ndarray], float] = mean
     metric: str = "accuracy"
+    higher_is_better: bool = True
+    percent: bool = True
+    of_network: bool = False
+    chance: float | None = None
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: Callable[..., tuple[Any, Any]] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)

@@ -22,10 +22,12 @@ from nas import backend
 from nas.events import Listener, Message, ignore
 from nas.files.open_network import Network
 from nas.networks.build import build, digest_of, for_task, identity_of, name_of
+from nas.tasks.compiled import compiled_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import count, named_inputs
 from nas.training.checkpoint import Checkpoint, difference
+from nas.training.network_task import network_task
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where neither the caller nor the task says
@@ -138,6 +140,9 @@ def train(
     checkpoint_seconds: float = 60.0,
     name: str | None = None,
     task_name: str | None = None,
+    loss: Any = None,
+    metric: Any = None,
+    target_is_input: bool = False,
     on_event: Listener = ignore,
 ) -> Trained:
     """Train a network on a task.
@@ -152,6 +157,7 @@ def train(
     out: the .keras file to write. With it there are checkpoints: killed or interrupted, the same
         call goes on and ends with the same weights; finished, it is read and returned.
     name, task_name: what network and task are called in the record.
+    loss, metric, target_is_input: of data that leave them open (`nas.training.network_task`).
     on_event: is called with `nas.Message`, `TrainingBegins` and `nas.training.state.Now`.
 
     Raises `ValueError` where network and task do not fit, or `out` holds another training;
@@ -159,10 +165,13 @@ def train(
     """
     keras = backend.load()
     model, config = None, network
+    compiled = None
     if isinstance(network, keras.Model):
         model, config = network, None
+        compiled = compiled_of(model)
     elif isinstance(network, Network):
         model, config = network.model, network.config
+        compiled = compiled_of(model, network.read_from)
     path = None if out is None else pathlib.Path(out)
     if path is not None and path.suffix != ".keras":
         raise ValueError(f"out={out}: expected a name that ends in .keras")
@@ -172,6 +181,11 @@ def train(
         config = for_task(config, task.fields, task.name)
     elif mixed_precision:
         raise ValueError("mixed_precision rebuilds a network: expected the Config of a family")
+    choices = {"loss": loss, "metric": metric, "target_is_input": target_is_input}
+    asked = {key: str(one) for key, one in choices.items() if one}
+    notes: list[str] = []
+    if model is not None:
+        task, notes = network_task(task, _functional(keras, model), compiled=compiled, **choices)
     recipe = recipe or recipe_of(task)
     if epochs is None and minutes is None:
         epochs = task.training.get("epochs", EPOCHS)
@@ -186,6 +200,7 @@ def train(
         "mixed precision": mixed_precision,
         "from": None if start is None else _digest(pathlib.Path(start)),
         "backend": keras.config.backend(),
+        **asked,
     }
     if path is not None and (record := _finished(path, identity)) is not None:
         on_event(Message(f"{path} is trained already; another --out, or delete it, to begin again"))
@@ -196,6 +211,10 @@ def train(
     if start is not None:
         on_event(Message(_start_from(model, pathlib.Path(start))))
     trained = _functional(keras, model)
+    if config is not None and task.of_network:
+        task, notes = network_task(task, trained, **choices)
+    for note in notes:
+        on_event(Message(f"{name}: {note}"))
     if isinstance(task.train[0], dict):
         trained = named_inputs(trained)
     loop.check(trained, task, epochs, minutes)
@@ -364,6 +383,8 @@ def _record(
         "params": model.count_params(),
         "task": task_name,
         "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "percent": task.percent,
         "quality": done.quality,
         "valid_loss": done.kept.valid_loss,
         "epoch": done.kept.number,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nas.report.format import count, figure, percent
+from nas.report.format import count, figure, gain, quality
 from nas.report.plots.figure import FRONT, INK, MUTED, WINNER, frame, styled
 
 
@@ -37,8 +37,8 @@ def _title(record: Mapping[str, Any]) -> str:
     if before is None or after is None:
         return f"{record['model']} compressed"
     return (
-        f"{record['metric']} {percent(after)} % after {percent(before)} %"
-        f" ({100 * (after - before):+.2f} points)"
+        f"{record['metric']} {quality(after, record)} after {quality(before, record)}"
+        f" ({gain(before, after, record)})"
     )
 
 

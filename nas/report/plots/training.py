@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nas.report import scales
-from nas.report.format import duration, percent
+from nas.report.format import duration, quality
 from nas.report.plots.figure import FRONT, INK, LABEL, ORDER, WINNER, frame, plain_ticks, styled
 
 MEANS_FROM = 8  # epochs; fewer means hide the course of the training
@@ -26,7 +26,7 @@ def draw(record: Mapping[str, Any]) -> Any:
     figure = frame(title, _subtitle(record, kept), bottom=0.1)
     grid = figure.add_gridspec(2, 2, width_ratios=(3, 2), height_ratios=(3, 1), hspace=0.3)
     _losses(figure.add_subplot(grid[:, 0]), history, kept)
-    _quality(figure.add_subplot(grid[0, 1]), history, kept, record["metric"])
+    _quality(figure.add_subplot(grid[0, 1]), history, kept, record)
     _rates(figure.add_subplot(grid[1, 1]), history)
     return figure
 
@@ -82,15 +82,26 @@ def _losses(panel: Any, history: Sequence[Mapping[str, Any]], kept: Mapping[str,
 
 
 def _quality(
-    panel: Any, history: Sequence[Mapping[str, Any]], kept: Mapping[str, Any], metric: str
+    panel: Any,
+    history: Sequence[Mapping[str, Any]],
+    kept: Mapping[str, Any],
+    record: Mapping[str, Any],
 ) -> None:
     ends = [epoch["step"] for epoch in history]
-    quality = [100 * epoch["quality"] for epoch in history]
-    panel.plot(ends, quality, color=INK, linewidth=1.8, marker="o", markersize=3.5)
-    _star(panel, kept["step"], 100 * kept["quality"])
-    panel.text(0.97, 0.05, f"{percent(kept['quality'])} %", transform=panel.transAxes, ha="right",
+    percent = record.get("percent", True)
+    times = 100 if percent else 1
+    panel.plot(
+        ends,
+        [times * epoch["quality"] for epoch in history],
+        color=INK,
+        linewidth=1.8,
+        marker="o",
+        markersize=3.5,
+    )
+    _star(panel, kept["step"], times * kept["quality"])
+    panel.text(0.97, 0.05, quality(kept["quality"], record), transform=panel.transAxes, ha="right",
                color=WINNER, weight="bold", fontsize=LABEL)  # fmt: skip
-    _steps_axis(panel, f"{metric}, %", ends[-1])
+    _steps_axis(panel, f"{record['metric']}{', %' if percent else ''}", ends[-1])
 
 
 def _rates(panel: Any, history: Sequence[Mapping[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nas.report.format import figure, percent
+from nas.report.format import figure, gain, quality
 from nas.report.tables.columns import columns, paragraph
 
 TOP = 12  # untouched layers of one reason that are named; the .json has all
@@ -14,9 +14,9 @@ def table(record: Mapping[str, Any]) -> str:
     before, after = record["before"], record["after"]
     cells = [["", "before", "after", ""]]
     if record["metric"]:
-        gained = 100 * (after["quality"] - before["quality"])
-        pair = [f"{percent(side['quality'])} %" for side in (before, after)]
-        cells.append([record["metric"], *pair, f"{gained:+.2f} points"])
+        pair = [quality(side["quality"], record) for side in (before, after)]
+        gained = gain(before["quality"], after["quality"], record)
+        cells.append([record["metric"], *pair, gained])
         cells.append(["loss", *[f"{side['loss']:.4f}" for side in (before, after)], ""])
     for name, what in (("params", "parameters"), ("nonzeros", "non-zeros")):
         cells.append([what, *_counts(before[name], after[name])])
@@ -24,9 +24,9 @@ def table(record: Mapping[str, Any]) -> str:
         was, now = file["before"], file["after"]
         kind = file["path"].rpartition(".")[2]
         if now.get("quality") is not None:
-            pair = [f"{percent(side['quality'])} %" for side in (was, now)]
-            gained = 100 * (now["quality"] - was["quality"])
-            cells.append([f".{kind} {record['metric']}", *pair, f"{gained:+.2f} points"])
+            pair = [quality(side["quality"], record) for side in (was, now)]
+            gained = gain(was["quality"], now["quality"], record)
+            cells.append([f".{kind} {record['metric']}", *pair, gained])
         cells.append([f".{kind} bytes", *_counts(was["bytes"], now["bytes"])])
         cells.append(["  zipped", *_counts(was["zipped_bytes"], now["zipped_bytes"])])
         bits = [f"{side['bits_per_weight']:.2f}" for side in (was, now)]
@@ -35,7 +35,9 @@ def table(record: Mapping[str, Any]) -> str:
         now = after["latency"][target]
         pair = [f"{figure(side['median_ms'], 4, zeros=False)} ms" for side in (was, now)]
         cells.append([target, *pair, f"x{now['median_ms'] / was['median_ms']:.3f}, {now['kind']}"])
-    lines = [*columns(cells, right=(1, 2)), ""]
+    warnings = [line for one in record.get("warnings", ()) for line in paragraph(f"WARNING: {one}")]
+    lines = [*warnings, *columns(cells, right=(1, 2)), ""]
+    lines += [line for one in record.get("judged_by", ()) for line in paragraph(one)]
     lines += _notes(record)
     lines += _left(record)
     lines += [file["path"] for file in record["files"]]

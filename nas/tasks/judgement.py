@@ -1,0 +1,409 @@
+"""The loss and the metric of a network on given targets, as the user, its file or shapes say."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nas.tasks import task as tasks
+from nas.tasks.task import Score
+
+WEIGHTS = "sample_weight"  # among targets: what each example counts in the loss
+CLASSES, SOFT, SIGMOID, NUMBERS = "classes", "soft labels", "sigmoid", "numbers"
+PROBABLE = ("sigmoid", "hard_sigmoid", "softmax")
+ACCURACIES = ("accuracy", "sparse_categorical_accuracy", "categorical_accuracy")
+PASSED = ("Reshape", "Flatten", "Dropout", "Identity", "Permute", "Cropping2D", "ZeroPadding2D")
+LOWER = ("error", "loss", "mse", "mae", "msle", "mape", "entropy", "divergence", "perplexity")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judgement:
+    """How one output is trained and judged.
+
+    loss: (outputs, targets) -> (batch,). outputs: what they are: "classes", "soft labels",
+    "sigmoid" or "numbers". score: (outputs, targets) -> rows of numbers (batch, ...); average: of
+    all rows. metric: its name; percent: whether it is a share. chance: (targets) -> what a constant
+    answer gets, None where that is unknown. targets: (targets) -> as the loss takes them.
+    """
+
+    loss: Callable[[Any, Any], Any]
+    loss_name: str
+    outputs: str
+    score: Callable[[Any, Any], np.ndarray]
+    average: Callable[[np.ndarray], float]
+    metric: str
+    higher_is_better: bool
+    percent: bool
+    chance: Callable[[np.ndarray], float | None]
+    targets: Callable[[np.ndarray], np.ndarray]
+    reason: str
+
+
+def judgement(
+    output: Any, targets: np.ndarray, loss: Any = None, metric: Any = None, compiled: Any = None
+) -> Judgement:
+    """The judgement of an output, a Keras tensor, on targets (count, ...).
+
+    loss, metric: of Keras, by name, as an object or as a function (targets, outputs); None: those
+    of `compiled`, a pair of the same kinds, else what the shapes and types say.
+
+    Raises `ValueError` where the targets fit neither.
+
+    >>> import keras
+    >>> inputs = keras.Input((4,))
+    >>> output = keras.layers.Dense(1, activation="sigmoid")(inputs)
+    >>> found = judgement(output, np.array([0, 1, 1]))
+    >>> found.loss_name, found.metric, found.reason
+    ('binary_crossentropy', 'accuracy', 'output sigmoid (None, 1) and targets 0/1')
+    """
+    shape, ending = tuple(output.shape[1:]), activation(output)
+    what = f"output {ending or 'of any kind'} {(None, *shape)}"
+    reason, given = "", loss
+    if loss is not None:
+        reason = "as given"
+    elif compiled is not None and compiled[0] is not None:
+        given, reason = compiled[0], "compiled in the network"
+    if given is not None:
+        try:
+            kind = _kind_of_loss(_name(given), shape, targets)
+            _check(kind, shape, targets, what)
+        except ValueError as error:
+            if loss is not None:
+                raise ValueError(f"loss {_name(given)}: {error}") from error
+            given, reason = None, f"the compiled {_name(given)} does not fit; "
+    if given is None:
+        kind = _kind(shape, ending, targets, what)
+        reason += f"{what} and targets {_in_words(kind, targets)}"
+    if metric is None and compiled is not None and loss is None:
+        metric = compiled[1]
+        if kind == NUMBERS and metric is not None and _name(metric) in ACCURACIES:
+            metric = None
+    name, function = _loss(kind, given, ending)
+    return Judgement(
+        loss=function,
+        loss_name=name,
+        outputs=kind,
+        targets=_converter(kind, shape),
+        reason=reason,
+        **_metric(kind, shape, ending, metric, name),
+    )
+
+
+def activation(output: Any) -> str | None:
+    """The function that a tensor of Keras comes out of, by name; None where that is unknown.
+
+    >>> import keras
+    >>> inputs = keras.Input((4,))
+    >>> activation(keras.layers.Softmax()(keras.layers.Dense(3)(inputs)))
+    'softmax'
+    """
+    while True:
+        layer = output._keras_history.operation
+        found = getattr(layer, "activation", None)
+        if callable(found) and hasattr(found, "__name__"):
+            return found.__name__
+        kind = type(layer).__name__
+        if kind in ("Softmax", "Sigmoid"):
+            return kind.lower()
+        if kind in ("Conv2D", "Conv1D", "Conv2DTranspose", "Dense"):
+            return "linear"
+        if kind not in PASSED or not layer._inbound_nodes:
+            return None
+        output = layer._inbound_nodes[0].input_tensors[0]
+
+
+def _kind(shape: tuple[Any, ...], ending: str | None, targets: np.ndarray, what: str) -> str:
+    """What outputs (batch, *shape) are, as their targets tell."""
+    width = shape[-1] if shape else 1
+    whole = _whole(targets)
+    one_of = ending == "sigmoid" and whole and targets.ndim == 1 and (width or 1) > 1
+    if one_of and int(targets.max(initial=0)) < (width or 0):
+        return SIGMOID
+    if (width or 0) >= 2 and whole and _same(targets.shape[1:], shape[:-1]):
+        _check(CLASSES, shape, targets, what)
+        return CLASSES
+    if not _same(targets.shape[1:], shape):
+        _check(NUMBERS, shape, targets, what)
+    if ending == "softmax":
+        _check(SOFT, shape, targets, what)
+        return SOFT
+    if (ending in PROBABLE or ending == "linear") and np.isin(targets, (0, 1)).all():
+        return SIGMOID
+    return NUMBERS
+
+
+def _kind_of_loss(name: str, shape: tuple[Any, ...], targets: np.ndarray) -> str:
+    if name.startswith("sparse"):
+        return CLASSES
+    if name.startswith("categorical") or name == "kl_divergence":
+        return SOFT if _same(targets.shape[1:], shape) and len(targets.shape) > 1 else CLASSES
+    return SIGMOID if name.startswith("binary") else NUMBERS
+
+
+def _check(kind: str, shape: tuple[Any, ...], targets: np.ndarray, what: str) -> None:
+    """`ValueError` where targets are none of outputs of this kind."""
+    found = f"the targets are {targets.dtype} {(None, *targets.shape[1:])}"
+    if kind == CLASSES:
+        if not _whole(targets) or not _same(targets.shape[1:], shape[:-1]):
+            raise ValueError(f"{found}, the {what}; expected integers from 0 on, (count,)")
+        least, most = int(targets.min(initial=0)), int(targets.max(initial=0))
+        if least < 0 or most >= (shape[-1] or 0):
+            raise ValueError(
+                f"labels go from {least} to {most}, but the network has {shape[-1]} outputs, for "
+                f"0 to {(shape[-1] or 0) - 1}; expected other data, or a network of {most + 1}"
+            )
+    elif kind == SIGMOID and targets.ndim == 1 and shape and (shape[-1] or 1) > 1:
+        if int(targets.max(initial=0)) >= shape[-1]:
+            raise ValueError(f"labels go up to {targets.max()}, the {what} has {shape[-1]} outputs")
+    elif not _same(targets.shape[1:], shape):
+        hint = (
+            f", as classes, (count{', ...' if len(shape) > 1 else ''})" if shape[-1:] > (1,) else ""
+        )
+        integers = f"integers from 0 on{hint}, or " if hint else ""
+        raise ValueError(f"{found}, the {what}; expected {integers}targets of the output's shape")
+    elif kind == SOFT:
+        if targets.min(initial=0) < 0 or not np.allclose(targets.sum(-1), 1, atol=1e-3):
+            raise ValueError(f"{found} and no probabilities of sum 1 as the {what} gives")
+    elif kind == SIGMOID and (targets.min(initial=0) < 0 or targets.max(initial=0) > 1):
+        raise ValueError(f"{found} from {targets.min():g} to {targets.max():g}; expected 0 to 1")
+
+
+def _whole(targets: np.ndarray) -> bool:
+    return targets.dtype.kind in "iub"
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether shapes are equal but for open axes and a last axis of 1."""
+    one, other = (shape[:-1] if shape[-1:] == (1,) else shape for shape in (one, other))
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def _in_words(kind: str, targets: np.ndarray) -> str:
+    if kind == SIGMOID:
+        return "0/1"
+    if kind == CLASSES:
+        return f"integers {(None, *targets.shape[1:])}"
+    return f"{targets.dtype} {(None, *targets.shape[1:])}"
+
+
+def _converter(kind: str, shape: tuple[Any, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Targets as int32 (batch, ...), or float32 of the shape of the outputs."""
+
+    def convert(targets: np.ndarray) -> np.ndarray:
+        if kind == CLASSES:
+            squeezed = targets.reshape(targets.shape[:-1]) if targets.ndim > len(shape) else targets
+            return squeezed.astype(np.int32)
+        if kind == SIGMOID and targets.ndim == 1 and shape and (shape[-1] or 1) > 1:
+            return np.eye(shape[-1], dtype=np.float32)[targets]
+        if targets.ndim == len(shape) and shape[-1:] == (1,):
+            targets = targets[..., np.newaxis]
+        elif targets.ndim == len(shape) + 2 and targets.shape[-1] == 1:
+            targets = targets[..., 0]
+        return targets.astype(np.float32)
+
+    return convert
+
+
+def _loss(kind: str, given: Any, ending: str | None) -> tuple[str, Callable[[Any, Any], Any]]:
+    """(name, (outputs, targets) -> losses (batch,))."""
+    import keras
+    from keras import ops
+
+    name = _name(given) if given is not None else ""
+    logits = ending not in PROBABLE
+    if kind == CLASSES and name in (
+        "",
+        "sparse_categorical_crossentropy",
+        "categorical_crossentropy",
+    ):
+        return "sparse_categorical_crossentropy", lambda y, t: _each(tasks.classification(y, t))
+    if kind == SOFT and name in ("", "categorical_crossentropy"):
+
+        def soft(outputs: Any, targets: Any) -> Any:
+            logarithms = ops.log(ops.maximum(outputs, tasks.LEAST))
+            found = ops.where(tasks.are_probabilities(outputs), logarithms, outputs)
+            return _each(-ops.sum(targets * ops.log_softmax(found, -1), -1))
+
+        return "categorical_crossentropy", soft
+    if kind == SIGMOID and (not name or (isinstance(given, str) and name == "binary_crossentropy")):
+
+        def binary(outputs: Any, targets: Any) -> Any:
+            return _each(ops.binary_crossentropy(targets, outputs, from_logits=logits))
+
+        return "binary_crossentropy", binary
+    function = keras.losses.get(given if given is not None else "mean_squared_error")
+    call = function.call if isinstance(function, keras.losses.Loss) else function
+    return name or "mean_squared_error", lambda y, t: _each(call(t, y))
+
+
+def _each(losses: Any) -> Any:
+    """The mean of losses (batch, ...) over all axes but the first."""
+    from keras import ops
+
+    return ops.mean(losses, tuple(range(1, len(losses.shape)))) if len(losses.shape) > 1 else losses
+
+
+def _name(given: Any) -> str:
+    """What a loss or metric is called, as Keras writes it: mean_squared_error, binary_accuracy."""
+    short = {"mse": "mean_squared_error", "mae": "mean_absolute_error", "acc": "accuracy"}
+    short |= {"bce": "binary_crossentropy", "rmse": "root_mean_squared_error", "r2": "r2_score"}
+    if isinstance(given, str):
+        text = given
+    elif isinstance(given, type) or not hasattr(given, "get_config"):
+        text = getattr(given, "__name__", type(given).__name__)
+    else:
+        text = type(given).__name__
+    if text != text.lower() and text.upper() != text:
+        letters = (f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(text))
+        text = "".join(letters)
+    return short.get(text.lower(), text.lower())
+
+
+def _metric(
+    kind: str, shape: tuple[Any, ...], ending: str | None, metric: Any, loss: str
+) -> dict[str, Any]:
+    """The fields of a `Judgement` that are the metric's."""
+    name = _name(metric) if metric is not None else ""
+    dense = len(shape) >= 3
+    if not name:
+        if kind == NUMBERS:
+            name = (
+                "mean_absolute_error"
+                if loss == "mean_absolute_error"
+                else "root_mean_squared_error"
+            )
+        else:
+            name = "mean_iou" if dense and kind != SOFT else "accuracy"
+    border = 0.5 if ending in PROBABLE else 0.0
+    count = max(shape[-1] or 1, 2) if shape else 2
+
+    def chosen(outputs: Any) -> np.ndarray:
+        return np.argmax(outputs, -1) if kind in (CLASSES, SOFT) else np.asarray(outputs) > border
+
+    def true(targets: Any) -> np.ndarray:
+        return np.argmax(targets, -1) if kind == SOFT else np.asarray(targets)
+
+    def right(outputs: Any, targets: Any) -> np.ndarray:
+        return _rows(chosen(outputs) == true(targets))
+
+    def majority(targets: np.ndarray) -> float:
+        if kind == SIGMOID:
+            shares = np.mean(targets.reshape(len(targets), -1), 0)
+            return float(np.mean(np.maximum(shares, 1 - shares)))
+        labels = true(targets).astype(np.int64)
+        return float(np.bincount(labels.ravel()).max() / labels.size)
+
+    share = {"higher_is_better": True, "percent": True}
+    binary = kind == SIGMOID and name == "binary_accuracy"
+    if (name in ACCURACIES or binary) and kind != NUMBERS:
+        return share | {
+            "metric": "accuracy",
+            "score": right,
+            "average": tasks.mean,
+            "chance": majority,
+        }
+    if name in ("mean_iou", "mean_io_u", "iou", "binary_iou") and kind in (CLASSES, SIGMOID):
+        classes = 2 if kind == SIGMOID else count
+
+        def confusion(outputs: Any, targets: Any) -> np.ndarray:
+            pairs = true(targets).astype(np.int64) * classes + chosen(outputs).astype(np.int64)
+            each = [np.bincount(one.ravel(), minlength=classes**2) for one in pairs]
+            return np.stack(each)
+
+        def iou(counts: np.ndarray) -> float:
+            table = counts.sum(0).reshape(classes, classes)
+            hits, union = np.diag(table), table.sum(0) + table.sum(1) - np.diag(table)
+            return float(np.mean(hits[union > 0] / union[union > 0]))
+
+        return share | {
+            "metric": "mean IoU",
+            "score": confusion,
+            "average": iou,
+            "chance": lambda targets: majority(targets) / max(len(np.unique(targets)), 1),
+        }
+    if name == "root_mean_squared_error" and kind == NUMBERS:
+        return {
+            "metric": "RMSE",
+            "score": lambda y, t: _rows(np.square(np.asarray(y, np.float64) - t)),
+            "average": lambda scores: float(np.sqrt(np.mean(scores))),
+            "higher_is_better": False,
+            "percent": False,
+            "chance": lambda t: float(np.sqrt(np.mean(np.var(np.asarray(t, np.float64), 0)))),
+        }
+    return _metric_of_keras(metric if metric is not None else name, name, shape)
+
+
+def _rows(numbers: np.ndarray) -> np.ndarray:
+    """The mean of each example."""
+    return np.mean(np.asarray(numbers).reshape(len(numbers), -1), 1)
+
+
+def _metric_of_keras(metric: Any, name: str, shape: tuple[Any, ...]) -> dict[str, Any]:
+    """A metric of Keras, or a function (targets, outputs) -> numbers."""
+    import keras
+
+    found = metric
+    if isinstance(metric, str):
+        classes = {_name(one): one for one in vars(keras.metrics).values() if isinstance(one, type)}
+        if name not in classes:
+            raise ValueError(
+                f"metric {metric!r}: not one of Keras, such as accuracy, auc, mean_iou, rmse,"
+                " r2_score, mean_absolute_error; expected one, or in Python an object or function"
+            )
+        try:
+            found = classes[name]()
+        except TypeError as error:
+            raise ValueError(
+                f"metric {metric!r} needs arguments; expected an object, in Python: {error}"
+            ) from error
+    label = name if isinstance(metric, str) else getattr(metric, "name", None) or name
+    lower = any(word in name for word in LOWER)
+    if isinstance(found, type):
+        found = found()
+    if isinstance(found, keras.metrics.Metric):
+        lower = getattr(found, "_direction", "down" if lower else "up") == "down"
+
+        def score(outputs: Any, targets: Any) -> np.ndarray:
+            sides = (np.asarray(side, np.float64) for side in (targets, outputs))
+            return np.concatenate([side.reshape(len(side), -1) for side in sides], 1)
+
+        def average(rows: np.ndarray) -> float:
+            size = int(np.prod([axis for axis in shape if axis])) if shape else 1
+            outputs = rows[:, -size:].reshape(len(rows), *shape)
+            targets = rows[:, :-size]
+            if targets.shape[1] == size:
+                targets = targets.reshape(outputs.shape)
+            elif len(shape) > 2:
+                targets = targets.reshape(outputs.shape[:-1])
+            found.reset_state()
+            found.update_state(targets.astype(np.float32), outputs.astype(np.float32))
+            return float(np.mean(keras.ops.convert_to_numpy(found.result())))
+    elif callable(found):
+
+        def score(outputs: Any, targets: Any) -> np.ndarray:
+            return _rows(keras.ops.convert_to_numpy(found(targets, outputs)))
+
+        average = tasks.mean
+    else:
+        raise ValueError(
+            f"metric is a {type(metric).__name__}; expected a name, object or function"
+        )
+    return {
+        "metric": {"mean_absolute_error": "MAE"}.get(label, label),
+        "score": score,
+        "average": average,
+        "higher_is_better": not lower,
+        "percent": False,
+        "chance": lambda targets: None,
+    }
+
+
+def scorer(scores: Callable[[Any, Any], np.ndarray]) -> tasks.Scorer:
+    """The scorer of a task, of a function (outputs, targets) -> scores."""
+
+    def of_model(model: Any, predict: Callable[[Any], Any]) -> Score:
+        return lambda inputs, targets: scores(predict(inputs), targets)
+
+    return of_model

@@ -1,0 +1,341 @@
+"""A user's own data as the task of one network: names, targets, loss, metric and scale, checked."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compress.examples.data import taken
+from nas.tasks.compiled import Compiled
+from nas.tasks.judgement import CLASSES, WEIGHTS, Judgement, judgement, scorer
+from nas.tasks.task import Task, Tree, classification, pixels, split
+from nas.training import loop
+from nas.training.batches import count, single
+
+SCALES = {"x / 255": (0.0, 1 / 255), "x": (0.0, 1.0), "x / 127.5 - 1": (127.5, 1 / 127.5)}
+LOOKED = 256  # examples that the scale is chosen on
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """The loss of each output, summed, times the weight of each example.
+
+    outputs_are: what the only output is ("classes", "sigmoid", ...); None of several.
+    """
+
+    each: Mapping[str, Judgement]
+    names: tuple[str, ...]  # of the outputs, in order
+
+    @property
+    def outputs_are(self) -> str | None:
+        only = list(self.each.values())
+        return only[0].outputs if len(self.names) == 1 else None
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        if targets is None:
+            raise ValueError("there are no targets (y): such examples serve to calibrate only")
+        found = by_name(outputs, self.names)
+        total = sum(
+            one.loss(found[name], targets_of(targets, name, len(self.each)))
+            for name, one in self.each.items()
+        )
+        if isinstance(targets, dict) and WEIGHTS in targets:
+            total = total * targets[WEIGHTS]
+        return total
+
+
+def by_name(outputs: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Outputs of a network as a dict."""
+    if isinstance(outputs, dict):
+        return outputs
+    found = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    return dict(zip(names, found, strict=True))
+
+
+def targets_of(targets: Any, name: str, outputs: int) -> Any:
+    """The targets of one output."""
+    return targets[name] if isinstance(targets, dict) else targets
+
+
+def network_task(
+    task: Task,
+    model: Any,
+    *,
+    compiled: Compiled | None = None,
+    loss: Any = None,
+    metric: Any = None,
+    target_is_input: bool = False,
+    trained: bool = False,
+) -> tuple[Task, list[str]]:
+    """The task of `model` on these data, and what was chosen or is suspicious, in lines.
+
+    task: with `of_network`, what is still open is chosen: `loss` and `metric` as given, else those
+        of `compiled`, else as outputs and targets say (`nas.tasks.judgement`). Another task is
+        returned as it is, unless loss, metric or target_is_input are given.
+    target_is_input: the targets are the inputs, as of an autoencoder; `ValueError` beside targets.
+
+    trained: whether the network knows such data, so that the scale of pixels can be told by it.
+
+    Raises `ValueError`, one line, where data and network do not fit.
+    """
+    asked = loss is not None or metric is not None or target_is_input
+    if not task.of_network and not asked:
+        return task, []
+    parts = [_named(part, model) for part in (task.train, task.valid)]
+    for name, part in zip(("train", "valid"), parts, strict=True):
+        _check_finite(name, part)
+    notes: list[str] = []
+    if task.of_network:
+        parts, notes = _raw(parts, model, notes)
+    if target_is_input:
+        if task.labelled:
+            raise ValueError("--target-is-input beside targets (y); expected one of them")
+        parts = [(inputs, _inputs_as_targets(inputs)) for inputs, _ in parts]
+        rows = split(np.zeros(count(parts[0]), int), 0.2, 0)
+        if parts[0][0] is parts[1][0] and all(len(one) for one in rows):
+            parts = [(taken(parts[0][0], one), taken(parts[0][1], one)) for one in rows]
+    task = dataclasses.replace(task, train=parts[0], valid=parts[1], of_network=False)
+    if not task.labelled:
+        return task, notes
+    names, tensors = output_tensors(model)
+    goals = [_by_output(targets, names) for _, targets in parts]
+    known = {name: array for name, array in goals[0].items() if name != WEIGHTS}
+    weighted = WEIGHTS in goals[0]
+    each = {
+        name: judgement(
+            tensors[name], array, _of(loss, name, names), _of(metric, name, names),
+            None if compiled is None
+            else (_of(compiled[0], name, names), _of(compiled[1], name, names)),
+        )
+        for name, array in known.items()
+    }  # fmt: skip
+    first = next(iter(each.values()))
+    classes = len(each) == 1 and not weighted and first.outputs == CLASSES
+
+    def converted(found: dict[str, Any]) -> Any:
+        for name in known.keys() - found.keys():
+            raise ValueError(
+                f"targets {name} to judge with are missing, those to train with are not"
+            )
+        arrays = {name: one.targets(found[name]) for name, one in each.items()}
+        if WEIGHTS in found and weighted:
+            arrays[WEIGHTS] = np.asarray(found[WEIGHTS], np.float32)
+        elif weighted:
+            arrays[WEIGHTS] = np.ones(len(next(iter(arrays.values()))), np.float32)
+        return arrays if weighted or len(names) > 1 else next(iter(arrays.values()))
+
+    for array in known.values():
+        if first.outputs == CLASSES and len(np.unique(array)) == 1:
+            notes.append(f"warning: all labels are {np.unique(array)[0]}: there is one class only")
+    train, valid = ((part[0], converted(found)) for part, found in zip(parts, goals, strict=True))
+    judged = valid[1][next(iter(each))] if isinstance(valid[1], dict) else valid[1]
+    default = classes and first.metric == "accuracy" and len(tensors[names[0]].shape) == 2
+    if default and first.loss_name == "sparse_categorical_crossentropy":
+        changes: dict[str, Any] = {"loss": classification}
+        changes |= {"recipe": task.recipe + (" target=input" if target_is_input else "")}
+    else:
+        losses = "+".join(one.loss_name for one in each.values())
+        if len(each) > 1 and not all(one.metric == first.metric for one in each.values()):
+            notes.append(f"the metric is that of output {next(iter(each))}")
+        name = next(iter(each))
+        changes = {
+            "loss": Losses(each, names),
+            "scorer": scorer(
+                lambda outputs, targets: first.score(
+                    by_name(outputs, names)[name], targets_of(targets, name, len(each))
+                )
+            ),
+            "average": first.average,
+            "metric": first.metric,
+            "higher_is_better": first.higher_is_better,
+            "percent": first.percent,
+            "recipe": f"{task.recipe} loss={losses} metric={first.metric}",
+        }
+    task = dataclasses.replace(
+        task, train=train, valid=valid, chance=first.chance(np.asarray(judged)), **changes
+    )
+    reasons = "; ".join(dict.fromkeys(one.reason for one in each.values()))
+    direction = "" if first.higher_is_better else " (lower is better)"
+    names_of = " + ".join(one.loss_name for one in each.values())
+    notes.insert(0, f"loss: {names_of} ({reasons}); metric: {task.metric}{direction}")
+    return _scaled(task, model, notes) if trained else (task, notes)
+
+
+def _by_output(targets: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Targets, and perhaps weights, by the names of outputs."""
+    if not isinstance(targets, dict):
+        targets = {"y": targets}
+    goals = {name: array for name, array in targets.items() if name != WEIGHTS}
+    if len(goals) == 1 and len(names) == 1:
+        goals = {names[0]: next(iter(goals.values()))}
+    if unknown := sorted(goals.keys() - set(names)):
+        raise ValueError(
+            f"targets {', '.join(unknown)}, but the outputs of the network are {', '.join(names)}; "
+            "expected targets by these names"
+        )
+    return goals | {name: array for name, array in targets.items() if name == WEIGHTS}
+
+
+def beats_chance(task: Task, quality: float, spreads: float = 2) -> bool:
+    """Whether a quality is clearly better than a constant answer's; True where that is unknown."""
+    if task.chance is None:
+        return True
+    if not task.higher_is_better:
+        return quality < (1 - spreads / 100) * task.chance
+    spread = np.sqrt(task.chance * (1 - min(task.chance, 1)) / count(task.valid))
+    return bool(quality > min(task.chance + spreads * spread, 0.5 + task.chance / 2))
+
+
+def at_chance(task: Task, quality: float) -> str | None:
+    """A warning where a network does no better on its own data than a constant answer would."""
+    if beats_chance(task, quality):
+        return None
+    return (
+        f"the network is at chance on these data: {task.metric} {quality:.4g}, a constant answer "
+        f"gets {task.chance:.4g}; are scale (--data FILE,scale=1 or 255), order and labels those "
+        "that it was trained with?"
+    )
+
+
+def output_tensors(model: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of outputs, in order, and the tensor of each."""
+    outputs = single(model.output)
+    if isinstance(outputs, dict):
+        return tuple(outputs), dict(outputs)
+    tensors = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    names = list(model.output_names)
+    if len(set(names)) < len(tensors):
+        names = [f"output_{number}" for number in range(len(tensors))]
+    return tuple(names), dict(zip(names, tensors, strict=True))
+
+
+def _of(given: Any, name: str, names: tuple[str, ...]) -> Any:
+    if isinstance(given, dict):
+        return given.get(name)
+    if isinstance(given, (list, tuple)):
+        return given[names.index(name)] if len(given) == len(names) else given[0]
+    return given
+
+
+def _named(part: tuple[Tree, Any], model: Any) -> tuple[Tree, Any]:
+    """Arrays that bear the names of outputs are targets; one input is no dict."""
+    inputs, targets = part
+    wanted = [tensor.name for tensor in model.inputs]
+    if isinstance(model.input, dict):
+        wanted = list(model.input)
+    if isinstance(inputs, dict):
+        names = output_tensors(model)[0]
+        goals = {n: a for n, a in inputs.items() if n in names and n not in wanted}
+        if goals and (targets is None or isinstance(targets, dict)):
+            targets = goals | (targets or {})
+            inputs = {name: array for name, array in inputs.items() if name not in goals}
+        if len(wanted) == 1 and (len(inputs) == 1 or "x" in inputs):
+            only = inputs["x"] if "x" in inputs else next(iter(inputs.values()))
+            inputs = {wanted[0]: only} if isinstance(model.input, dict) else only
+        elif missing := [name for name in wanted if name not in inputs]:
+            raise ValueError(
+                f"the network has the inputs {', '.join(wanted)}; the data hold "
+                f"{', '.join(inputs)}, and no {', '.join(missing)}"
+            )
+        else:
+            inputs = {name: inputs[name] for name in wanted}
+    elif len(wanted) > 1:
+        raise ValueError(
+            f"the network has the inputs {', '.join(wanted)}, the data one array; the network needs"
+            " arrays by these names, as of an .npz file or a dict"
+        )
+    return inputs, targets
+
+
+def _check_finite(part: str, pair: tuple[Tree, Any]) -> None:
+    for what, tree in zip(("inputs", "targets"), pair, strict=True):
+        for name, array in (tree if isinstance(tree, dict) else {"": tree}).items():
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+                rows = array.reshape(len(array), -1)
+                first = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+                bad = int((~np.isfinite(rows)).sum())
+                raise ValueError(
+                    f"{what}{' ' + name if name else ''} to {part} with: {bad} values are NaN or "
+                    f"infinite, the first in example {first}; expected numbers"
+                )
+
+
+def _inputs_as_targets(inputs: Tree) -> Any:
+    if isinstance(inputs, dict):
+        raise ValueError("--target-is-input is for networks of one input")
+    return pixels(inputs)
+
+
+def rescales(model: Any) -> str | None:
+    """The name of a first layer that takes raw pixels, 0 to 255, to its own scale; else None."""
+    for layer in model.layers:
+        for tensor in layer.input if isinstance(layer.input, list) else [layer.input]:
+            maker = getattr(getattr(tensor, "_keras_history", None), "operation", None)
+            if type(maker).__name__ != "InputLayer":
+                continue
+            kind = type(layer).__name__
+            if kind == "Rescaling" and np.all(np.abs(np.asarray(layer.scale)) < 1 / 50):
+                return layer.name
+            if kind == "Normalization" and _wide(layer):
+                return layer.name
+    return None
+
+
+def _wide(layer: Any) -> bool:
+    """Whether a Normalization subtracts and divides by what only raw pixels have."""
+    mean, variance = (np.asarray(getattr(layer, one)) for one in ("mean", "variance"))
+    return bool(np.max(np.abs(mean)) > 2 or np.max(variance) > 4)
+
+
+def _raw(
+    parts: list[tuple[Tree, Any]], model: Any, notes: list[str]
+) -> tuple[list[tuple[Tree, Any]], list[str]]:
+    """uint8 pixels as they are, in float32, for a network that rescales them itself."""
+    inputs = parts[0][0]
+    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8:
+        return parts, notes
+    layer = rescales(model)
+    if layer is None:
+        return parts, notes
+    note = f"inputs: raw pixels 0 to 255, for layer {layer} of the network rescales them itself"
+    return [(one.astype(np.float32), targets) for one, targets in parts], [*notes, note]
+
+
+def _scaled(task: Task, model: Any, notes: list[str]) -> tuple[Task, list[str]]:
+    """uint8 pixels on the scale that the network was trained on, where only one is above chance."""
+    inputs = task.train[0]
+    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8 or task.chance is None:
+        return task, notes
+    if any("inputs: raw" in note for note in notes) or "int" in str(model.inputs[0].dtype):
+        return task, notes
+    chosen = np.unique(np.linspace(0, count(task.valid) - 1, LOOKED).astype(int))
+    few = dataclasses.replace(
+        task, valid=(taken(task.valid[0], chosen), taken(task.valid[1], chosen))
+    )
+    above = []
+    for name, (offset, factor) in SCALES.items():
+        mapped = _mapped(few.valid[0], offset, factor)
+        tried = dataclasses.replace(few, train=(mapped, few.valid[1]), valid=(mapped, few.valid[1]))
+        if beats_chance(tried, loop.measure(model, tried)[0], 4):
+            if name == "x / 255":
+                return task, notes
+            above.append(name)
+    if not above:
+        return task, notes
+    if len(above) > 1:
+        raise ValueError(
+            f"pixels 0 to 255: the network is at chance on x / 255, and above it on "
+            f"{' and on '.join(above)}; say which: --data FILE,scale=1, or scale=127.5,mean=1"
+        )
+    offset, factor = SCALES[above[0]]
+    parts = [(_mapped(one[0], offset, factor), one[1]) for one in (task.train, task.valid)]
+    notes = [*notes, f"inputs: {above[0]}, the only scale on which the network is above chance"]
+    recipe = f"{task.recipe} inputs={above[0]}"
+    return dataclasses.replace(task, train=parts[0], valid=parts[1], recipe=recipe), notes
+
+
+def _mapped(inputs: np.ndarray, offset: float, factor: float) -> np.ndarray:
+    if factor == 1 / 255:
+        return pixels(inputs)
+    return (inputs.astype(np.float32) - np.float32(offset)) * np.float32(factor)
