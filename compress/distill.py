@@ -32,7 +32,9 @@ class Distill(Method):
 
     teacher: a `keras.Model` of the same inputs; None: the network before any compression.
     temperature: of the softmax of both; None: 2 for logits, 1, as in the paper, for lattices.
-    kind: "logits": T^2 times the KL divergence of the classes, mean over batch and positions.
+    kind: "logits": T^2 times the KL divergence of the classes, mean over batch and positions; of
+        outputs that are sigmoids that of each and its opposite, of numbers, as of a regression, the
+        mean square error relative to the teacher's mean square (`outputs_are` of the loss says).
         "features": `distance` ("mse", relative to the teacher's mean square, or "cosine") of layers
         within, where widths differ through a projection that is learned and thrown away.
         "lattice": of transducers, T^2 times the KL divergence of {blank, label, anything else} in
@@ -88,7 +90,7 @@ class Distill(Method):
         added = {one.name for one in copy.layers} - {one.name for one in record.original.layers}
         features = functools.partial(self._features, added=added)
         make: dict[str, Any] = {
-            "logits": self._logits,
+            "logits": functools.partial(self._logits, data=data),
             "features": features,
             "lattice": self._lattice,
         }
@@ -114,7 +116,7 @@ class Distill(Method):
         teachers = [layer for layer in model.layers if isinstance(layer, Teach)]
         return next(layer for layer in teachers if layer.asked == repr(self))
 
-    def _logits(self, model: keras.Model, teacher: keras.Model) -> Any:
+    def _logits(self, model: keras.Model, teacher: keras.Model, data: Any = None) -> Any:
         """(tensors of the network to compare, the measure, a function inputs -> the teacher's)."""
         _, logits = _logits_of(model)
         place, target = _logits_of(teacher)
@@ -123,10 +125,14 @@ class Distill(Method):
                 f"distill: the teacher's logits are {tuple(target.shape)}, the network's "
                 f"{tuple(logits.shape)}; expected equal shapes"
             )
-        if logits.shape[-1] < 2:
-            raise NotApplicable("distill: one output is no distribution; expected kind=features")
         heat = 2.0 if self.temperature is None else self.temperature
-        measure = Classes(heat, (_is_softmax(logits), _is_softmax(target)))
+        outputs = getattr(data and data.loss, "outputs_are", None)
+        shares = tuple(_ends_in("sigmoid", one) for one in (logits, target))
+        measure: Any = Classes(heat, tuple(_ends_in("softmax", one) for one in (logits, target)))
+        if outputs == "sigmoid" or (outputs is None and logits.shape[-1] == 1 and all(shares)):
+            measure = Shares(heat, shares)
+        elif outputs == "numbers" or logits.shape[-1] == 1:
+            measure = Features("mse", ((logits.shape[-1], logits.shape[-1]),))
         return [logits], measure, functools.partial(_run, teacher, place)
 
     def _lattice(self, model: keras.Model, teacher: keras.Model) -> Any:
@@ -204,7 +210,7 @@ class Classes:
     """heat^2 KL(teacher's, mine) of softmax(logits / heat); `soft`: which of both are softmaxed."""
 
     heat: float
-    soft: tuple[bool, bool]
+    soft: tuple[bool, ...]
 
     def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
         mine, theirs = self.logarithms(mine[0], theirs[0])
@@ -218,6 +224,18 @@ class Classes:
             for one, soft in zip(both, self.soft, strict=True)
         ]
         return logits if self.heat == 1 else [one / self.heat for one in logits]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares(Classes):
+    """The same of sigmoids, each the probability of one class against its opposite."""
+
+    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
+        pairs = zip((mine[0], theirs[0]), self.soft, strict=True)
+        mine, theirs = (
+            ops.stack([one, 1 - one if soft else ops.zeros_like(one)], -1) for one, soft in pairs
+        )
+        return Classes.__call__(self, [mine], [theirs], projections)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,13 +358,13 @@ def _logits_of(model: keras.Model) -> tuple[Any, Any]:
     return 0, outputs[0]
 
 
-def _is_softmax(tensor: Any) -> bool:
-    """Whether these are probabilities, as networks that end with a softmax give."""
+def _ends_in(activation: str, tensor: Any) -> bool:
+    """Whether these are probabilities, as networks that end with a softmax, or sigmoids, give."""
     layer = tensors.maker(tensor)
     if isinstance(layer, Teach | Levels | keras.layers.Reshape):
-        return _is_softmax(tensors.sources(tensor)[0])
-    activation = getattr(layer, "activation", None)
-    return isinstance(layer, keras.layers.Softmax) or activation is keras.activations.softmax
+        return _ends_in(activation, tensors.sources(tensor)[0])
+    found = getattr(getattr(layer, "activation", None), "__name__", None)
+    return found == activation or type(layer).__name__.lower() == activation
 
 
 def _pairs(

@@ -155,6 +155,7 @@ def _deployed(model: Any, config: Any) -> Any:
 def _quality(path: pathlib.Path, model: Any, config: Any, task: Task) -> float | None:
     """Quality of a .tflite file, on at most JUDGED examples; None of a form that streams."""
     from latency.tflite import convert
+    from latency.tflite.signature import names
     from nas.training import loop
     from nas.training.batches import count
 
@@ -163,4 +164,12 @@ def _quality(path: pathlib.Path, model: Any, config: Any, task: Task) -> float |
     chosen = np.unique(np.linspace(0, count(task.valid) - 1, JUDGED).astype(int))
     inputs, targets = task.valid
     judged = dataclasses.replace(task, valid=(taken(inputs, chosen), taken(targets, chosen)))
-    return loop.measure(model, judged, lambda inputs: convert.run(path, inputs))[0]
+
+    def run(inputs: Any) -> Any:
+        found = convert.run(path, inputs)
+        if not isinstance(found, dict) or isinstance(model.output, dict):
+            return found
+        values = [found[name] for name in names(model)[1]]
+        return values if isinstance(model.output, list) else values[0]
+
+    return loop.measure(model, judged, run)[0]

@@ -131,6 +131,7 @@ def network_task(
     train, valid = ((part[0], converted(found)) for part, found in zip(parts, goals, strict=True))
     judged = valid[1][next(iter(each))] if isinstance(valid[1], dict) else valid[1]
     default = classes and first.metric == "accuracy" and len(tensors[names[0]].shape) == 2
+    default = default and not isinstance(model.output, (dict, list))
     if default and first.loss_name == "sparse_categorical_crossentropy":
         changes: dict[str, Any] = {"loss": classification}
         changes |= {"recipe": task.recipe + (" target=input" if target_is_input else "")}
