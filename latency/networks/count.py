@@ -11,6 +11,8 @@ from typing import Any
 
 import keras
 
+from latency.networks.functional import functional
+
 # Layers that hold weights and multiply element by element, or only look up: no MACs by convention.
 _FREE_WITH_WEIGHTS = (
     keras.layers.BatchNormalization,
@@ -94,22 +96,25 @@ def count(model: keras.Model) -> Cost:
 
 
 def calls(model: keras.Model) -> list:
-    """The calls (Keras nodes) of a flat Functional model in order, one for each row of `count`.
+    """The calls (Keras nodes) of a flat Functional or Sequential model in order.
 
-    `ValueError` for other models.
+    One for each row of `count`; `ValueError` for other models.
     """
+    model = functional(model)
     nodes_by_depth = getattr(model, "_nodes_by_depth", None)
     if not isinstance(model, keras.Model) or nodes_by_depth is None:
         raise ValueError(
-            f"count: expected a Functional keras.Model, got {type(model).__name__}; "
-            "keras.Model(model.inputs, model.outputs) makes one of a Sequential"
+            f"count: expected a Functional or Sequential keras.Model, got {type(model).__name__}"
         )
     depths = sorted(nodes_by_depth, reverse=True)
     nodes = [node for depth in depths for node in nodes_by_depth[depth] if not node.is_input]
     for node in nodes:
         if isinstance(node.operation, keras.Model):
             name = node.operation.name
-            raise ValueError(f"count: expected a flat model, but {name!r} is a model")
+            raise ValueError(
+                f"count: expected a flat model, but {name!r} is a model; nas.open(model).model "
+                "is the same network without models in it"
+            )
     return nodes
 
 

@@ -26,7 +26,8 @@ def profile(arguments: argparse.Namespace) -> int:
     seconds = None if arguments.sustained is None else _seconds(arguments.sustained)
     targets = {text: registry.target(text) for text in arguments.target or Settings.targets}
     plot = _picture(arguments.plot) if arguments.why else None
-    models = {name: _network(name) for name in dict.fromkeys(arguments.model)}
+    of_layers = not all(target.runs_tflite for target in targets.values())
+    models = {name: _network(name, of_layers) for name in dict.fromkeys(arguments.model)}
     if seconds is not None:
         return _sustained(arguments, targets, models, batch_sizes, seconds)
     found = journey.profile(
@@ -141,14 +142,22 @@ def _picture(text: str) -> Path:
     return path
 
 
-def _network(name: str) -> Any:
-    """A file to time, or a network of the catalog in the form that runs on a device."""
+def _network(name: str, of_layers: bool) -> Any:
+    """A file to time, or a network of the catalog in the form that runs on a device.
+
+    of_layers: some target goes by the layers of a network, which a file may have within others.
+    """
     path = Path(name)
     if path.suffix in (".tflite", ".keras"):
         if not path.is_file():
             raise ValueError(f"no file {name}")
         backend.choose()  # and what layers the process that converts it may meet
-        return path
+        if not of_layers or path.suffix == ".tflite":
+            return path
+        from nas.files.open_network import open_network
+
+        opened = open_network(path)
+        return opened.model if opened.file is None else path
     if path.exists() and ":" not in name and path.suffix != ".py":
         raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
     registry.known("family", registry.parse(name).name)

@@ -101,9 +101,12 @@ def test_unknown_layers_are_reported_not_silently_free():
 
 def test_refuses_what_it_cannot_count():
     sequential = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    assert count(sequential) == count(keras.Model(sequential.inputs, sequential.outputs))
+    assert count(sequential).macs == 8
+    with pytest.raises(ValueError, match="without an input shape"):
+        count(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(ValueError, match="Functional"):
-        count(sequential)
-    assert count(keras.Model(sequential.inputs, sequential.outputs)).macs == 8
+        count(layers.Dense(2))
     with pytest.raises(ValueError, match="is a model"):
         count(network(network(layers.Dense(2), (4,)), (4,)))
     with pytest.raises(ValueError, match="open sizes"):
