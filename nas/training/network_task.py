@@ -89,6 +89,7 @@ def network_task(
     if task.of_network:
         parts, notes = _raw(parts, model, notes)
     if target_is_input:
+        notes = [*notes, "targets: the inputs"]
         if task.labelled:
             raise ValueError("--target-is-input beside targets (y); expected one of them")
         parts = [(inputs, _inputs_as_targets(inputs)) for inputs, _ in parts]
