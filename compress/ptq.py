@@ -76,7 +76,7 @@ class PTQ(Method):
     clip: str = "newton"
 
     def __post_init__(self):
-        if self.activations == "none":
+        if str(self.activations) == "none":  # as flags write it
             object.__setattr__(self, "activations", None)
         bit_widths.check(self)
         if self.activations not in (None, 8, 16):

@@ -287,8 +287,7 @@ class _Fusion:
     def _absorbs(self, operator: Operator) -> tuple[Operator | None, Any]:
         """The affine operator in front of `operator`, and the constant to take into its weights."""
         value = self.constants.get(operator.inputs[1])
-        source = self._source(operator.inputs[0], *_OUTPUT_AXIS) if value is not None else None
-        if source is None:
+        if value is None or (source := self._source(operator.inputs[0], *_OUTPUT_AXIS)) is None:
             return None, value
         shapes = self.graph.shapes
         channels = shapes[source.output][-1]

@@ -64,7 +64,14 @@ def difference(
     """
     worst: Difference | None = None
     for output, expected in theirs.items():
-        found = _worst(output, ours[output], expected, moved and moved[output], relative, floor)
+        found = _worst(
+            output,
+            ours[output],
+            expected,
+            None if moved is None else moved[output],
+            relative,
+            floor,
+        )
         if found is not None and not (worst is not None and worst.share >= found.share):
             worst = found
     return worst

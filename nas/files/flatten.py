@@ -179,14 +179,7 @@ class _Copies:
     def _copied(self, layer: Any, name: str) -> Any:
         if not isinstance(layer, keras.layers.Layer):  # an operation, such as x + 1
             return layer if name == layer.name else graph.copy_operation(layer, name)
-        try:
-            new = graph.copy(layer, float32=self._float32)
-        except Exception as error:  # whatever a layer of the user's raises
-            raise ValueError(
-                f"layer {layer.name!r} ({type(layer).__name__}) cannot be copied: "
-                f"{' '.join(str(error).split())[:300]}; its get_config() must return every "
-                "argument of its __init__"
-            ) from error
+        new = graph.copy(layer, float32=self._float32)
         if new is layer:
             return layer
         new.name = name

@@ -61,7 +61,7 @@ def write(
             shutil.copytree(made, partial)
     bits = mil_constants.bits_of(program)
     before = sum(one for one, _ in done.values())
-    notes = ()
+    notes: tuple[str, ...] = ()
     if stored and bits >= before:
         notes = (
             f"larger than with float weights, {bits:,} bits against {before:,}: the network is too"

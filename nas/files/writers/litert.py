@@ -71,7 +71,7 @@ def write(
             f"float, beside integer weights: loops ({', '.join(sorted(loops))}), as of LSTM and GRU"
             " layers, cannot be calibrated by ai-edge-quantizer"
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(tflite) > len(floats):
         notes = (
             f"larger than with float32 weights, {len(tflite):,} bytes against {len(floats):,}: the"

@@ -135,8 +135,8 @@ def constant_channels(
 
 def _probabilities(model: Any) -> set[str]:
     """The outputs that come straight from softmax or sigmoid."""
-    functions = (keras.activations.softmax, keras.activations.sigmoid)
-    functions += (keras.activations.hard_sigmoid,)
+    activations = keras.activations
+    functions = (activations.softmax, activations.sigmoid, activations.hard_sigmoid)
     tensor = keras.KerasTensor((1, 2))
     kinds = (keras.layers.Softmax,) + tuple(
         type(operation(tensor)._keras_history.operation)
