@@ -216,7 +216,8 @@ def remove_units(model: keras.Model, channels: Channels, removed: list[int]) -> 
     def change(layer, copy):
         sizes = channels.sizes.get(layer.name, {})
         options = {name: size(count) for name, size in sizes.items()}
-        same = all(getattr(layer, name) == value for name, value in options.items())
+        config = layer.get_config() if sizes else {}
+        same = all(config[name] == value for name, value in options.items())
         if same and layer.name not in cut:
             return copy
         remade.append(layer)

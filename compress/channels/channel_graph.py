@@ -172,24 +172,28 @@ class Channels:
     def slot(
         self,
         layer: keras.layers.Layer,
-        name: str,
+        weight: str | keras.Variable | None,
         axes: int | tuple[int, ...],
         labels: np.ndarray,
         role: str,
         source: keras.KerasTensor | None = None,
         multiplied: Callable[[Any], Any] | None = None,
     ) -> None:
-        """These channels are along the axes (one or some) of the layer's weight of this name."""
-        names = [weight.name for weight in layer.weights]
-        if name in names:
-            index = names.index(name)
+        """These channels are along the axes (one or some) of a weight of the layer.
+
+        weight: its name, or where several have one name the weight itself.
+        """
+        keys = [one.name if isinstance(weight, str) else id(one) for one in layer.weights]
+        key = weight if isinstance(weight, str) else id(weight)
+        if key in keys:
+            index = keys.index(key)
             rank = len(layer.weights[index].shape)
             axes = axes if isinstance(axes, tuple) else (axes,)
             axes = tuple(axis % rank for axis in axes)
             labels = np.asarray(labels)
             self.slots.append(Slot(layer, index, axes, labels, role, source, multiplied))
 
-    def size(self, layer: keras.layers.Layer, **options: Callable) -> None:
+    def size(self, layer: keras.layers.Layer, /, **options: Callable) -> None:
         """Options of a layer's config, each a function of `count(labels)`."""
         self.sizes.setdefault(layer.name, {}).update(options)
 

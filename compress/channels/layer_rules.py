@@ -24,15 +24,15 @@ def rule(layer: keras.layers.Layer) -> Callable | None:
     own = graph.own_method(layer, "channels")
     if own is not None:
         return lambda channels, _, node, labels: own(channels, node, labels)
+    if type(layer).__module__.startswith("keras.src.ops."):
+        return _OPERATIONS.get(type(layer).__name__)
     return _RULES.get(type(layer))
 
 
-def _made(
-    channels: Channels, layer: keras.layers.Layer, count: int, *, keep_if: bool = False
-) -> Any:
+def _made(channels: Channels, layer: keras.layers.Layer, count: int) -> Any:
     """New channels of a layer, which stay where its activation sees them all."""
     made = channels.fresh(count, layer.name)
-    if keep_if or not elementwise(getattr(layer, "activation", None)):
+    if not elementwise(getattr(layer, "activation", None)):
         channels.keep(made, f"{layer.name} has an activation over all channels")
     return made
 
@@ -48,11 +48,39 @@ def _dense(channels, layer, node, labels):
 
 def _convolution(channels, layer, node, labels, read=-2, made=-1):
     """`read` and `made`: the axes of the kernel that count inputs and outputs."""
-    if not channels_last(layer) or getattr(layer, "groups", 1) != 1:
+    if not channels_last(layer):
         return None
+    if getattr(layer, "groups", 1) != 1:
+        return _grouped(channels, layer, node, labels)
     outputs = _made(channels, layer, layer.filters)
     channels.slot(layer, "kernel", read, labels[0], "in", node.input_tensors[0])
     channels.slot(layer, "kernel", made, outputs, "out")
+    channels.slot(layer, "bias", 0, outputs, "other")
+    channels.size(layer, filters=lambda count: count(outputs))
+    return [outputs]
+
+
+def _grouped(channels, layer, node, labels):
+    """A channel a group: depthwise. More: what is in the same place of all groups is one unit."""
+    if len(labels[0]) % layer.groups or not len(labels[0]):
+        return None
+    rows = labels[0].reshape(layer.groups, -1)
+    if rows.shape[1] > 1:
+        channels.tie(*rows)
+        outputs = _made(channels, layer, layer.filters)
+        channels.tie(*outputs.reshape(layer.groups, -1))
+
+        def read(value):
+            return keras.ops.reshape(value, (-1, rows.shape[1]))
+
+        channels.slot(layer, "kernel", -2, rows[0], "in", node.input_tensors[0], read)
+        channels.slot(layer, "kernel", -1, outputs, "out")
+    elif elementwise(layer.activation):
+        outputs = np.repeat(labels[0], layer.filters // layer.groups)
+        channels.slot(layer, "kernel", -1, outputs, "scale")
+        channels.size(layer, groups=lambda count: count(labels[0]))
+    else:
+        return None
     channels.slot(layer, "bias", 0, outputs, "other")
     channels.size(layer, filters=lambda count: count(outputs))
     return [outputs]
@@ -164,31 +192,107 @@ def _permute(channels, layer, node, labels):
 
 def _recurrent(channels, layer, node, labels):
     """Keras's LSTM, GRU and SimpleRNN."""
-    gates = {layers.LSTM: 4, layers.GRU: 3, layers.SimpleRNN: 1}[type(layer)]
-    inner = (layer.activation, getattr(layer, "recurrent_activation", None))
-    if len(labels) > 1 or not all(elementwise(one) for one in inner) or layer.stateful:
+    if len(labels) > 1 or not _free_state(layer):
         return None
     outputs = channels.fresh(layer.units, layer.name)
-    _gates(channels, layer, node, labels[0], outputs, outputs, gates=gates)
+    _gates(channels, layer, layer.cell, node, labels[0], outputs, node.output_tensors[0])
     channels.size(layer, units=lambda count: count(outputs))
     return [outputs] * len(node.output_tensors)
+
+
+def _bidirectional(channels, layer, node, labels):
+    """A unit is one of each direction: both have the same number left."""
+    ways = {"layer": layer.forward_layer, "backward_layer": layer.backward_layer}
+    known = all(type(way) in _GATES and _free_state(way) for way in ways.values())
+    if len(labels) > 1 or not known or layer.forward_layer.return_state:
+        return None
+    made = [channels.fresh(way.units, layer.name) for way in ways.values()]
+    if len(made[0]) != len(made[1]):
+        return None
+    channels.tie(*made)
+    for (option, way), outputs in zip(ways.items(), made, strict=True):
+        _gates(channels, layer, way.cell, node, labels[0], outputs, None)
+        channels.size(layer, **{option: _with_units(way, outputs)})
+    if layer.merge_mode == "concat":
+        return [np.concatenate(made)]
+    return made[: len(node.output_tensors)]
+
+
+_GATES = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+
+
+def _free_state(layer: keras.layers.Layer) -> bool:
+    """Whether units see each other through kernels alone, and no state outlives a call."""
+    inner = (layer.activation, getattr(layer, "recurrent_activation", None))
+    return all(elementwise(one) for one in inner) and not layer.stateful
 
 
 def _gates(
     channels: Channels,
     layer: keras.layers.Layer,
+    cell: keras.layers.Layer,
     node: Any,
     inputs: Any,
-    cells: Any,
     outputs: Any,
-    gates: int,
+    state: Any,
 ) -> None:
-    made = np.tile(cells, gates)
-    channels.slot(layer, "kernel", 0, inputs, "in", node.input_tensors[0])
-    channels.slot(layer, "kernel", 1, made, "out")
-    channels.slot(layer, "recurrent_kernel", 0, outputs, "in", node.output_tensors[0])
-    channels.slot(layer, "recurrent_kernel", 1, made, "out")
-    channels.slot(layer, "bias", -1, made, "other")
+    """The weights of a cell. state: the tensor of its outputs; None where the graph has none."""
+    gates = cell.kernel.shape[1] // cell.units
+    made = np.tile(outputs, gates)
+    channels.slot(layer, cell.kernel, 0, inputs, "in", node.input_tensors[0])
+    channels.slot(layer, cell.kernel, 1, made, "out")
+    channels.slot(layer, cell.recurrent_kernel, 0, outputs, "in", state)
+    channels.slot(layer, cell.recurrent_kernel, 1, made, "out")
+    channels.slot(layer, cell.bias, -1, made, "other")
+
+
+def _with_units(layer: keras.layers.Layer, outputs: np.ndarray) -> Callable:
+    """The configuration of a layer within a wrapper, with the units that are left."""
+
+    def option(count: Callable) -> dict[str, Any]:
+        whole = keras.saving.serialize_keras_object(layer)
+        whole.pop("build_config", None)  # the shape of its inputs may change, too
+        return whole | {"config": whole["config"] | {"units": count(outputs)}}
+
+    return option
+
+
+def _attention(channels, layer, node, labels):
+    """Heads are units; what comes out is as wide as the query, unless `output_shape` says."""
+    config = layer.get_config()
+    given = list(node.arguments.args) + list(node.arguments.kwargs.values())
+    width = config["output_shape"]
+    if isinstance(width, (list, tuple)):
+        (width,) = width if len(width) == 1 else (0,)
+    if len(node.output_tensors) > 1 or config["use_gate"] or width == 0:
+        return None
+    number = {id(tensor): place for place, tensor in enumerate(node.input_tensors)}
+    named = dict(zip(("query", "value", "key"), node.arguments.args, strict=False))
+    named |= {k: v for k, v in node.arguments.kwargs.items() if k in ("query", "value", "key")}
+    if named.get("key") is None:
+        named["key"] = named["value"]
+    if any(id(tensor) not in number for tensor in named.values()):
+        return None
+    used = {id(tensor) for tensor in named.values()}
+    for tensor in given:  # masks
+        if id(tensor) in number and id(tensor) not in used:
+            channels.keep(labels[number[id(tensor)]], f"{layer.name} has it as a mask")
+    heads = channels.fresh(config["num_heads"], layer.name)
+    for name, tensor in named.items():
+        dense = getattr(layer, f"_{name}_dense")
+        channels.slot(layer, dense.kernel, 0, labels[number[id(tensor)]], "in", tensor)
+        channels.slot(layer, dense.kernel, 1, heads, "out")
+        channels.slot(layer, dense.bias, 0, heads, "other")
+    channels.size(layer, num_heads=lambda count: count(heads))
+    outputs = labels[number[id(named["query"])]]
+    if width is not None:
+        outputs = channels.fresh(width, layer.name)
+        channels.size(layer, output_shape=lambda count: count(outputs))
+    dense = layer._output_dense
+    channels.slot(layer, dense.kernel, 0, heads, "in")
+    channels.slot(layer, dense.kernel, -1, outputs, "out")
+    channels.slot(layer, dense.bias, -1, outputs, "other")
+    return [outputs]
 
 
 def _embedding(channels, layer, node, labels):
@@ -198,6 +302,32 @@ def _embedding(channels, layer, node, labels):
     channels.slot(layer, "embeddings", 1, outputs, "out")
     channels.size(layer, output_dim=lambda count: count(outputs))
     return [outputs]
+
+
+def _arithmetic(channels, layer, node, labels):
+    """x + y, and x + 1: numbers that are the same for all channels."""
+    given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    rank = len(node.output_tensors[0].shape)
+    for one in given:
+        if isinstance(one, (keras.KerasTensor, str)) or one is None:
+            continue
+        shape = np.shape(one)
+        if len(shape) > rank or (shape and shape[-1] != 1):
+            return None
+    return _merge(channels, layer, node, labels)
+
+
+def _reduction(channels, layer, node, labels):
+    """Over other axes than that of the channels."""
+    rank = len(node.input_tensors[0].shape)
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    if None in axes or any(axis % rank == rank - 1 for axis in axes):
+        return None
+    return [labels[0]]
+
+
+def _same(channels, layer, node, labels):
+    return [labels[0]] if len(labels) == 1 else None
 
 
 _UNARY = (
@@ -211,7 +341,7 @@ _UNARY = (
     *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
     *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
     *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
-    layers.GlobalAveragePooling3D,
+    *(layers.GlobalAveragePooling3D, layers.Resizing),
 )
 _MERGES = (
     *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum),
@@ -226,12 +356,14 @@ _RULES = {
     ),
     **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise),
     **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _separable),
-    **dict.fromkeys((layers.LSTM, layers.GRU, layers.SimpleRNN), _recurrent),
+    **dict.fromkeys(_GATES, _recurrent),
     **dict.fromkeys(
         (layers.LayerNormalization, layers.RMSNormalization, layers.GroupNormalization), _over_all
     ),
     **dict.fromkeys((layers.UnitNormalization, layers.Softmax, layers.Masking), _over_all),
     **dict.fromkeys((layers.Reshape, layers.Flatten), _reshape),
+    layers.Bidirectional: _bidirectional,
+    layers.MultiHeadAttention: _attention,
     layers.Dense: _dense,
     layers.BatchNormalization: _batch_normalization,
     layers.Activation: _activation,
@@ -240,4 +372,22 @@ _RULES = {
     layers.Concatenate: _concatenate,
     layers.Permute: _permute,
     layers.Embedding: _embedding,
+}
+# Keras operations (x + 1, ops.relu(x)), by the names of their classes.
+_OPERATIONS = {
+    **dict.fromkeys(
+        ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power"),
+        _arithmetic,
+    ),
+    **dict.fromkeys(("Mean", "Sum", "Max", "Min"), _reduction),
+    **dict.fromkeys(
+        (
+            *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Silu", "Mish"),
+            *("Sigmoid", "HardSigmoid", "HardSilu", "HardTanh", "Tanh", "Softplus", "Softsign"),
+            *("Abs", "Negative", "Square", "Sqrt", "Rsqrt", "Reciprocal", "Exp", "Log", "Clip"),
+            *("Erf", "Sin", "Cos"),
+        ),
+        _same,
+    ),
+    "Concatenate": _concatenate,
 }

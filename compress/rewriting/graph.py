@@ -1,6 +1,8 @@
 """Rewriting flat Functional models layer by layer: each time a new model, the old one stays."""
 
 import copy as _copy
+import inspect
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -83,7 +85,15 @@ def call(layer: Callable, node: Any, now: dict[int, Any]) -> list:
     args, kwargs = keras.tree.map_structure(
         lambda value: now.get(id(value), value), (node.arguments.args, node.arguments.kwargs)
     )
-    return keras.tree.flatten(layer(*args, **kwargs))
+    try:
+        outputs = layer(*args, **kwargs)
+    except Exception as error:  # whatever a layer of the user's raises
+        raise ValueError(
+            f"{_named(layer)} cannot be called on the tensors that it was called on: "
+            f"{_line(error)}; its call() must work on symbolic tensors, or the class needs a "
+            "compute_output_spec()"
+        ) from error
+    return keras.tree.flatten(outputs)
 
 
 def own_method(layer: keras.layers.Layer, name: str) -> Callable | None:
@@ -111,10 +121,21 @@ def copy(layer: keras.layers.Layer, float32: bool = False) -> keras.layers.Layer
         return layer
     if isinstance(layer, keras.layers.Lambda):  # code, without state
         return layer
+    try:
+        return _copied(layer, float32)
+    except Exception as error:  # whatever a layer of the user's raises
+        raise ValueError(
+            f"{_named(layer)} cannot be copied: {_line(error)}; its get_config() must return the "
+            "arguments of its __init__, and its build() must make the same weights again"
+        ) from error
+
+
+def _copied(layer: keras.layers.Layer, float32: bool) -> keras.layers.Layer:
     config = layer.get_config()
-    new = type(layer).from_config(_in_float32(config) if float32 else config)
-    if layer.built and (config := layer.get_build_config()):
-        new.build_from_config(config)
+    new = _from_config(layer, _in_float32(config) if float32 else config)
+    build_config = layer.get_build_config() if layer.built else None
+    if build_config and not new.built:  # some build themselves from their configuration
+        new.build_from_config(build_config)
         new.built = True
     if layer.weights:
         new.set_weights(layer.get_weights())
@@ -122,6 +143,42 @@ def copy(layer: keras.layers.Layer, float32: bool = False) -> keras.layers.Layer
             weight._path = source.path  # what is read within a wrapper would lack its name
     _copy_state(layer, new)
     return new
+
+
+def _from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.layers.Layer:
+    """A layer of this configuration, of which derived entries are left out.
+
+    Some layers of KerasHub write more than their constructor takes: sizes that follow from its
+    arguments. A layer made without them must write the same configuration again.
+    """
+    kind = type(layer)
+    try:
+        return kind.from_config(config)
+    except TypeError:
+        known = _arguments(kind)
+        if known >= config.keys():
+            raise
+        new = kind.from_config({name: value for name, value in config.items() if name in known})
+        if new.get_config() != config:
+            raise
+        return new
+
+
+def _arguments(kind: type) -> set[str]:
+    """The names that the constructors of a layer's class, and of those that it is made of, take."""
+    return {name for one in kind.__mro__ for name in inspect.signature(one.__init__).parameters}
+
+
+def _named(layer: Any) -> str:
+    return f"layer {layer.name!r} ({type(layer).__name__})"
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line, without what Keras says around it."""
+    text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+    text = text.rpartition("Error encountered: ")[2].partition(" Arguments received by ")[0]
+    text = re.sub(r"Exception encountered when calling \S+\(\)\. ", "", text)
+    return text[:300] or type(error).__name__
 
 
 def _in_float32(config: Any) -> Any:

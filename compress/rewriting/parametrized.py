@@ -72,6 +72,12 @@ class Parametrized(keras.layers.Layer):
             self.add_loss(loss)
         return outputs
 
+    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """The layer's own shapes and types: functions change none."""
+        if self.layer._call_has_training_arg:
+            kwargs["training"] = training
+        return self.layer.compute_output_spec(*args, **kwargs)
+
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 

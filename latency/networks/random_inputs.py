@@ -1,10 +1,13 @@
 """Inputs that a network can take, for a network whose data is not at hand."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
-OPEN_SIZE = 32  # of a dimension that a network leaves open
+# Of dimensions that a network leaves open, the first that it can compute with: some have positions
+# for so many tokens only, others halve an image more often than 32 pixels allow.
+OPEN_SIZES = (32, 16, 8, 4, 64, 128, 224)
 WORDS = np.array(["", "the", "network", "unheard-of"])
 
 
@@ -13,7 +16,8 @@ def random_inputs(model: Any, count: int, seed: int = 0) -> Any:
 
     Integers that are looked up in an embedding are below its size, others 0 or 1. Where a network
     begins with Rescaling or Normalization, numbers are such that these make normal ones of them.
-    `model` is any Functional model.
+    `model` is any Functional model; one with open sizes is run, to find some that it takes, and
+    `ValueError` raised where it takes none of `OPEN_SIZES`.
 
     >>> import keras
     >>> inputs = keras.Input((1000,))
@@ -30,10 +34,9 @@ def random_inputs(model: Any, count: int, seed: int = 0) -> Any:
             for tensor in node.input_tensors:
                 below.setdefault(id(tensor), getattr(node.operation, "input_dim", 2))
                 first.setdefault(id(tensor), node.operation)
-    generator = np.random.default_rng(seed)
 
-    def drawn(tensor: Any) -> np.ndarray:
-        shape = (count, *(size or OPEN_SIZE for size in tensor.shape[1:]))
+    def drawn(tensor: Any, generator: np.random.Generator, open_size: int) -> np.ndarray:
+        shape = (count, *(size or open_size for size in tensor.shape[1:]))
         if tensor.dtype == "string":
             return generator.choice(WORDS, shape)
         if "int" in tensor.dtype or tensor.dtype == "bool":
@@ -55,4 +58,19 @@ def random_inputs(model: Any, count: int, seed: int = 0) -> Any:
             return values * np.sqrt(variance) + mean
         return values
 
-    return keras.tree.map_structure(drawn, model.input)
+    problem: Exception | None = None
+    for open_size in OPEN_SIZES:
+        generator = np.random.default_rng(seed)
+        draw = functools.partial(drawn, generator=generator, open_size=open_size)
+        inputs = keras.tree.map_structure(draw, model.input)
+        if all(None not in tensor.shape[1:] for tensor in model.inputs):
+            return inputs
+        try:
+            model(inputs, training=False)
+            return inputs
+        except Exception as error:  # whatever a layer says of a size
+            problem = problem or error
+    raise ValueError(
+        f"{model.name}: none of {OPEN_SIZES} fits the sizes that its inputs leave open: "
+        f"{' '.join(str(problem).split())[:200]}; build it with fixed sizes"
+    ) from problem
