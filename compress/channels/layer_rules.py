@@ -151,8 +151,19 @@ def _slopes(channels, layer, node, labels):
     return [labels[0]]
 
 
+def _constants(node: Any) -> list[tuple[int, ...]]:
+    """The shapes of the arrays and numbers that a call has beside tensors of the network."""
+    given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    tensors = (keras.KerasTensor, str, type(None))
+    return [tuple(np.shape(one)) for one in given if not isinstance(one, tensors)]
+
+
 def _merge(channels, layer, node, labels):
+    """Also x + 1; an array with a value for each channel is not cut."""
     shapes = [tensor.shape for tensor in node.input_tensors]
+    rank = len(node.output_tensors[0].shape)
+    if any(len(shape) > rank or shape[-1:] not in ((), (1,)) for shape in _constants(node)):
+        return None
     if len({len(shape) for shape in shapes}) != 1 or len(shapes) != len(labels):
         return None
     widest = max(labels, key=len)
@@ -166,6 +177,8 @@ def _merge(channels, layer, node, labels):
 
 def _concatenate(channels, layer, node, labels):
     rank = len(node.input_tensors[0].shape)
+    if layer.axis is None or any(shape for shape in _constants(node)):
+        return None
     if layer.axis % rank == rank - 1:
         return [np.concatenate(labels)]
     channels.tie(*labels)
@@ -304,19 +317,6 @@ def _embedding(channels, layer, node, labels):
     return [outputs]
 
 
-def _arithmetic(channels, layer, node, labels):
-    """x + y, and x + 1: numbers that are the same for all channels."""
-    given = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-    rank = len(node.output_tensors[0].shape)
-    for one in given:
-        if isinstance(one, (keras.KerasTensor, str)) or one is None:
-            continue
-        shape = np.shape(one)
-        if len(shape) > rank or (shape and shape[-1] != 1):
-            return None
-    return _merge(channels, layer, node, labels)
-
-
 def _reduction(channels, layer, node, labels):
     """Over other axes than that of the channels."""
     rank = len(node.input_tensors[0].shape)
@@ -377,7 +377,7 @@ _RULES = {
 _OPERATIONS = {
     **dict.fromkeys(
         ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Power"),
-        _arithmetic,
+        _merge,
     ),
     **dict.fromkeys(("Mean", "Sum", "Max", "Min"), _reduction),
     **dict.fromkeys(

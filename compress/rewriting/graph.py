@@ -166,7 +166,8 @@ def _from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.lay
 
 def _arguments(kind: type) -> set[str]:
     """The names that the constructors of a layer's class, and of those that it is made of, take."""
-    return {name for one in kind.__mro__ for name in inspect.signature(one.__init__).parameters}
+    made = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
+    return {name for one in made for name in inspect.signature(one).parameters}
 
 
 def _named(layer: Any) -> str:

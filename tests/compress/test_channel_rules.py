@@ -175,3 +175,18 @@ def test_heads_of_keras_attention_leave_whole():
     _cut(layer("head").kernel, 0, _kept(mine, theirs))
     assert small.get_layer("cross").output.shape[-1] == 6
     _assert_equal(small, masked)
+
+
+@pytest.mark.parametrize("join", [layers.Add(), layers.Concatenate(), keras.ops.add])
+def test_arrays_in_the_graph_are_not_cut(join):
+    """What has a value for each channel keeps them; a number for all does not."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, "relu", name="before")(inputs)
+    array = keras.ops.convert_to_tensor(np.ones((1, 8), "float32"))
+    x = join(x, array) if join is keras.ops.add else join([x, array])
+    x = layers.Dense(8, "relu", name="after")(x) + 0.5
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    out = compress(model, [PruneChannels(0.5)])
+    assert [out.model.get_layer(name).units for name in ("before", "after")] == [8, 4]
+    assert "no rule" in out.record.untouched["before"]
+    assert out.model(np.ones((1, 6))).shape == (1, 3)
