@@ -19,6 +19,12 @@ def half_precision(model: Any) -> dict[str, str]:
     return {layer.name: layer.dtype_policy.name for layer in _half(model)}
 
 
+def quantized(model: Any) -> dict[str, str]:
+    """Name of a layer that Keras itself quantized -> its mode, such as "int8"."""
+    modes = {layer.name: layer.dtype_policy.quantization_mode for layer in model._flatten_layers()}
+    return {name: mode for name, mode in modes.items() if mode is not None}
+
+
 @contextlib.contextmanager
 def in_float32(model: Any) -> Iterator[None]:
     """While this lasts, all layers of a model compute in float32; their weights stay as they are.

@@ -15,7 +15,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from latency.networks import keras_file
-from latency.networks.float32 import in_float32
+from latency.networks.float32 import in_float32, quantized
 from latency.networks.functional import functional
 from latency.system.silent_stderr import silent_stderr
 from latency.tflite import process, same_network
@@ -43,9 +43,7 @@ def convert(model: Any) -> bytes:
     import keras  # noqa: PLC0415 (the backend is the caller's choice, made before Keras is imported)
 
     model = functional(model)
-    for tensor in model.inputs:
-        if any(size is None for size in tensor.shape[1:]):
-            raise ValueError(f"input {tensor.name!r}: expected a static shape, got {tensor.shape}")
+    _check_possible(model)
     inputs, outputs = names(model)
     if keras.backend.backend() != "tensorflow":
         with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder:
@@ -81,6 +79,33 @@ def convert(model: Any) -> bytes:
         logging.disable(disabled)
 
 
+def _check_possible(model: Any) -> None:
+    """`ValueError`, with the remedy, where a network has no `.tflite` form."""
+    for tensor in model.inputs:
+        if any(size is None for size in tensor.shape[1:]):
+            raise ValueError(
+                f"input {tensor.name!r}: expected a static shape, got {tensor.shape}; give it one: "
+                "x = keras.Input(SHAPE); model = keras.Model(x, model(x))"
+            )
+        if tensor.dtype == "string":
+            raise ValueError(
+                f"input {tensor.name!r}: text is looked up outside of a .tflite file; give the "
+                "part of the network that begins with integers"
+            )
+    stateful = [one.name for one in model._flatten_layers() if getattr(one, "stateful", False)]
+    if stateful:
+        raise ValueError(
+            f"layer {stateful[0]!r} is stateful: a .tflite file keeps nothing from call to call; "
+            "build it with stateful=False, its state as an input and an output"
+        )
+    if codes := quantized(model):
+        name, mode = next(iter(codes.items()))
+        raise ValueError(
+            f"layer {name!r} was quantized by Keras ({mode}), whose integers LiteRT cannot run; "
+            "give the float network, and --method ptq:8"
+        )
+
+
 def file_of(model: Any) -> bytes | Path:
     """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is.
 
@@ -97,6 +122,8 @@ def file_of(model: Any) -> bytes | Path:
             raise ValueError(f"{path}: expected a .tflite or .keras file")
         return process.convert(path)
     model = functional(model)
+    if getattr(model, "_nodes_by_depth", None) is not None:
+        _check_possible(model)
     try:
         tflite = assemble(model)
         _check(model, tflite)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from compress.rewriting import graph
-from latency.networks.float32 import half_precision, in_float32
+from latency.networks.float32 import half_precision, in_float32, quantized
 from latency.networks.random_inputs import random_inputs
 from latency.tflite.same_network import difference
 
@@ -109,6 +109,12 @@ def check_copies(model: keras.Model, inputs: Any = None) -> None:
 
     Methods rewrite networks by such copies. inputs: a few examples; None: random ones.
     """
+    if codes := quantized(model):
+        name, mode = next(iter(codes.items()))
+        raise ValueError(
+            f"{model.name}: layer {name!r} was quantized by Keras ({mode}), its weights are codes "
+            "already; give the float network that it was made of"
+        )
     if inputs is None:
         inputs = random_inputs(model, model.inputs[0].shape[0] or _EXAMPLES)
     copies: dict[int, Any] = {}

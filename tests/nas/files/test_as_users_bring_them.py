@@ -341,6 +341,33 @@ def test_inputs_are_in_the_range_of_the_first_layer():
     assert drawn.dtype == np.uint8 and drawn.max() > 200
 
 
+def test_what_has_no_file_says_the_remedy():
+    def of(body, *shape, **options):
+        inputs = keras.Input(*shape, **options)
+        return keras.Model(inputs, body(inputs))
+
+    fixed = of(lambda x: layers.Dense(4)(x), batch_shape=(4, 8))
+    assert convert.file_of(fixed)[4:8] == b"TFL3", "one example at a time"
+    words = layers.StringLookup(vocabulary=["a"])
+    integers = of(lambda x: layers.Dense(4)(x), (8,))
+    integers.quantize("int8")
+    refused = {
+        "expected a static shape.*keras.Input": of(lambda x: conv(x), (None, None, 3)),
+        "is stateful.*stateful=False": of(
+            lambda x: layers.LSTM(2, stateful=True)(x), batch_shape=(1, 6, 8)
+        ),
+        "begins with integers": of(
+            lambda x: layers.Embedding(3, 2)(words(x)), (3,), dtype="string"
+        ),
+        r"quantized by Keras \(int8\).*give the float network": integers,
+    }
+    for why, model in refused.items():
+        with pytest.raises(ValueError, match=why):
+            convert.file_of(model)
+    with pytest.raises(ValueError, match="already; give the float network"):
+        nas.compress(integers, [PTQ(8)])
+
+
 def test_one_layer_may_make_several_outputs():
     head = layers.Dense(2, name="head")
     model = network(lambda x: [head(x), head(x * 2.0)], (4,))

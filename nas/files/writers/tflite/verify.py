@@ -50,7 +50,7 @@ def verify(
     floats = in_floats(tflite) if record.activations is None else plain
     checked, worst, noise = [], 0.0, 0.0
     for name, model in models.items():
-        few = _some(inputs[name])
+        few = _some(inputs[name], model.inputs[0].shape[0] or _EXAMPLES)
         count = len(keras.tree.flatten(few)[0])
         expected = same_network.outputs(model, few)
         # Which objects are kept is decided by comparisons, which the noise of integers may turn;
@@ -210,8 +210,8 @@ def _noise(values: np.ndarray, expected: np.ndarray) -> float:
     return float(np.median(distance / np.maximum(np.linalg.norm(rows[1], axis=1), 1e-6)))
 
 
-def _some(inputs: Any) -> Any:
-    return keras.tree.map_structure(lambda array: np.asarray(array)[:_EXAMPLES], inputs)
+def _some(inputs: Any, count: int) -> Any:
+    return keras.tree.map_structure(lambda array: np.asarray(array)[:count], inputs)
 
 
 def _litert(tflite: bytes, name: str, model: Any, inputs: Any) -> dict[str, np.ndarray]:
