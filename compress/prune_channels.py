@@ -70,10 +70,12 @@ class PruneChannels(Method):
         leaving = {group: self._count(group) for group in groups}
         if not any(leaving.values()):
             widths = ", ".join(f"{g.makers[0]}: {len(g.units)}" for g in groups[:5])
+            reasons = "; ".join(list(channels.stays.values())[:2])
             raise NotApplicable(
                 f"prune_channels: no channels of {model.name} can go"
                 + (f" with fraction={self.fraction} of units ({widths})" if groups else "")
                 + ("" if self.which is None else f" with which={self.which!r}")
+                + (f": {reasons}" if reasons and not groups else "")
             )
         scores = self._scores(model, channels, data)
         removed: list[int] = []

@@ -161,6 +161,9 @@ def _from_config(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.lay
         new = kind.from_config({name: value for name, value in config.items() if name in known})
         if new.get_config() != config:
             raise
+        whole, derived = new.get_config, config.keys() - known
+        # Files are to be loaded again, and copies are to be copied.
+        new.get_config = lambda: {k: v for k, v in whole().items() if k not in derived}
         return new
 
 

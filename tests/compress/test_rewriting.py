@@ -102,7 +102,7 @@ def _model(layer, shape=(4, 6)):
 
 
 @pytest.mark.parametrize("kind", ["more", "itself", "plain"])
-def test_layers_of_packages_are_rounded(kind):
+def test_layers_of_packages_are_rounded_and_saved(kind, tmp_path):
     keras.utils.set_random_seed(0)
     made = {"more": lambda: MoreThanItTakes(8), "itself": BuildsItself, "plain": OfPlainTensors}
     model = _model(made[kind]())
@@ -111,6 +111,9 @@ def test_layers_of_packages_are_rounded(kind):
     inputs = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
     before, after = (ops.convert_to_numpy(one(inputs)) for one in (model, done.model))
     assert 0 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
+    done.model.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(ops.convert_to_numpy(loaded(inputs)), after)
 
 
 def test_shapes_are_the_layers_own_not_traced():
