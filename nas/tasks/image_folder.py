@@ -55,6 +55,7 @@ def load(path: str, size: int = 64, channels: int = 3, valid: float = 0.2) -> Ta
         valid=held,
         fields={"input_shape": (size, size, channels), "classes": len(classes)},
         recipe=f"image_folder data={source} size={size} channels={channels} split={how}",
+        of_network=True,
     )
 
 

@@ -385,7 +385,8 @@ def _metric_of_keras(metric: Any, name: str, shape: tuple[Any, ...]) -> dict[str
         def score(outputs: Any, targets: Any) -> np.ndarray:
             return _rows(keras.ops.convert_to_numpy(found(targets, outputs)))
 
-        average = tasks.mean
+        def average(rows: np.ndarray) -> float:
+            return float(np.mean(rows))
     else:
         raise ValueError(
             f"metric is a {type(metric).__name__}; expected a name, object or function"

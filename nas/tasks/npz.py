@@ -94,16 +94,18 @@ def load(
     parts = [_mapped(one, file, shape, scale, offset, factor) for one in (inputs, held)]
     if chosen_scale is not None:  # not for the network to choose
         parts = [pixels(one) if one.dtype == np.uint8 else one for one in parts]
-    normalized = ""
+    scaling = ""
     if mean is not None or std is not None:
         parts = [normalized(one, mean, std) for one in parts]
-        normalized = f" mean={mean} std={std}"
+        scaling = f" mean={mean} std={std}"
     if parts[0].shape[1:] != parts[1].shape[1:]:
         raise ValueError(
             f"npz: inputs to train with are {parts[0].shape[1:]}, those to judge on "
             f"{parts[1].shape[1:]}"
         )
-    known = [int(one.max()) + 1 for one in (labels, truth) if _are_classes(one)]
+    known = [
+        int(np.max(one)) + 1 for one in (labels, truth) if one is not None and _are_classes(one)
+    ]
     if augmented is None:
         augmented = "jpeg" in content
     if augmented and parts[0].ndim != 4:
@@ -114,7 +116,7 @@ def load(
         valid=(parts[1], truth),
         fields={"input_shape": parts[0].shape[1:]} | ({"classes": max(known)} if known else {}),
         recipe=f"npz data={source} valid={how} scale={scale} offset={offset} factor={factor} "
-        f"augmented={augmented} seed={seed}{normalized}",
+        f"augmented={augmented} seed={seed}{scaling}",
         augment=mirror_and_shift if augmented else None,
         of_network=True,
     )

@@ -294,14 +294,14 @@ def _raw(
     parts: list[tuple[Tree, Any]], model: Any, notes: list[str]
 ) -> tuple[list[tuple[Tree, Any]], list[str]]:
     """uint8 pixels as they are, in float32, for a network that rescales them itself."""
-    inputs = parts[0][0]
+    inputs: Any = parts[0][0]
     if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8:
         return parts, notes
     layer = rescales(model)
     if layer is None:
         return parts, notes
     note = f"inputs: raw pixels 0 to 255, for layer {layer} of the network rescales them itself"
-    return [(one.astype(np.float32), targets) for one, targets in parts], [*notes, note]
+    return [(_mapped(one, 0, 1), targets) for one, targets in parts], [*notes, note]
 
 
 def _scaled(task: Task, model: Any, notes: list[str]) -> tuple[Task, list[str]]:
@@ -337,7 +337,7 @@ def _scaled(task: Task, model: Any, notes: list[str]) -> tuple[Task, list[str]]:
     return dataclasses.replace(task, train=parts[0], valid=parts[1], recipe=recipe), notes
 
 
-def _mapped(inputs: np.ndarray, offset: float, factor: float) -> np.ndarray:
+def _mapped(inputs: Any, offset: float, factor: float) -> np.ndarray:
     if factor == 1 / 255:
         return pixels(inputs)
     return (inputs.astype(np.float32) - np.float32(offset)) * np.float32(factor)

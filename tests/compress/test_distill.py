@@ -252,8 +252,6 @@ def test_what_does_not_apply_says_why():
     with pytest.raises(NotApplicable, match="no transducer"):
         compress(mlp(), [Distill(kind="lattice")])
     inputs = keras.Input((4,))
-    with pytest.raises(NotApplicable, match="one output"):
-        compress(keras.Model(inputs, keras.layers.Dense(1)(inputs)), [Distill()])
     with pytest.raises(ValueError, match="expected the same inputs"):
         compress(mlp(), [Distill(keras.Model(inputs, keras.layers.Dense(10)(inputs)))])
     with pytest.raises(NotApplicable, match="no layer that both"):
@@ -263,6 +261,24 @@ def test_what_does_not_apply_says_why():
     for wrong in ({"kind": "soft"}, {"distance": "l1"}, {"weight": -1.0}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match="expected"):
             Distill(**wrong)
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_one_output_is_a_number_or_a_share(activation):
+    """The distance by hand: relative squares of numbers, divergences of shares."""
+    inputs = keras.Input((4,))
+    mine, theirs = (
+        keras.Model(inputs, keras.layers.Dense(1, activation)(inputs)) for _ in range(2)
+    )
+    prepared = Distill(theirs, temperature=1.0).prepare(mine, None, Record(original=mine))
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    prepared(x, training=True)
+    p, q = (keras.ops.convert_to_numpy(one(x)) for one in (mine, theirs))
+    if activation is None:
+        expected = np.mean((p - q) ** 2) / np.mean(q**2)
+    else:
+        expected = np.mean(q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p)))
+    assert float(prepared.losses[0]) == pytest.approx(float(expected), rel=1e-3)
 
 
 def learns_from_a_teacher():

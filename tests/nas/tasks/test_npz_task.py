@@ -168,3 +168,13 @@ def test_resnet_8_has_its_published_quality(shared_data):
     model = open_network(str(folder / "pretrainedResnet.h5")).model
     inputs, labels = npz.load(str(file), scale=1, valid=str(file)).valid
     assert (np.argmax(model.predict(inputs, verbose=0), 1) == labels).sum() == 171
+
+
+def test_mean_and_std_of_channels_come_after_the_scale(tmp_path):
+    path = saved(tmp_path / "a.npz", x=np.full((20, 2, 2, 3), 255, np.uint8), y=np.arange(20) % 2)
+    seen = npz.load(path, mean="0.5/0.25/0", std=0.5).train[0]
+    np.testing.assert_allclose(seen[0, 0, 0], [1, 1.5, 2])
+    assert npz.load(path).train[0].dtype == np.uint8  # the scale is still the network's to choose
+    assert npz.load(path, scale=255).train[0].dtype == np.float32
+    with pytest.raises(ValueError, match="one number, not 0, or 3 of them"):
+        npz.load(path, std="1/0/1")
