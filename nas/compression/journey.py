@@ -33,6 +33,7 @@ from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
 FEW = 2  # examples that copies of the network are compared on
+FEW_OUTPUTS = 32  # examples without targets that outputs are compared on
 FINE_TUNING = 0.25  # of the task's learning rate, for networks that are trained already
 
 
@@ -285,6 +286,8 @@ def compress(
         "identity": identity,
         "files": [],
     }
+    if data is not None and labelled is None:
+        record["output_error"] = _output_error(model, done.model, data)
     if by_layer and data is not None and data.loss is not None:
         record["sensitivity"] = sensitivity.by_layer(model, methods, data)
     result = Compressed(network, done, data, task, record, prefer)
@@ -333,6 +336,20 @@ def _judged(model: Any, task: Task | None) -> dict[str, Any]:
     if task is not None and task.labelled:
         found["quality"], found["loss"] = loop.measure(model, task)
     return found
+
+
+def _output_error(model: Any, small: Any, data: Data) -> float:
+    """How far outputs are off on a few examples, of what they vary by: root mean squares."""
+    import keras
+
+    inputs, _ = next(data.batches(FEW_OUTPUTS))
+    sides = (keras.tree.flatten(one(inputs, training=False)) for one in (model, small))
+    error = spread = 0.0
+    for before, after in zip(*sides, strict=True):
+        was, now = (keras.ops.convert_to_numpy(one).astype(np.float64) for one in (before, after))
+        error += float(np.mean(np.square(now - was)))
+        spread += float(np.var(was))
+    return float(np.sqrt(error / max(spread, 1e-12)))
 
 
 def _timed(result: Compressed, targets: Sequence[tuple[str, Target]]) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def evaluator_of(
 
     task, sample = parts.task, parts.sample
     assert task is not None and sample is not None  # as `Parts` has checked
+    if not task.higher_is_better:
+        raise ValueError(
+            f"task {task.name}: of its {task.metric} less is better, and a search looks for more;"
+            " expected a nas.Task whose average is turned round, such as 1 / (1 + error)"
+        )
     fields = dict(task.fields)
     if settings.input:
         if len(fields.get("input_shape", ())) != 3:

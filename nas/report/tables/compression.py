@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nas.report.format import figure, gain, quality
+from nas.report.format import figure, gain, percent, quality
 from nas.report.tables.columns import columns, paragraph
 
 TOP = 12  # untouched layers of one reason that are named; the .json has all
@@ -18,6 +18,9 @@ def table(record: Mapping[str, Any]) -> str:
         gained = gain(before["quality"], after["quality"], record)
         cells.append([record["metric"], *pair, gained])
         cells.append(["loss", *[f"{side['loss']:.4f}" for side in (before, after)], ""])
+    if record.get("output_error") is not None:
+        off = f"{percent(record['output_error'])} %"
+        cells.append(["output error", "", off, "of what outputs vary by"])
     for name, what in (("params", "parameters"), ("nonzeros", "non-zeros")):
         cells.append([what, *_counts(before[name], after[name])])
     for file in record["files"]:

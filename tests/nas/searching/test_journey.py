@@ -165,6 +165,9 @@ def test_what_cannot_be_searched_is_refused(family):
         images = Task(train=arrays, valid=arrays)
         one = Parts(controller=Random, task=images, sample=lambda trial: None, targets=(CPU(),))
         evaluator_of(one, Settings(input=16))
+    with pytest.raises(ValueError, match="RMSE less is better"):
+        worse = dataclasses.replace(images, metric="RMSE", higher_is_better=False)
+        evaluator_of(dataclasses.replace(one, task=worse), Settings())
 
 
 @pytest.mark.slow

@@ -313,3 +313,30 @@ def test_data_that_do_not_fit_are_a_line_before_any_work(tmp_path):
     assert any("one class only" in note for note in notes)
     with pytest.raises(ValueError, match="no probabilities"):
         nas.train(classes, (x, np.abs(x[:, :3])))
+
+
+def test_without_labels_several_inputs_calibrate_and_the_outputs_error_is_told(tmp_path, capsys):
+    model, (inputs, _), _ = two_inputs()
+    model.save(tmp_path / "m.keras")
+    np.savez(tmp_path / "m.npz", **inputs)
+    arguments = ["compress", str(tmp_path / "m.keras"), "--method", "ptq:8", "--no-sensitivity"]
+    arguments += ["--data", str(tmp_path / "m.npz"), "--out", str(tmp_path / "o.tflite")]
+    assert main(arguments) == 0
+    assert "output error" in capsys.readouterr().out
+    small = nas.compress(model, PTQ(bits=8), inputs)
+    expected, found = (one.predict(inputs, verbose=0) for one in (model, small.model))
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.var(expected))
+    assert small.record["output_error"] == pytest.approx(error, rel=0.5) and error < 0.1
+
+
+def test_the_command_line_trains_on_a_file_in_the_networks_terms(tmp_path, capsys):
+    model, (x, y), _ = regression()
+    model.save(tmp_path / "m.keras")
+    rows = np.concatenate([x, y[:, None]], 1)
+    lines = [",".join(map(str, row)) for row in rows]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,d,price", *lines]))
+    arguments = ["train", str(tmp_path / "m.keras"), "--data", f"{tmp_path}/rows.csv,target=price"]
+    assert main([*arguments, "--out", str(tmp_path / "o.keras"), "--epochs", "2"]) == 0
+    assert "RMSE" in capsys.readouterr().out
+    assert main([*arguments, "--task", "digits", "--out", str(tmp_path / "p.keras")]) == 2
+    assert "expected one of them" in capsys.readouterr().err
