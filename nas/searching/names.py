@@ -8,10 +8,6 @@ from typing import Any
 
 def sampler_maker(controller: Any) -> tuple[Callable[..., Any], str]:
     """A function that makes the sampler from `seed`, `reward` and `candidates`, and its name."""
-    if controller is None:
-        from nas.controllers.surrogate import Surrogate
-
-        controller = Surrogate
     if not isinstance(controller, type):
         return lambda **_: controller, type(controller).__name__.lower()
     accepted = inspect.signature(controller).parameters
