@@ -302,7 +302,7 @@ def search(
     from nas.searching.study import Settings
     from nas.tasks.table import Table
 
-    controller, controller_name = _sampler_maker(controller)
+    controller, controller_name = names.sampler_maker(controller, registry.controller)
     if isinstance(space, Table):
         parts = Parts(table=space, controller=controller)
         described: dict[str, Any] = {
@@ -384,13 +384,14 @@ def scale(
     backend.load()
     from nas.events import ignore
     from nas.scaling import journey
+    from nas.searching import names
     from nas.searching.study import Settings
     from nas.tasks.task import resized
 
     task_at = task if callable(task) else functools.partial(resized, task)
     pixels = options.pop("pixels", None) or base.input_shape[0]
     task = task_at(pixels) if callable(task) else task
-    controller, controller_name = _sampler_maker(controller)
+    controller, controller_name = names.sampler_maker(controller, registry.controller)
     settings = Settings(
         space=f"scaling:{base!r}",
         task=task.recipe,
@@ -414,13 +415,3 @@ def scale(
         on_event=on_event or ignore,
         **options,
     )
-
-
-def _sampler_maker(controller: Any) -> tuple[Callable[..., Any], str]:
-    """A function that makes the sampler of a search, and its name; None: the default one."""
-    from nas.searching import names
-    from nas.searching.study import Settings
-
-    if controller is None:
-        return functools.partial(registry.controller, Settings.controller), Settings.controller
-    return names.sampler_maker(controller)

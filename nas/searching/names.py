@@ -5,9 +5,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from nas.searching.study import Settings
 
-def sampler_maker(controller: Any) -> tuple[Callable[..., Any], str]:
-    """A function that makes the sampler from `seed`, `reward` and `candidates`, and its name."""
+
+def sampler_maker(controller: Any, by_name: Callable[..., Any]) -> tuple[Callable[..., Any], str]:
+    """A function that makes the sampler from `seed`, `reward` and `candidates`, and its name.
+
+    controller: a sampler or its class; None: what `by_name` makes of the default one's name.
+    """
+    if controller is None:
+        return functools.partial(by_name, Settings.controller), Settings.controller
     if not isinstance(controller, type):
         return lambda **_: controller, type(controller).__name__.lower()
     accepted = inspect.signature(controller).parameters

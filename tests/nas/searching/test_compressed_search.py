@@ -13,8 +13,8 @@ from latency.cpu import CPU
 from latency.tflite import convert
 from nas import registry
 from nas.cli.command_line import main
-from nas.cli.search import parts_of
 from nas.cli.progress import Progress
+from nas.cli.search import parts_of
 from nas.files.writers.litert import read_codes
 from nas.networks import build
 from nas.profiling import history

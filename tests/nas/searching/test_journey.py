@@ -1,5 +1,6 @@
 """`nas.searching.journey.search` of objects: what a script gets, without names or flags."""
 
+import dataclasses
 import json
 import sys
 import types
