@@ -130,17 +130,29 @@ def copy(layer: keras.layers.Layer, float32: bool = False) -> keras.layers.Layer
         ) from error
 
 
+def has_lora(layer: keras.layers.Layer) -> bool:
+    """Whether a layer adds a product of two small matrices to its kernel (Keras' enable_lora)."""
+    return bool(getattr(layer, "lora_enabled", False))
+
+
 def _copied(layer: keras.layers.Layer, float32: bool) -> keras.layers.Layer:
     config = layer.get_config()
+    merged = has_lora(layer)
+    if merged:
+        config = {k: v for k, v in config.items() if k not in ("lora_rank", "lora_alpha")}
     new = _from_config(layer, _in_float32(config) if float32 else config)
     build_config = layer.get_build_config() if layer.built else None
     if build_config and not new.built:  # some build themselves from their configuration
         new.build_from_config(build_config)
         new.built = True
     if layer.weights:
-        new.set_weights(layer.get_weights())
-        for weight, source in zip(new.weights, layer.weights, strict=True):
-            weight._path = source.path  # what is read within a wrapper would lack its name
+        paths = [weight.path for weight in layer.weights]
+        if merged:  # `_copy_state` adds the product to the kernel, as Keras does in files
+            paths = [next(p for p in paths if p.endswith(f"/{one.name}")) for one in new.weights]
+        else:
+            new.set_weights(layer.get_weights())
+        for weight, path in zip(new.weights, paths, strict=True):
+            weight._path = path  # what is read within a wrapper would lack its name
     _copy_state(layer, new)
     return new
 

@@ -60,7 +60,8 @@ def flatten(model: keras.Model) -> Flat:
         )
     half = half_precision(model)
     nested = any(_functional(layer) is not None for layer in model.layers)
-    if whole is model and not nested and not half:
+    lora = any(map(graph.has_lora, model.layers))  # copies have the product in their kernel
+    if whole is model and not (nested or half or lora):
         return Flat(model, opaque(model))
     inputs = _inputs(whole, model)
     copies = _Copies({tensor.name for tensor in inputs.values()}, float32=bool(half))

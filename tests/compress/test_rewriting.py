@@ -9,6 +9,8 @@ from compress.method import compress
 from compress.ptq import PTQ
 from compress.rewriting import graph
 from compress.rewriting.parametrized import Parametrized
+from latency.networks.random_inputs import random_inputs
+from nas.files.flatten import flatten
 
 package = keras.saving.register_keras_serializable("tests_rewriting")
 
@@ -145,3 +147,26 @@ def test_a_call_that_fails_on_the_copy_is_named():
     model = _model(Strict(name="strict"))
     with pytest.raises(ValueError, match=r"'strict' \(Strict\) cannot be called .*only once"):
         graph.rewrite(model, lambda _, copy: copy)
+
+
+@pytest.mark.parametrize("kind", ["dense", "embedding", "einsum"])
+def test_adapters_of_keras_are_merged(kind):
+    """Flat and copied, the kernel is what `enable_lora` makes of it, and is rounded as a whole."""
+    keras.utils.set_random_seed(0)
+    made = {
+        "dense": lambda: layers.Dense(8, name="adapted"),
+        "embedding": lambda: layers.Embedding(5, 8, name="adapted"),
+        "einsum": lambda: layers.EinsumDense("abc,cd->abd", (4, 8), name="adapted"),
+    }
+    layer = made[kind]()
+    inputs = keras.Input((4,), dtype="int32") if kind == "embedding" else keras.Input((4, 6))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layer(inputs)))
+    layer.enable_lora(2)
+    layer.weights[-1].assign(np.random.default_rng(0).normal(size=layer.weights[-1].shape))
+    flat = flatten(model).model  # compares the two
+    names = [weight.name for weight in flat.get_layer("adapted").weights]
+    assert names[0] in ("kernel", "embeddings") and not any("lora" in name for name in names)
+    done = compress(flat, [PTQ(8, activations=None)])
+    examples = random_inputs(model, 3)
+    before, after = (ops.convert_to_numpy(one(examples)) for one in (model, done.model))
+    assert 0 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
