@@ -158,9 +158,23 @@ def outputs(model: Any, inputs: Any) -> Arrays:
     import keras  # noqa: PLC0415 (whoever has a model has imported it)
 
     tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
-    given = keras.tree.flatten(model(tensors, training=False))
+    given = keras.tree.flatten(_called(model, tensors))
     values = [keras.ops.convert_to_numpy(value) for value in given]
     return dict(zip(names(model)[1], values, strict=True))
+
+
+def _called(model: Any, tensors: Any) -> Any:
+    """The outputs of a model; JAX, which would compile each operation alone, compiles it whole."""
+    import keras  # noqa: PLC0415
+
+    if keras.backend.backend() != "jax":
+        return model(tensors, training=False)
+    import jax  # noqa: PLC0415
+
+    weights = (model.trainable_variables, model.non_trainable_variables)
+    values = [[variable.value for variable in group] for group in weights]
+    call = jax.jit(lambda values, x: model.stateless_call(*values, x, training=False)[0])
+    return call(values, tensors)
 
 
 def _flatten(inputs: Any) -> list[np.ndarray]:
