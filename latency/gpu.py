@@ -249,6 +249,7 @@ class GPU(Target):
 
     def _estimated(self, model: Any, batch_size: int, kind: Kind, how: str) -> Timing:
         chip = self._chip()
+        model = _loaded(model) if how == "layers" else model
         kernels, memory_mb = self.costs(model, batch_size)
         if memory_mb > chip.memory_gb * 1e3:
             raise DoesNotFit(
@@ -276,6 +277,10 @@ class GPU(Target):
             "stable": True,
             "date": utc_now(),
         }
+        if how == "layers" and (uncounted := _uncounted(model)):
+            names = ", ".join(uncounted[:3]) + (", ..." if len(uncounted) > 3 else "")
+            reason = f"too low: what {len(uncounted)} layers multiply is not counted ({names})"
+            conditions |= {"stable": False, "reason": f"{reason}; how=compiled counts all"}
         rows = tuple(
             {"name": one.name, "type": f"{one.op_class} ({one.type})", "ms": float(ms)}
             | {"within": "graph"}
@@ -333,6 +338,13 @@ def _loaded(model: Any) -> Any:
     if path.suffix != ".keras":
         raise ValueError(f"{path}: GPU targets need a .keras file or a Keras model")
     return keras_file.load(path)
+
+
+def _uncounted(model: Any) -> tuple[str, ...]:
+    """The layers of which only their code knows what they multiply."""
+    from latency.networks import count
+
+    return count.count(model).uncounted
 
 
 def _architecture(model: Any) -> str:

@@ -23,6 +23,7 @@ _FREE_WITH_WEIGHTS = (
     keras.layers.PReLU,
     keras.layers.RMSNormalization,
 )
+_RECURRENT = (keras.layers.GRU, keras.layers.LSTM, keras.layers.SimpleRNN)
 # Keras operations without weights that may multiply matrices in ways not counted here.
 _OPAQUE = {
     *("Lambda", "CDist", "Inner", "Vdot", "Kron", "Conv", "DepthwiseConv"),
@@ -138,6 +139,8 @@ def _macs(node: Any) -> int | None:
     if isinstance(operation, keras.layers.Layer):
         if callable(getattr(type(operation), "macs", None)):  # a layer that knows itself
             return operation.macs(*(_shape(tensor) for tensor in node.input_tensors))
+        if type(operation) is keras.layers.MultiHeadAttention:
+            return _multi_head_attention(node)
         for kinds, macs in _LAYERS:
             if isinstance(operation, kinds):
                 return macs(operation, node.input_tensors, node.outputs[0])
@@ -182,6 +185,30 @@ def _recurrent(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
     steps = math.prod(_shape(inputs[0])[:2])
     weights = (layer.cell.kernel, layer.cell.recurrent_kernel)
     return steps * sum(math.prod(weight.shape) for weight in weights)
+
+
+def _bidirectional(layer: keras.layers.Layer, inputs: Any, output: Any) -> int | None:
+    ways = (layer.forward_layer, layer.backward_layer)
+    if not all(isinstance(way, _RECURRENT) for way in ways):
+        return None
+    return sum(_recurrent(way, inputs, output) for way in ways)
+
+
+def _multi_head_attention(node: Any) -> int | None:
+    layer = node.operation
+    config = layer.get_config()
+    given = dict(zip(("query", "value"), node.arguments.args, strict=False)) | node.arguments.kwargs
+    query, value = _shape(given["query"]), _shape(given["value"])
+    if len(query) != 3 or len(value) != 3 or config.get("use_gate"):
+        return None
+    batch, steps, memory = query[0], query[1], value[1]
+    made = (layer._query_dense, layer._output_dense), (layer._key_dense, layer._value_dense)
+    products = sum(
+        count * sum(math.prod(dense.kernel.shape) for dense in pair)
+        for count, pair in zip((steps, memory), made, strict=True)
+    )
+    width = layer._query_dense.kernel.shape[2] + layer._value_dense.kernel.shape[2]
+    return batch * (products + steps * memory * config["num_heads"] * width)
 
 
 def _attention(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:
@@ -271,7 +298,8 @@ _LAYERS = (
     ((keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D), _convolution),
     (keras.layers.Dense, _dense),
     (keras.layers.EinsumDense, _einsum_dense),
-    ((keras.layers.GRU, keras.layers.LSTM, keras.layers.SimpleRNN), _recurrent),
+    (_RECURRENT, _recurrent),
+    (keras.layers.Bidirectional, _bidirectional),
     (keras.layers.AdditiveAttention, lambda layer, inputs, output: None),
     (keras.layers.Attention, _attention),
     (keras.layers.Dot, _dot_layer),

@@ -32,6 +32,14 @@ def network(layer, *shapes):
         (layers.EinsumDense("abc,cde->abde", (4, 2, 3)), [(4, 5)], 4 * 5 * 6, 30),
         (layers.EinsumDense("...x,xy->...y", 6), [(4, 5)], 4 * 5 * 6, 30),
         (layers.LSTM(6), [(4, 5)], 4 * 4 * 6 * (5 + 6), 4 * 6 * (5 + 6 + 1)),
+        (layers.Bidirectional(layers.GRU(6)), [(4, 5)], 2 * 4 * 18 * (5 + 6), 2 * 18 * (5 + 6 + 2)),
+        (
+            lambda x: layers.MultiHeadAttention(2, 3, 5)(key=x[1], value=x[1], query=x[0]),
+            [(6, 4), (7, 8)],
+            # query and output; keys and values; the products of both
+            6 * 2 * (4 * 3 + 5 * 4) + 7 * 2 * 8 * (3 + 5) + 6 * 7 * 2 * (3 + 5),
+            2 * (4 * 3 + 3) + 2 * (8 * 3 + 3) + 2 * (8 * 5 + 5) + 2 * 5 * 4 + 4,
+        ),
         (layers.Embedding(11, 4), [(3,)], 0, 44),
         (layers.LayerNormalization(), [(3, 4)], 0, 8),
         (layers.Attention(), [(6, 4), (5, 4)], 6 * 5 * 4 + 6 * 5 * 4, 0),

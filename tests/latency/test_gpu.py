@@ -203,6 +203,21 @@ def test_an_estimate_says_what_it_is_and_calibration_changes_its_identity():
 
 
 @no_gpu
+def test_an_estimate_that_misses_layers_says_so():
+    class Hidden(keras.layers.Layer):
+        def build(self, shape):
+            self.matrix = self.add_weight((shape[-1], shape[-1]), name="matrix")
+
+        def call(self, x):
+            return x @ self.matrix
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Dense(4)(Hidden(name="secret")(inputs)))
+    latency = GPU("rtx4090", how="layers").profile(model)
+    assert not latency.conditions["stable"]
+    assert "secret (Hidden)" in latency.conditions["reason"]
+
+
 def test_what_does_not_fit_is_told():
     model = mnasnet.build(mnasnet.VARIANTS["tiny"])
     with pytest.raises(ValueError, match=r"needs \d+ MB, GeForce GTX 1080 Ti has 11300 MB"):
