@@ -148,10 +148,11 @@ def _macs(node: Any) -> int | None:
         known_macs = _OPERATIONS.get(type(operation).__name__)
         if known_macs is not None:
             return known_macs(operation, node.arguments.args, node.outputs[0])
-    # Stock layers without weights do not multiply; a layer of another package may do anything.
+    # Stock layers without matrices do not multiply; a layer of another package may do anything.
     known = type(operation).__module__.startswith("keras.src.")
     opaque = type(operation).__name__ in _OPAQUE or ".linalg" in type(operation).__module__
-    return 0 if known and not opaque and not getattr(operation, "weights", ()) else None
+    matrices = any(len(weight.shape) > 1 for weight in getattr(operation, "weights", ()))
+    return 0 if known and not opaque and not matrices else None
 
 
 def _convolution(layer: keras.layers.Layer, inputs: Any, output: Any) -> int:

@@ -213,6 +213,10 @@ def test_an_estimate_that_misses_layers_says_so():
 
     inputs = keras.Input((8,))
     model = keras.Model(inputs, keras.layers.Dense(4)(Hidden(name="secret")(inputs)))
+    from keras.src.applications.convnext import LayerScale
+
+    scaled = keras.Model(inputs, LayerScale(0.1, 8)(inputs))  # a vector multiplies no matrix
+    assert GPU("rtx4090", how="layers").profile(scaled).conditions["stable"]
     latency = GPU("rtx4090", how="layers").profile(model)
     assert not latency.conditions["stable"]
     assert "secret (Hidden)" in latency.conditions["reason"]
