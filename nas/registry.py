@@ -257,10 +257,27 @@ def target_class(name: str) -> type:
 
 
 def task(text: str, **options: Any) -> Any:
-    """Load a task, such as `image_folder:photos,size=64`; `options` win over those in the text."""
+    """Load a task, such as `image_folder:photos,size=64`; `options` win over those in the text.
+
+    Where a task is made of another one, as `routed:digits,size=8` is, the name of that comes first,
+    and it takes the options that the outer one has not.
+    """
     named = parse(text)
-    merged = tuple((dict(named.options) | options).items())
-    return _called("task", dataclasses.replace(named, options=merged))
+    given = dict(named.options) | options
+    _, load, named = _thing("task", dataclasses.replace(named, options=tuple(given.items())))
+    accepted = inspect.signature(load).parameters
+    first = next(iter(accepted.values()), None)
+    if first is not None and first.annotation is _task_class() and isinstance(named.value, str):
+        others = {name: value for name, value in named.options if name not in accepted}
+        own = tuple((name, value) for name, value in named.options if name in accepted)
+        named = dataclasses.replace(named, value=task(named.value, **others), options=own)
+    return call(load, named)
+
+
+def _task_class() -> type:
+    from nas.tasks.task import Task
+
+    return Task
 
 
 def controller(text: str, **options: Any) -> Any:

@@ -19,33 +19,28 @@ WEIGHT = 0.3  # of the router's loss: the paper's lambda
 
 
 def load(
-    task: str,
-    groups: int | None = None,
-    model: str | None = None,
-    weight: float = WEIGHT,
-    **options: Any,
+    task: Task, groups: int | None = None, model: str | None = None, weight: float = WEIGHT
 ) -> Task:
-    """The task named `task`, which takes the other `options`, with `groups` super-classes.
+    """A task with `groups` super-classes that a router learns.
 
     Fewer groups than classes, as there are fewer experts, are found in the confusions of `model`,
     a .keras file of a network trained on the same task: `ValueError` without one.
 
-    >>> load("digits", size=8).fields["router_outputs"]
+    >>> from nas.tasks import digits
+    >>> load(digits.load(size=8)).fields["router_outputs"]
     True
     """
     from families.objectives.super_classes import super_classes
-    from nas import registry
 
-    inner = registry.task(task, **options)
     if groups is None:
-        groups = inner.classes
-    if groups < inner.classes and model is None:
+        groups = task.classes
+    if groups < task.classes and model is None:
         raise ValueError(
-            f"{groups} groups of {inner.classes} classes are found in the confusions of a network: "
+            f"{groups} groups of {task.classes} classes are found in the confusions of a network: "
             "expected model=FILE.keras, trained on the same task"
         )
-    counts = np.eye(inner.classes) if model is None else confusion(model, inner)
-    return routed(inner, super_classes(counts, groups), weight)
+    counts = np.eye(task.classes) if model is None else confusion(model, task)
+    return routed(task, super_classes(counts, groups), weight)
 
 
 def routed(task: Task, mapping: np.ndarray, weight: float = WEIGHT) -> Task:
