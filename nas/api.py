@@ -172,7 +172,7 @@ def compress(
     from nas.compression import journey
     from nas.compression.examples import EXAMPLES
     from nas.data import task_of
-    from nas.profiling.journey import named
+    from nas.profiling.journey import targets_by_name
 
     if isinstance(network, (str, pathlib.Path)):
         network = open(network)
@@ -181,7 +181,7 @@ def compress(
         list(methods) if isinstance(methods, Sequence) else [methods],
         None if data is None else task_of(data, valid),
         out=[out] if isinstance(out, (str, pathlib.Path)) else list(out),
-        targets=list(named(targets).items()),
+        targets=list(targets_by_name(targets).items()),
         epochs=epochs,
         recipe=recipe,
         seed=seed,
@@ -232,7 +232,7 @@ def profile(
     opened = {name: open(network) for name, network in journey.named(networks).items()}
     profiles: list[Profile] = []
     failures: list[Failure] = []
-    for name, target in journey.named(targets).items():
+    for name, target in journey.targets_by_name(targets).items():
         found = journey.profile(
             {each: network.for_target(target) for each, network in opened.items()},
             {name: target},
@@ -295,7 +295,7 @@ def search(
     backend.load()
     from nas.data import task_of
     from nas.events import ignore
-    from nas.profiling.journey import named
+    from nas.profiling.journey import targets_by_name
     from nas.searching import journey, names
     from nas.searching.candidate import NONE
     from nas.searching.parts import Parts
@@ -311,7 +311,7 @@ def search(
             "targets": space.cost_names,
         }
     else:
-        task, targets = task_of(task), named(target)
+        task, targets = task_of(task), targets_by_name(target)
         alternatives = tuple(
             {NONE if method is None else repr(method): method for method in choice}
             for choice in methods

@@ -52,10 +52,10 @@ def profile(
     >>> [(one.target, one.latency.median_ms) for one in found.profiles]
     [('board', 2.0), ('board', 16.0)]
     """
-    named_models, named_targets = named(models), named(targets)
+    named_models, by_name = named(models), targets_by_name(targets)
     profiles: list[Profile] = []
     failures: list[Failure] | None = [] if skip_failures else None
-    for target_name, target in named_targets.items():
+    for target_name, target in by_name.items():
         for batch_size in batch_sizes:
             names = ", ".join(named_models)
             on_event(Message(f"timing {names} on {target_name}, batch {batch_size}"))
@@ -68,9 +68,7 @@ def profile(
             for name, latency in _timed(target, target_name, named_models, options, failures):
                 profiles.append(Profile(name, target_name, latency))
     if explain:
-        profiles = [
-            _explained(one, named_targets, named_models, failures, on_event) for one in profiles
-        ]
+        profiles = [_explained(one, by_name, named_models, failures, on_event) for one in profiles]
     return Profiles(profiles, failures or ())
 
 
@@ -82,7 +80,7 @@ def sustain(
     Arguments as of `profile`; `seconds` is how long each runs. The condition "at_s" of a latency
     has the seconds since its run began.
     """
-    for target_name, target in named(targets).items():
+    for target_name, target in targets_by_name(targets).items():
         for name, model in named(models).items():
             network = history.digest(model)
             for batch_size in batch_sizes:
@@ -109,6 +107,18 @@ def named(things: Any) -> dict[str, Any]:
             name = repr(thing) if isinstance(thing, Target) else thing.name
         count = 1 + sum(other == name or other.startswith(f"{name} (") for other in found)
         found[name if count == 1 else f"{name} ({count})"] = thing
+    return found
+
+
+def targets_by_name(targets: Any) -> dict[str, Target]:
+    """`named`, of targets; `ValueError` for anything else, such as the name of one."""
+    found = named(targets)
+    for target in found.values():
+        if not isinstance(target, Target):
+            raise ValueError(
+                f"target {target!r} is a {type(target).__name__}; expected an object such as"
+                " latency.cpu.CPU(threads=1)"
+            )
     return found
 
 

@@ -289,3 +289,8 @@ def test_importing_nas_imports_nothing_heavy():
     heavy = "{'keras', 'numpy', 'optuna', 'tensorflow', 'jax'}"
     code = f"import sys, nas, nas.api; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_target_is_an_object():
+    with pytest.raises(ValueError, match="is a str; expected an object such as latency.cpu.CPU"):
+        nas.profile({}, ["cpu:threads=1"])
