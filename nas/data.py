@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
-from nas.tasks.judgement import WEIGHTS
+from nas.tasks.scoring.judgement import WEIGHTS
 from nas.tasks.task import Task, split
 
 VALID = 0.2  # the share of labelled examples that judges, where no others are given

@@ -74,7 +74,7 @@ def task_of(arguments: argparse.Namespace) -> str | None:
     """The task that --task or --data name; `ValueError` of both."""
     if arguments.task and arguments.data:
         raise ValueError("--task and --data both say what the examples are; expected one of them")
-    return arguments.task or (f"file:{arguments.data}" if arguments.data else None)
+    return arguments.task or (f"data_file:{arguments.data}" if arguments.data else None)
 
 
 def judged_by(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nas.files.flatten import check_copies
 from nas.files.open_network import Network, open_network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
-from nas.tasks.compiled import compiled_of
+from nas.tasks.scoring.compiled import compiled_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import named_inputs

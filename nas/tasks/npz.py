@@ -12,7 +12,7 @@ import numpy as np
 
 from compress.examples.data import taken
 from nas.data import as_targets, divided, weighted
-from nas.tasks.judgement import WEIGHTS
+from nas.tasks.scoring.judgement import WEIGHTS
 from nas.tasks.task import Task, fingerprint, pixels, whole_number
 
 # What the parts of a data set are called in files, by Keras' and NumPy's habit.

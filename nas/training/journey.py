@@ -22,7 +22,7 @@ from nas import backend
 from nas.events import Listener, Message, ignore
 from nas.files.open_network import Network
 from nas.networks.build import build, digest_of, for_task, identity_of, name_of
-from nas.tasks.compiled import compiled_of
+from nas.tasks.scoring.compiled import compiled_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import count, named_inputs

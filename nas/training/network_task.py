@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
-from nas.tasks.compiled import Compiled
-from nas.tasks.judgement import CLASSES, WEIGHTS, Judgement, judgement, scorer
+from nas.tasks.scoring.compiled import Compiled
+from nas.tasks.scoring.judgement import CLASSES, WEIGHTS, Judgement, judgement, scorer
 from nas.tasks.task import Task, Tree, classification, pixels, split
 from nas.training import loop
 from nas.training.batches import count, single
@@ -71,8 +71,8 @@ def network_task(
     """The task of `model` on these data, and what was chosen or is suspicious, in lines.
 
     task: with `of_network`, what is still open is chosen: `loss` and `metric` as given, else those
-        of `compiled`, else as outputs and targets say (`nas.tasks.judgement`). Another task is
-        returned as it is, unless loss, metric or target_is_input are given.
+        of `compiled`, else as outputs and targets say (`nas.tasks.scoring.judgement`). Another
+        task is returned as it is, unless loss, metric or target_is_input are given.
     target_is_input: the targets are the inputs, as of an autoencoder; `ValueError` beside targets.
 
     trained: whether the network knows such data, so that the scale of pixels can be told by it.

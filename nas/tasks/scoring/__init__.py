@@ -1,1 +1,1 @@
-"""Scores of predictions that need more than one line."""
+"""What outputs are judged by: losses and metrics, chosen or compiled; longer scores."""

@@ -68,7 +68,7 @@ TASKS = {
     "fashion_mnist": lambda folder: "fashion_mnist:limit=600,augmented=true",
     "image_folder": _photos,
     "npz": _random_examples,
-    "file": lambda folder: _random_examples(folder).replace("npz:", "file:"),
+    "data_file": lambda folder: _random_examples(folder).replace("npz:", "data_file:"),
     "routed": lambda folder: "routed:digits,size=8",
     "text": _text,
     "detection": lambda folder: "detection:bccd,size=64",

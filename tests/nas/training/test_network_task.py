@@ -242,9 +242,9 @@ def test_sample_weights_count_in_the_loss(tmp_path):
     found = loop.measure(model, task)[1]
     assert found == pytest.approx((errors * targets["sample_weight"]).mean(), rel=1e-4)
     np.savez(tmp_path / "w.npz", x=x, y=y, w=weights)
-    from nas.tasks import file
+    from nas.tasks import data_file
 
-    again, _ = network_task(file.load(str(tmp_path / "w.npz")), model)
+    again, _ = network_task(data_file.load(str(tmp_path / "w.npz")), model)
     assert loop.measure(model, again)[1] == pytest.approx(found, rel=1e-4)
     trained = nas.train(model, (x, y, weights), epochs=2, recipe=FAST)
     assert trained.record["metric"] == "RMSE"

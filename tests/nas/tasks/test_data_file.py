@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nas.data import task_of
-from nas.tasks import file
+from nas.tasks import data_file
 
 X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
 Y = np.arange(60) % 3
@@ -14,7 +14,7 @@ Y = np.arange(60) % 3
 
 def test_an_npz_and_arrays_are_the_same(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
-    found, expected = file.load(str(tmp_path / "a.npz")), task_of((X, Y))
+    found, expected = data_file.load(str(tmp_path / "a.npz")), task_of((X, Y))
     for part in ("train", "valid"):
         for one, other in zip(getattr(found, part), getattr(expected, part), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -22,11 +22,11 @@ def test_an_npz_and_arrays_are_the_same(tmp_path):
 
 def test_an_npz_of_several_inputs_and_outputs_keeps_all_names(tmp_path):
     np.savez(tmp_path / "a.npz", image=X, meta=X[:, :1], size=X[:, 0])
-    inputs, targets = file.load(str(tmp_path / "a.npz")).train
+    inputs, targets = data_file.load(str(tmp_path / "a.npz")).train
     assert sorted(inputs) == ["image", "meta", "size"] and targets is None
     np.savez(tmp_path / "b.npz", image=X, meta=X[:9, :1], y=Y)
     with pytest.raises(ValueError, match="image 60, meta 9"):
-        file.load(str(tmp_path / "b.npz"))
+        data_file.load(str(tmp_path / "b.npz"))
 
 
 def test_a_table_names_its_target(tmp_path):
@@ -34,7 +34,7 @@ def test_a_table_names_its_target(tmp_path):
     lines += [f"{a},{b},{c},{'xyz'[y]}" for (a, b, c), y in zip(X, Y, strict=True)]
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(lines) + "\n")
-    task = file.load(str(path), target="kind", mean="0/1/2", std=2)
+    task = data_file.load(str(path), target="kind", mean="0/1/2", std=2)
     assert task.classes == 3 and len(task.valid[1]) == 12
     everything = np.concatenate([task.train[0], task.valid[0]])
     expected = (X - [0, 1, 2]) / 2
@@ -45,16 +45,16 @@ def test_a_table_names_its_target(tmp_path):
         ({"target": "kind", "std": "1/2"}, "3 of them"),
     ):
         with pytest.raises(ValueError, match=words):
-            file.load(str(path), **options)
+            data_file.load(str(path), **options)
     path.write_text("a,y\n1,2\n3\n")
     with pytest.raises(ValueError, match="line 3: 1 values, but 2 names"):
-        file.load(str(path))
+        data_file.load(str(path))
 
 
 def test_numbers_are_targets_of_their_own_kind(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a,b,y\n" + "\n".join(f"{a},{b},{c}" for a, b, c in X) + "\n")
-    targets = file.load(str(path)).train[1]
+    targets = data_file.load(str(path)).train[1]
     assert targets.dtype == np.float32 and targets.shape == (48,)
 
 
@@ -62,12 +62,12 @@ def test_python_and_numpy_files(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     code = "import numpy as np\ndef data():\n    return np.ones((9, 2)), np.arange(9) % 3\n"
     (tmp_path / "my_rows.py").write_text(code)
-    assert file.load(str(tmp_path / "my_rows.py")).classes == 3
+    assert data_file.load(str(tmp_path / "my_rows.py")).classes == 3
     (tmp_path / "my_nothing.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match=r"no function data\(\)"):
-        file.load(str(tmp_path / "my_nothing.py"))
+        data_file.load(str(tmp_path / "my_nothing.py"))
     np.save(tmp_path / "x.npy", X)
-    assert file.load(str(tmp_path / "x.npy"), scale=2).train[0] == pytest.approx(X / 2)
+    assert data_file.load(str(tmp_path / "x.npy"), scale=2).train[0] == pytest.approx(X / 2)
 
 
 def test_other_files_say_what_to_do(tmp_path):
@@ -77,10 +77,10 @@ def test_other_files_say_what_to_do(tmp_path):
     for name, words in remedies.items():
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(ValueError, match=words) as error:
-            file.load(str(tmp_path / name))
+            data_file.load(str(tmp_path / name))
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no file nowhere.csv"):
-        file.load("nowhere.csv")
+        data_file.load("nowhere.csv")
 
 
 class Columns:
