@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from coded import coded
+from coreml_refusal import refusal
 from keras import layers
 
 from compress.rewriting.record import Record, Weight
@@ -126,17 +127,9 @@ def test_where_nothing_can_be_written(tmp_path):
         coreml.write(tmp_path / "m.mlpackage", model, Record(), precision="int8")
 
 
-def refused(path):
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
-    with pytest.raises(ValueError) as error:
-        coreml.write(path, model, Record())
-    return str(error.value)
-
-
 @pytest.mark.slow
 def test_on_jax_the_backend_to_use_is_named(tmp_path, on_jax):
-    assert "KERAS_BACKEND=tensorflow" in on_jax(refused, tmp_path / "n.mlpackage")
+    assert "KERAS_BACKEND=tensorflow" in on_jax(refusal, tmp_path / "n.mlpackage")
 
 
 @pytest.mark.slow

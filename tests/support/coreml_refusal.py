@@ -1,0 +1,18 @@
+"""What Core ML's writer says of Keras on another backend; run in the process with JAX."""
+
+import pathlib
+
+import keras
+import pytest
+
+from compress.rewriting.record import Record
+from nas.files.writers import coreml
+
+
+def refusal(path: pathlib.Path) -> str:
+    """The error of writing a small network to `path`."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    with pytest.raises(ValueError) as error:
+        coreml.write(path, model, Record())
+    return str(error.value)
