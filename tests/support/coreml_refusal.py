@@ -6,11 +6,12 @@ import keras
 import pytest
 
 from compress.rewriting.record import Record
-from nas.files.writers import coreml
 
 
 def refusal(path: pathlib.Path) -> str:
     """The error of writing a small network to `path`."""
+    from nas.files.writers import coreml  # needs coremltools
+
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     with pytest.raises(ValueError) as error:
