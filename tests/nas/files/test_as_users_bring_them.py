@@ -218,7 +218,7 @@ def test_a_sequential_network_is_timed_from_a_file_and_from_memory(tmp_path):
 
 
 def test_integer_weights_and_float_activations_for_recurrent_layers(tmp_path):
-    model = network(lambda x: layers.Dense(2)(layers.GRU(16)(x)), (6, 8))
+    model = network(lambda x: layers.Dense(2)(layers.GRU(16, name="gru")(x)), (6, 8))
     for data in (RNG.normal(size=(16, 6, 8)).astype(np.float32), None):  # needs no examples then
         done = nas.compress(model, [PTQ(8)], data)
         file = done.write(tmp_path / "a.tflite")
