@@ -65,16 +65,23 @@ def time(
     done: Compressed,
     data: Data | None,
     prefer: str,
+    written: pathlib.Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Latencies of the `.tflite` files on named targets, in turns: {"before": {name: record}, ...}.
 
-    Records are those of `latency.target.Latency`, without samples and operations.
+    written: the file of the compressed network, where there is one already: what the user has is
+    what is timed. Records are those of `latency.target.Latency`, without samples and operations.
     """
     found: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
     with tempfile.TemporaryDirectory(prefix="nas_compress_") as folder:
-        files = {name: pathlib.Path(folder, f"{name}.tflite") for name in found}
-        write_one(files["before"], network.model, network.config, None, data)
-        write_one(files["after"], done.model, network.config, done.record, data, prefer)
+        files = {
+            "before": _own_file(network, ".tflite") or pathlib.Path(folder, "before.tflite"),
+            "after": written or pathlib.Path(folder, "after.tflite"),
+        }
+        if not files["before"].exists():
+            write_one(files["before"], network.model, network.config, None, data)
+        if not files["after"].exists():
+            write_one(files["after"], done.model, network.config, done.record, data, prefer)
         for target_name, target in targets:
             timed = history.profile(target, files, details=True)
             for name, latency in zip(files, timed, strict=True):

@@ -353,7 +353,11 @@ def _output_error(model: Any, small: Any, data: Data) -> float:
 
 
 def _timed(result: Compressed, targets: Sequence[tuple[str, Target]]) -> dict[str, Any]:
-    found = before_and_after.time(targets, result.network, result.done, result.data, result.prefer)
+    paths = [pathlib.Path(file["path"]) for file in result.record["files"]]
+    written = next((path for path in reversed(paths) if path.suffix == ".tflite"), None)
+    found = before_and_after.time(
+        targets, result.network, result.done, result.data, result.prefer, written
+    )
     for name, latencies in found.items():
         result.record[name].setdefault("latency", {}).update(latencies)
     return found
