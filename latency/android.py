@@ -131,7 +131,7 @@ class Android(Target):
             phone = adb.ready(self.serial)
             about = phone_state.about(phone)
             tool = self._tool(about)
-            with invocations.alone("android", phone.serial, f"phone {phone.serial}") as records:
+            with invocations.alone("android", about.hardware, f"phone {phone.serial}") as records:
                 invocations.remove_left(records, functools.partial(_remove, phone))
                 before, waited_s = self._cooled(phone)
                 conditions = self._conditions(about, tool, before) | before.conditions()

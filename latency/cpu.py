@@ -91,7 +91,7 @@ class CPU(Target):
             return []
         files = [convert.file_of(model) for model in models]
         nominal = self._nominal()
-        with stopwatch.exclusive_cores(self.threads, _cache()) as cores:
+        with stopwatch.exclusive_cores(self.threads) as cores:
             candidates = [
                 stopwatch.Stopwatch(
                     convert.runner(file, self.threads), self.threads, max(warmup, 1)
@@ -144,7 +144,7 @@ class CPU(Target):
         if batch_size != 1:
             raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         run = convert.runner(convert.file_of(model), self.threads)
-        with stopwatch.exclusive_cores(self.threads, _cache()) as cores:
+        with stopwatch.exclusive_cores(self.threads) as cores:
             conditions = self._conditions() | {"pinned_cores": list(cores) if cores else None}
             started = time.monotonic()
             while (at_s := time.monotonic() - started) < seconds:
@@ -206,7 +206,7 @@ class CPU(Target):
             stored = json.loads(path.read_text())["nominal_ms"]
             if all(stored[name] > 0 for name in reference_networks.NAMES):
                 return {name: stored[name] for name in reference_networks.NAMES}
-        with stopwatch.exclusive_cores(self.threads, _cache()):
+        with stopwatch.exclusive_cores(self.threads):
             watches = {
                 name: stopwatch.Stopwatch(_reference(name, self.threads), self.threads, 3)
                 for name in reference_networks.NAMES
@@ -241,7 +241,7 @@ class CPU(Target):
 
 
 def _cache() -> Path:
-    """Where nominal times and core locks live."""
+    """Where nominal times live."""
     return cache_directory() / "cpu"
 
 

@@ -17,6 +17,7 @@ from latency.networks import keras_file
 from latency.nvidia import nvidia_smi
 from latency.roofline import device_limits, explanation, gpu_chips, kernel_times
 from latency.roofline.explanation import Explanation
+from latency.system import device_lock
 from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
@@ -109,9 +110,11 @@ class GPU(Target):
 
     def measure(self, model: Any, batch_size: int, warmup: int, runs: int, details: bool) -> Timing:
         kind, how = self._plan()
-        if kind is Kind.MEASURED:
+        if kind is not Kind.MEASURED:
+            return self._estimated(model, batch_size, kind, how)
+        card = self._card()
+        with device_lock.alone(f"gpu {nvidia_smi.used(card)}", card.name, anywhere=True):
             return self._measured(model, batch_size, warmup, runs)
-        return self._estimated(model, batch_size, kind, how)
 
     def costs(self, model: Any, batch_size: int = 1) -> tuple[list[kernel_times.Kernel], float]:
         """The kernels that an estimate is made of, and the megabytes that the network needs."""

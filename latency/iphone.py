@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from latency.apple import coreml
+from latency.system import device_lock
 from latency.target import FoundDevice, Kind, Target, TargetUnavailable, Timing
 
 _LIST_S = 20.0
@@ -104,7 +105,9 @@ class IPhone(Target):
                 "runs": runs,
                 "details": details,
             }
-            answer = coreml.ask(request, self.limit_s)
+            title = f"iPhone {conditions['udid']}"
+            with device_lock.alone(f"iphone {conditions['udid']}", title, anywhere=True):
+                answer = coreml.ask(request, self.limit_s)
         except TargetUnavailable as error:
             raise coreml.with_location(error, package) from error
         return coreml.timed(answer, conditions)

@@ -5,6 +5,7 @@ import platform
 from typing import Any, ClassVar
 
 from latency.apple import coreml
+from latency.system import device_lock
 from latency.target import FoundDevice, Kind, Target, TargetUnavailable, Timing
 
 
@@ -65,7 +66,8 @@ class MacOS(Target):
                 "warmup": warmup,
                 "runs": runs,
             }
-            answer = coreml.ask(request, self.limit_s)
+            with device_lock.alone("macos", "this Mac"):
+                answer = coreml.ask(request, self.limit_s)
         except TargetUnavailable as error:
             raise coreml.with_location(error, package) from error
         conditions["after"] = _state()

@@ -15,6 +15,7 @@ from latency.jax_runtime import process
 from latency.networks import keras_file
 from latency.roofline import device_limits, explanation
 from latency.roofline.explanation import Explanation
+from latency.system import device_lock
 from latency.system.json_records import utc_now, write_json
 from latency.target import (
     DoesNotFit,
@@ -130,7 +131,8 @@ class TPU(Target):
             "runs": runs,
             "devices": 1 if self.chip is None else self._count(),
         }
-        answer = process.ask(request, model, environment=_ATTACHED, limit_s=_LIMIT_S)
+        with device_lock.alone("tpu", "the TPU"):
+            answer = process.ask(request, model, environment=_ATTACHED, limit_s=_LIMIT_S)
         conditions = answer["conditions"] | {"date": utc_now()}
         return Timing(tuple(answer["samples_ms"]), conditions, Kind.MEASURED, answer["memory_mb"])
 

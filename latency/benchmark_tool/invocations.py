@@ -15,11 +15,11 @@ import numpy as np
 
 from latency.benchmark_tool import benchmark_model
 from latency.measuring import stopwatch
+from latency.system import device_lock
 from latency.system.json_records import utc_now
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 from latency.tflite import convert
 
-_BUSY_S = 900.0  # for another process that measures on the same device
 _AGREE = 0.15  # the samples' median and the tool's own figure of one long invocation
 SPREAD = 0.06  # half width of a median's confidence interval beyond which it is not stable
 _SPELL_S = 5.0  # of a long run: asking for the heat in between takes some tenths of a second
@@ -93,23 +93,7 @@ def alone(family: str, device: str, name: str) -> Iterator[Path]:
     # What a device calls itself may be "..": never a path.
     folder = cache_directory() / family / hashlib.sha256(device.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl  # noqa: PLC0415 (not on Windows)
-    except ImportError:
-        yield folder
-        return
-    with open(folder / "lock", "w") as lock:
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - started > _BUSY_S:
-                    raise TargetUnavailable(
-                        f"another process measures on {name} since {_BUSY_S / 60:.0f} min"
-                    ) from None
-                time.sleep(0.2)
+    with device_lock.alone(f"{family} {device}", name, anywhere=True):
         yield folder
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from latency.system import device_lock
+
 _SAMPLE_NS = 200_000  # a sample: long for the clock (0.1 us), short for the scheduler (3 ms slices)
 _BLOCK_NS = 2_500_000  # a block: short against the phases of a busy neighbour (tens of ms)
 _WARM_NS = 1_000_000  # networks below this find their caches emptied by the other one: run once
@@ -87,18 +89,18 @@ def allowed_cores() -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def exclusive_cores(threads: int, locks: Path) -> Iterator[tuple[int, ...] | None]:
+def exclusive_cores(threads: int) -> Iterator[tuple[int, ...] | None]:
     """Pins the calling thread to `threads` cores that no other measurement uses.
 
     Garbage collection is off meanwhile. Threads started inside inherit the cores. Waits while
-    other processes measure on all cores. Yields the cores, or None where the system cannot pin
-    (macOS, Windows).
+    other processes, of any user, measure on all cores. Yields the cores, or None where the system
+    cannot pin (macOS, Windows).
     """
     collecting = gc.isenabled()
     gc.disable()
     before = allowed_cores()
     try:
-        with _locked(before, threads, locks) as cores:
+        with _locked(before, threads) as cores:
             can_pin = hasattr(os, "sched_setaffinity")
             if can_pin:
                 os.sched_setaffinity(0, cores)
@@ -123,30 +125,23 @@ def _raise_priority() -> int:
 
 
 @contextlib.contextmanager
-def _locked(cores: tuple[int, ...], count: int, locks: Path) -> Iterator[tuple[int, ...]]:
+def _locked(cores: tuple[int, ...], count: int) -> Iterator[tuple[int, ...]]:
     """Locks `count` of `cores` against other measurements on this machine."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield cores[:count]
-        return
-    locks.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # One process at a time picks: two that want two cores each cannot block each other.
-        gate = stack.enter_context(open(locks / "cores.lock", "w"))
-        fcntl.flock(gate, fcntl.LOCK_EX)
         taken: list[int] = []
-        while len(taken) < count:
+
+        def take() -> bool | None:
             for core in cores:
                 if core in taken or len(taken) == count:
                     continue
-                lock = stack.enter_context(open(locks / f"core{core}.lock", "w"))
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (lock := device_lock.try_lock(f"core{core}")) is not None:
+                    stack.enter_context(lock)
                     taken.append(core)
-            if len(taken) < count:
-                time.sleep(0.005)
-        fcntl.flock(gate, fcntl.LOCK_UN)
+            return len(taken) == count or None
+
+        # One process at a time picks: two that want two cores each cannot block each other.
+        with device_lock.alone("cores", "the CPU"):
+            device_lock.wait_for(take, "the CPU")
         yield tuple(sorted(taken))
 
 

@@ -1,6 +1,8 @@
 """NVIDIA GPUs of this machine: what their driver tells, within seconds."""
 
 import dataclasses
+import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,6 +55,24 @@ def cards() -> list[Card]:
 def present() -> bool:
     """Whether the kernel has an NVIDIA GPU; looks at files only."""
     return any(_DEVICES.glob("nvidia[0-9]*")) or any(_PROC.glob("gpus/*/information"))
+
+
+def used(card: Card) -> str:
+    """What tells the GPU that CUDA uses first from all others, as far as the driver says.
+
+    card: the one that it is where CUDA_VISIBLE_DEVICES does not name another.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    if first and not first.isdigit():  # a UUID, of which CUDA takes a beginning, too
+        return next((uuid for one in cards() if (uuid := _uuid(one)).startswith(first)), first)
+    if first:
+        listed = cards()
+        card = listed[int(first)] if int(first) < len(listed) else card
+    return _uuid(card) or f"{card.name} of {platform.node()}"
+
+
+def _uuid(card: Card) -> str:
+    return str(card.state.get("uuid", ""))
 
 
 def _card(row: list[str]) -> Card:

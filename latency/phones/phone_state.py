@@ -27,6 +27,7 @@ class About:
     """What does not change while a phone runs."""
 
     serial: str
+    hardware: str  # its serial number by whatever way it is reached, USB or network
     name: str
     build: str
     abis: tuple[str, ...]
@@ -91,8 +92,11 @@ def about(phone: adb.Phone) -> About:
     abis = property_of("ro.product.cpu.abilist", "ro.product.cpu.abi")
     if not abis:
         raise TargetUnavailable(f"phone {phone.serial} names no ABI in getprop: is it Android?")
+    hardware = property_of("ro.serialno", "ro.boot.serialno")
     return About(
         serial=phone.serial,
+        # All emulators have the same one.
+        hardware=phone.serial if not hardware or hardware.startswith("EMULATOR") else hardware,
         name=f"{maker} {model}, {chip}, Android {property_of('ro.build.version.release')}".strip(),
         build=property_of("ro.build.fingerprint", "ro.build.id"),
         abis=tuple(abis.split(",")),

@@ -190,30 +190,30 @@ def test_warming_up_ends_when_it_gets_no_faster():
     assert watch.run_ns < 1.5e6
 
 
-def test_affinity_priority_and_garbage_collection_are_restored(tmp_path):
+def test_affinity_priority_and_garbage_collection_are_restored():
     import gc
 
     before = stopwatch.allowed_cores(), os.getpriority(os.PRIO_PROCESS, 0)
-    with pytest.raises(KeyError), stopwatch.exclusive_cores(1, tmp_path) as cores:
+    with pytest.raises(KeyError), stopwatch.exclusive_cores(1) as cores:
         assert len(cores) == 1 and stopwatch.allowed_cores() == cores and not gc.isenabled()
         raise KeyError
     assert (stopwatch.allowed_cores(), os.getpriority(os.PRIO_PROCESS, 0)) == before
     assert gc.isenabled()
 
 
-def test_two_measurements_do_not_share_a_core(tmp_path):
+def test_two_measurements_do_not_share_a_core():
     if len(stopwatch.allowed_cores()) < 2:
         pytest.skip("needs two cores")
     code = (
-        "import sys, pathlib; from latency.measuring import stopwatch\n"
-        "with stopwatch.exclusive_cores(1, pathlib.Path(sys.argv[1])) as cores: print(*cores)\n"
+        "from latency.measuring import stopwatch\n"
+        "with stopwatch.exclusive_cores(1) as cores: print(*cores)\n"
     )
-    with stopwatch.exclusive_cores(1, tmp_path) as mine:
+    with stopwatch.exclusive_cores(1) as mine:
         pass
-    with stopwatch.exclusive_cores(1, tmp_path) as mine:
+    with stopwatch.exclusive_cores(1) as mine:
         os.sched_setaffinity(0, before := set(range(os.cpu_count() or 1)))
         other = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
+            [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             check=True,

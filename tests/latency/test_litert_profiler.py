@@ -153,7 +153,7 @@ def test_without_a_profiler_the_figure_stays(file, monkeypatch):
     assert latency.median_ms > 0
 
 
-def test_operations_are_timed_on_the_cores_of_the_caller(file, monkeypatch, tmp_path):
+def test_operations_are_timed_on_the_cores_of_the_caller(file, monkeypatch):
     seen = []
     ask = process.Process.run
 
@@ -165,6 +165,6 @@ def test_operations_are_timed_on_the_cores_of_the_caller(file, monkeypatch, tmp_
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("needs Linux")
     monkeypatch.setattr(process.Process, "run", asking)
-    with stopwatch.exclusive_cores(1, tmp_path) as cores:
+    with stopwatch.exclusive_cores(1) as cores:
         profiler.operations(file, 1, 5)
     assert seen == [set(cores)]
