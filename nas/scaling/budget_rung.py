@@ -102,7 +102,7 @@ class Rung:
                 worker=worker,
                 deadline=deadline,
                 on_event=self.on_event,
-                keep=finalists.BestSoFar(self.folder, objective, evaluator.save),
+                keep=finalists.BestSoFar(self.folder, objective, evaluator.save, self._say),
             )
             return self._finish(study, objective, most_finalists, seeds, started + seconds)
         finally:

@@ -36,7 +36,8 @@ def no_device(name: str) -> Target:
     raise TargetUnavailable(f"there is no way here to find the device {name!r}")
 
 
-# Makes the network that was just judged, so that its files can be written.
+# Makes the network that was just judged, so that its files can be written. One of which only the
+# figures are known is trained again, and its record becomes that of this training.
 MakeNetwork = Callable[[], Any]
 Keep = Callable[[MakeNetwork, dict[str, Any]], None]
 OnEpoch = Callable[[int, float], bool]
@@ -105,7 +106,7 @@ class Evaluator(Protocol):
 
         `on_epoch(epoch, quality)` ends the training where it returns True. `final`: as what is kept
         is trained, at the size it is deployed at. `keep(make_network, record)` is called with what
-        was just trained.
+        was judged; "cached" in the result: its figures were known, and it was not trained.
         """
 
     def measure_again(self, network: Candidate | pathlib.Path, name: str) -> list[dict[str, Any]]:

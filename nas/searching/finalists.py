@@ -53,30 +53,46 @@ def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
 
 @dataclasses.dataclass(frozen=True)
 class BestSoFar:
-    """Keeps the best network during the search, as trained: a crash finds it on the disk.
+    """Keeps the network that would be the winner, as it was judged: it is always on the disk.
 
-    Called with every network that was just trained; of several workers' the best stays. Its files
+    Called with every network that was just judged; of several workers' the best stays. Its files
     are so_far.json and what `save`, an evaluator's, leaves as so_far.keras; best.keras and
-    best.tflite are those of the winner.
+    best.tflite are those of the winner. A network that is recalled from the cache has no weights:
+    it is trained again, if it is the best, and then only.
     """
 
     folder: pathlib.Path
     objective: Objective
     save: Callable[[Any, pathlib.Path], None]
+    say: Callable[[str], None] = lambda text: None
 
     def __call__(
         self, network: MakeNetwork, profile: dict[str, Any], evaluation: dict[str, Any]
     ) -> None:
         if evaluation["stopped"]:
             return
-        rank = [self.objective.excess(profile["costs"]), -evaluation["quality"]]
         with locks.locked(self.folder / "so_far.lock"):
-            best = best_so_far(self.folder)
-            if best and best["rank"] <= rank:
-                return
-            self.save(network(), self.folder / "so_far")
-            record = {"rank": rank, "profile": profile, "evaluation": evaluation}
-            write_json(self.folder / "so_far.json", record)
+            if self._better(profile, evaluation):
+                if evaluation.get("cached"):
+                    self.say("best so far, known from an earlier search: trained again, to keep it")
+                self.write(network, profile, evaluation)
+
+    def write(
+        self, network: MakeNetwork, profile: dict[str, Any], evaluation: dict[str, Any]
+    ) -> None:
+        """Keep this network, whether it is better or not."""
+        self.save(network(), self.folder / "so_far")
+        write_json(self.folder / "so_far.json", {"profile": profile, "evaluation": evaluation})
+
+    def _better(self, profile: dict[str, Any], evaluation: dict[str, Any]) -> bool:
+        """Whether `ranked` would put it before the one that is kept."""
+        best = best_so_far(self.folder)
+        if best is None:
+            return True
+        costs = [best["profile"]["costs"], profile["costs"]]
+        qualities = [best["evaluation"]["quality"], evaluation["quality"]]
+        quality = self.objective.discounted(qualities, costs)
+        return pareto.winner(quality, costs, self.objective.budgets) == 1
 
 
 def best_so_far(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -120,6 +136,17 @@ def train_finalists(
         nearest = min(over, key=lambda finalist: objective.excess(finalist["costs"]))
         (trial,) = (t for t in candidates if t.number == nearest["number"])
         over = [_finalist(folder, trial, evaluator, objective, epochs, say, insist=True)]
+    return _handed_over(folder, evaluator, objective, done, over)
+
+
+def _handed_over(
+    folder: pathlib.Path,
+    evaluator: Evaluator,
+    objective: Objective,
+    done: list[dict[str, Any]],
+    over: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Publish the best of the finalists that are `done`, else of those over a limit."""
     finalists = done or over
     costs = [finalist["costs"] for finalist in finalists]
     quality = objective.discounted([finalist["quality"] for finalist in finalists], costs)
@@ -129,6 +156,13 @@ def train_finalists(
         "winner": best,
         "finalists": sorted(done + over, key=lambda finalist: -finalist["quality"]),
     }
+
+
+def _trained_already(folder: pathlib.Path, ranking: list[FrozenTrial]) -> list[dict[str, Any]]:
+    """The finalists that were trained, and fit, before an interrupt."""
+    paths = [folder / "finalists" / f"{trial.number}.json" for trial in ranking]
+    records = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [one for one in records if one.get("retrained") and one["within_budget"]]
 
 
 def train_baseline(
@@ -141,14 +175,26 @@ def train_baseline(
     return json.loads(path.read_text())["quality"]
 
 
+def _baseline_quality(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "finalists" / "baseline.json"
+    return {"baseline_quality": json.loads(path.read_text())["quality"]} if path.exists() else {}
+
+
 def best_as_searched(
-    folder: pathlib.Path, study: optuna.Study, evaluator: Evaluator, objective: Objective
+    folder: pathlib.Path,
+    study: optuna.Study,
+    evaluator: Evaluator,
+    objective: Objective,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write the best network with the weights that it was judged with; {"winner", "finalists"}.
 
     Where there are no finalists, or not yet. A winner of finalists that an earlier call wrote
     stays.
     """
+    ranking = ranked(study, objective)
+    if done := _trained_already(folder, ranking):
+        return _handed_over(folder, evaluator, objective, done, []) | _baseline_quality(folder)
     result = folder / "result.json"
     earlier = json.loads(result.read_text()) if result.exists() else {}
     if (earlier.get("winner") or {}).get("retrained"):
@@ -157,16 +203,21 @@ def best_as_searched(
             "finalists": earlier["finalists"],
             "baseline_quality": earlier["baseline"]["quality"],
         }
-    ranking = ranked(study, objective)
-    if ranking and evaluator.epochs is None:  # a table has no weights
+    if not ranking:
+        return {}
+    if evaluator.epochs is None:  # a table has no weights
         winner = _finalist(folder, ranking[0], evaluator, objective, None)
         return {"winner": winner, "finalists": []}
+    trial = ranking[0]
+    candidate, profile = evaluator.candidate(trial), trial.user_attrs["profile"]
     best = best_so_far(folder)
-    by_key = {trial.user_attrs["profile"]["key"]: trial for trial in ranking}
-    if best is None or best["profile"]["key"] not in by_key:
-        return {}
-    trial = by_key[best["profile"]["key"]]
-    candidate = evaluator.candidate(trial)
+    if best is None or best["profile"]["key"] != profile["key"]:
+        # Of a study that was begun by an earlier version, or what its worker did not live to tell.
+        say(f"training trial {trial.number}, the best, once more: its weights were not kept")
+        keep = BestSoFar(folder, objective, evaluator.save).write
+        evaluator.train(candidate, keep=lambda network, record: keep(network, profile, record))
+        best = best_so_far(folder)
+        assert best is not None
     stem = folder / "finalists" / f"{trial.number}-as-searched"
     stem.parent.mkdir(exist_ok=True)
     size = evaluator.write_saved(folder / "so_far", candidate, stem)

@@ -3,17 +3,18 @@
 import functools
 import math
 import pathlib
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 
+from nas import interruption
 from nas.controllers.random import Random
 from nas.events import Listener, Message, ignore
 from nas.searching import finalists, journal
 from nas.searching import study as studies
+from nas.searching import workers as processes
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import Evaluator
 from nas.searching.events import SearchBegins
@@ -32,6 +33,7 @@ DEFAULT_TRIALS = 16
 DEFAULT_ONE_SHOT_TRIALS = 400  # in a supernet a network is judged in less than a second
 
 
+@interruption.interruptible()
 def search(
     parts: Parts,
     settings: Settings,
@@ -44,7 +46,7 @@ def search(
     by_name: bool = True,
     prove: bool = False,
     child: bool = False,
-    start_workers: Callable[[], Sequence[subprocess.Popen[bytes]]] = tuple,
+    start_workers: Callable[[], processes.Workers] = tuple,
     on_event: Listener = ignore,
 ) -> Study:
     """Begin or resume the study of `folder`, and write the best network into it.
@@ -72,7 +74,7 @@ def search(
     run = _Run(parts, settings, folder, study, evaluator, baseline, on_event)
     started, minutes = time.monotonic(), minutes or math.inf
     summary: dict[str, Any] = {}
-    workers: Sequence[subprocess.Popen[bytes]] = ()
+    workers: processes.Workers = ()
     interrupted = False
     try:
         evaluator.prepare(minutes, on_event)
@@ -86,8 +88,7 @@ def search(
         ended = search_for()
         if child:
             return run.study_found({})
-        for worker in workers:
-            worker.wait()
+        processes.wait(workers)
         if workers:
             ended = search_for()  # what a killed worker left undone
         run.say_end(ended)
@@ -95,15 +96,16 @@ def search(
             summary["prove"] = run.prove()
         summary |= run.finish(most_finalists, started + 60 * minutes)
     except KeyboardInterrupt:
-        for worker in workers:
-            worker.wait()
+        interruption.hand_over()
         if child or run.objective is None:
             raise
         interrupted = True
         on_event(Message("\ninterrupted: nothing finished is lost, the same command resumes"))
-        summary |= finalists.best_as_searched(folder, study, evaluator, run.objective)
+        processes.end(workers)
+        summary |= finalists.best_as_searched(folder, study, evaluator, run.objective, run.say)
     finally:
         run.worker.leave()
+    interruption.hand_over()
     summary["seconds"] = time.monotonic() - started
     found = run.study_found(summary, interrupted)
     found.write()
@@ -149,7 +151,7 @@ class _Run:
             score=score,
             deadline=deadline,
             on_event=self.on_event,
-            keep=finalists.BestSoFar(self.folder, objective, self.evaluator.save),
+            keep=finalists.BestSoFar(self.folder, objective, self.evaluator.save, self.say),
         )
 
     @property
@@ -239,7 +241,9 @@ class _Run:
     def finish(self, most: int, end: float) -> dict[str, Any]:
         """Write the winner; what `nas.searching.finalists` finds."""
         if not most:
-            return finalists.best_as_searched(self.folder, self.study, self.evaluator, self._goal)
+            return finalists.best_as_searched(
+                self.folder, self.study, self.evaluator, self._goal, self.say
+            )
         epochs = finalists.final_epochs_of(self.evaluator)
         found = finalists.train_finalists(
             self.folder,

@@ -264,7 +264,7 @@ class Networks:
         """Judges a candidate: {quality, curve, stopped, ...}, of the cache where it is known.
 
         `final` trains it at the size it is deployed at and does not look into the cache, nor does
-        it judge without a training. Of what is in the cache, `keep` sees nothing.
+        it judge without a training.
         """
         from nas.training import loop
 
@@ -283,23 +283,33 @@ class Networks:
             "engine": loop.identity(task),
         }
 
-        def compute() -> dict[str, Any]:
-            product, training = self._trained(small, task, epochs, on_epoch)
-            record = {
+        made: list[Product] = []
+
+        def compute(stop: OnEpoch | None) -> dict[str, Any]:
+            product, training = self._trained(small, task, epochs, stop)
+            made.append(product)
+            return {
                 "quality": training.quality,
                 "curve": list(training.curve),
                 "stopped": len(training.curve) < epochs,
                 "transient": len(training.curve) < epochs,
                 "train_s": training.seconds,
+                "cached": False,
             }
-            if keep is not None:
-                keep(functools.partial(_resized, candidate, product), record)
-            return record
+
+        def network() -> Product:
+            if not made:  # the cache has figures only
+                record.update(compute(None))
+            return _resized(candidate, made[0])
 
         if final:
-            return compute()
-        record, known = cache.remember("quality", identity, compute)
-        return record | {"cached": known}
+            record = compute(on_epoch)
+        else:
+            record, known = cache.remember("quality", identity, lambda: compute(on_epoch))
+            record["cached"] = known
+        if keep is not None:
+            keep(network, record)
+        return record
 
     def _judged(self, small: Candidate) -> dict[str, Any] | None:
         """The record of a candidate that need not be trained for it; None: it must be."""

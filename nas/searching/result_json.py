@@ -15,14 +15,14 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
     winner = found.get("winner") or {}
     timed = winner.get("latency") or baseline.get("latency") or [{}] * len(settings.targets)
     every = study.get_trials(deepcopy=False)
-    records = [
-        {**trial.user_attrs.get("profile", {}), **trial.user_attrs.get("evaluation", {})}
-        for trial in every
-    ]
-    done_here = [r for r in records if not r.get("cached") and "duplicate_of" not in r]
+    records = [trial.user_attrs.get("profile", {}) for trial in every]
+    new = [trial for trial in every if "duplicate_of" not in trial.user_attrs.get("profile", {})]
+    profiles = [trial.user_attrs.get("profile", {}) for trial in new]
+    trainings = [trial.user_attrs.get("evaluation", {}) for trial in new]
     spent = {
-        name: sum(record.get(f"{name}_s", 0.0) for record in done_here)
-        for name in ("build", "profile", "train")
+        "build": sum(profile.get("build_s", 0.0) for profile in profiles),
+        "profile": sum(profile.get("profile_s", 0.0) for profile in profiles),
+        "train": sum(one.get("train_s", 0.0) for one in trainings if not one.get("cached")),
     }
     states = [trial.state.name.lower() for trial in every]
     return {

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from latency.cpu import CPU
-from nas import registry
+from nas import backend, registry
 from nas.cli.command_line import main
 from nas.cli.search import parts_of
 from nas.controllers.random import Random
@@ -20,11 +20,13 @@ from nas.searching import journey
 from nas.searching import study as studies
 from nas.searching.candidate import Candidate
 from nas.searching.events import SearchBegins, TrialEvent
+from nas.searching.loop import trained
 from nas.searching.parts import Parts
 from nas.searching.result import Study
 from nas.searching.start import evaluator_of
 from nas.searching.study import Settings
 from nas.tasks.task import Task
+from nas.training import loop
 
 FAMILY = '''
 """A family outside the package."""
@@ -139,6 +141,48 @@ def test_an_interrupt_hands_over_what_there_is(family, tmp_path):
     assert not again.interrupted
     states = [trial.state for trial in again.trials]
     assert states.count(optuna.trial.TrialState.COMPLETE) >= 2
+
+
+def handed_over(found: Study) -> float:
+    """The quality of the network in best.keras, judged again."""
+    backend.load()
+    return loop.evaluate(found.winner.model, task())
+
+
+@pytest.mark.parametrize("reward", ["absolute", "pareto"])
+def test_the_winner_is_what_is_handed_over_though_all_were_trained_before(
+    family, tmp_path, monkeypatch, reward
+):
+    """Recalled from the cache a network has no weights: the best is trained again, no other."""
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    settings = dataclasses.replace(NAMES, reward=reward)
+    trainings = []
+    fit = loop.fit
+    monkeypatch.setattr(
+        loop, "fit", lambda *of, **options: trainings.append(of) or fit(*of, **options)
+    )
+    for name in ("first", "again"):
+        trainings.clear()
+        found = journey.search(parts(family), settings, tmp_path / name, trials=3, most_finalists=0)
+        best = max(
+            trained(found._study), key=lambda trial: trial.user_attrs["evaluation"]["quality"]
+        )
+        winner = found.winner
+        assert winner.quality == best.user_attrs["evaluation"]["quality"] == handed_over(found)
+        assert len(trainings) == 3 if name == "first" else 1 <= len(trainings) <= 3
+    # What is kept was lost, or is of a network that no worker lived to tell of.
+    (tmp_path / "again" / "so_far.json").unlink()
+    said = []
+    lost = journey.search(
+        parts(family),
+        settings,
+        tmp_path / "again",
+        trials=3,
+        most_finalists=0,
+        on_event=lambda event: said.append(str(event)),
+    )
+    assert any("once more" in text for text in said)
+    assert lost.winner.number == winner.number and handed_over(lost) == winner.quality
 
 
 def test_a_config_of_a_script_is_refused_at_once(family, tmp_path, monkeypatch):
