@@ -10,7 +10,7 @@ from optuna.samplers import GPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from nas.proposals.history import Reseeded
+from nas.proposals.reseeded import Reseeded
 
 
 class GP(Reseeded, GPSampler):

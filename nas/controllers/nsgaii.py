@@ -2,12 +2,13 @@
 
 import warnings
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from nas.proposals.history import Reseeded
+from nas.proposals.reseeded import Reseeded
 
 
 class SameParents(Reseeded):
@@ -34,6 +35,13 @@ class SameParents(Reseeded):
                 mutation_prob=mutation_prob,
             )
         self.start(seed)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Optuna's; before any trial is complete, of those that exceeded a limit."""
+        found = super().infer_relative_search_space(study, trial)  # type: ignore[misc]
+        return found or dict(self._history.read(study, trial).distributions)
 
     def get_parent_population(self, study: Study, generation: int) -> list[FrozenTrial]:
         """Optuna's, by number, without use of the random stream of the asking trial."""

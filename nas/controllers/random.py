@@ -2,7 +2,7 @@
 
 from optuna.samplers import RandomSampler
 
-from nas.proposals.history import Reseeded
+from nas.proposals.reseeded import Reseeded
 
 
 class Random(Reseeded, RandomSampler):

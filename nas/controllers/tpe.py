@@ -9,7 +9,7 @@ import warnings
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import TPESampler
 
-from nas.proposals.history import Reseeded
+from nas.proposals.reseeded import Reseeded
 
 
 class TPE(Reseeded, TPESampler):

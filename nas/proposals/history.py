@@ -23,6 +23,7 @@ from optuna.distributions import (
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.proposals import limits
 from nas.proposals.blas import one_blas_thread
 
 MOST_EXACT = 64  # a numeric parameter with more steps than this is searched in BINS bins
@@ -243,6 +244,19 @@ class History:
                     break
         return codes
 
+    def within_limits(self, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """These codes, or others that probably keep to the limits of the search (limits.py)."""
+        space = self.space
+        assert space is not None  # after `encode`
+        return limits.repaired(
+            codes,
+            self.finished,
+            sizes=space.sizes,
+            encode=space.encode,
+            seen=self.seen,
+            rng=rng,
+        )
+
 
 class FromHistory:
     """Mix-in for a sampler whose proposals depend on its seed and the `History`: define `propose`.
@@ -278,7 +292,8 @@ class FromHistory:
             history = self._history.read(study, trial)
             space = history.encode(search_space)
             rng = generator(self._seed, history.count)
-            return space.decode(self.propose(study, history, space, rng), rng)
+            codes = self.propose(study, history, space, rng)
+            return space.decode(history.within_limits(codes, rng), rng)
 
     def sample_independent(
         self,
@@ -298,54 +313,6 @@ class FromHistory:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
-
-
-class Reseeded:
-    """Mix-in before one of Optuna's samplers: its random state follows from seed and history.
-
-    Every sampling call starts its own stream, so nothing carries over from one trial to the next.
-    """
-
-    _history: History
-    _rng: Any  # Optuna's
-
-    def start(self, seed: int | None) -> None:
-        """Call once, after Optuna's constructor."""
-        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._history = History()
-
-    def reseed(self, study: Study, trial: FrozenTrial, *context: int | str) -> None:
-        """Points every random state of the sampler at the stream of `trial` and `context`."""
-        count = self._history.read(study, trial).count
-        state = sequence(self._seed, count, *context).generate_state(4)
-        for name in ("_random_sampler", "_independent_sampler"):
-            if hasattr(self, name):
-                getattr(self, name)._rng.rng.seed(state)
-        self._rng.rng.seed(state)
-
-    def reseed_rng(self) -> None:
-        """Nothing to do: no two trials of a study share a stream."""
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Optuna's, from the stream of this trial."""
-        self.reseed(study, trial)
-        with one_blas_thread():
-            return super().sample_relative(study, trial, search_space)  # type: ignore[misc]
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Optuna's, from the stream of this trial and parameter."""
-        self.reseed(study, trial, param_name)
-        return super().sample_independent(  # type: ignore[misc]
-            study, trial, param_name, param_distribution
-        )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
