@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from nas import backend
+from nas import backend, interruption
 
 keras = backend.load()
 
@@ -206,7 +206,7 @@ def row(name, chosen, model, task, foreign, arguments, out: pathlib.Path) -> dic
     def train(prepared, update):
         checkpoint = Checkpoint(out / f"{name}.checkpoint.npz", identity)
         line = Line(TrainingBegins(task, arguments.batch, arguments.epochs, None))
-        with checkpoint.interruptible():
+        with interruption.interruptible():
             fit(
                 prepared,
                 task,

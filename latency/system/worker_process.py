@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Self
 
+from latency.system.end_with_parent import end_with_parent
+
 
 class WorkerDied(Exception):
     """The worker ended without an answer; the text continues "the process "."""
@@ -98,7 +100,7 @@ class WorkerProcess:
         given = {"TF_CPP_MIN_LOG_LEVEL": "3"} | self._environment
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_end`
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", self._module],
+            [sys.executable, "-P", "-m", self._module, *_parent()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -141,6 +143,8 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
     What libraries print goes to stderr. `answer` runs in the main thread.
     """
+    if sys.argv[1:]:
+        end_with_parent(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -158,6 +162,12 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # runtimes may end slowly, or crash when they do
+
+
+def _parent() -> list[str]:
+    """What tells a worker whom to end with; of a thread, its end would count as this process's."""
+    main = threading.current_thread() is threading.main_thread()
+    return [str(os.getpid())] if main else []
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from nas import interruption
 from nas.cli import (
     compress,
     count,
@@ -31,6 +32,8 @@ COMMANDS = (
     listing,
 )
 
+INTERRUPTED = 130
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; it imports nothing heavy."""
@@ -57,25 +60,40 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 done, 2 an expected error (one line on stderr), 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser().parse_args(argv)
-    arguments.argv = argv
+    """Run one command; its exit status.
+
+    0 done, 2 an expected error (one line on stderr), 130 ended by Ctrl-C, 143 by SIGTERM.
+    """
+    with interruption.command() as request:
+        argv = sys.argv[1:] if argv is None else argv
+        arguments = parser().parse_args(argv)
+        arguments.argv = argv
+        code = _run(arguments, request)
+    return 128 + request.signal if code == INTERRUPTED and request.signal else code
+
+
+def _run(arguments: argparse.Namespace, request: interruption.Request) -> int:
     try:
         if arguments.imports:
             _import(arguments.imports)
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if request.raised:  # an import that it cut short may fail in any way
+            return _interrupted()
         if arguments.debug or not _expected(error):
             raise
         print(f"nas: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _expected(error: Exception) -> bool:

@@ -65,7 +65,7 @@ def _history(arguments: argparse.Namespace) -> int:
 
 def learn(arguments: argparse.Namespace) -> int:
     """`nas device add`: time probe networks on a device and learn to predict it."""
-    from nas import backend
+    from nas import backend, interruption
     from nas.profiling import learn_device
 
     target = registry.target(arguments.target)
@@ -81,6 +81,7 @@ def learn(arguments: argparse.Namespace) -> int:
             on_event=_say,
         )
     except KeyboardInterrupt:
+        interruption.hand_over()
         _say(Message("\ninterrupted: every timed probe is kept, the same command continues"))
         return 130
     if arguments.json:

@@ -10,7 +10,8 @@ from typing import Any
 
 from latency.networks import keras_file
 from latency.target import Latency
-from nas import backend, registry
+from nas import backend, interruption, registry
+from nas.cli import shapes
 from nas.events import Message
 from nas.networks.build import deploy
 from nas.profiling import journey
@@ -89,6 +90,7 @@ def _sustained(
         interrupted = True
     finally:
         if sys.stderr.isatty():
+        interruption.hand_over()
             print(file=sys.stderr)
     if runs:
         plot = figure.save(Path(arguments.out), plots.draw(list(runs.values())))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from latency.system.end_with_parent import end_with_parent
+
 if TYPE_CHECKING:
     from nas.searching.parts import Parts
     from nas.searching.result import Study
@@ -120,7 +122,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--workers", type=int, default=1, help="processes on this machine (%(default)s)"
     )
-    where.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    where.add_argument("--child", type=int, metavar="PARENT", help=argparse.SUPPRESS)
     search.set_defaults(run=run)
     show = commands.add_parser("show", parents=[common], help="print a study's result again")
     show.add_argument("folder", metavar="run", help="folder of the study, e.g. runs/mnas1")
@@ -145,6 +147,8 @@ def _beta(text: str) -> float | str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Begin or resume a study and print what it found; 0, or 130 where it was interrupted."""
+    if arguments.child is not None:
+        end_with_parent(arguments.child)
     from nas import backend
     from nas.cli.progress import Progress
     from nas.searching import journey
@@ -162,11 +166,11 @@ def run(arguments: argparse.Namespace) -> int:
         most_finalists=arguments.finalists,
         storage=arguments.storage,
         prove=arguments.prove,
-        child=arguments.child,
+        child=arguments.child is not None,
         start_workers=functools.partial(_start_workers, arguments.argv, arguments.workers - 1),
         on_event=Progress(),
     )
-    if not arguments.child:
+    if arguments.child is None:
         _print(study, arguments.json)
     return 130 if study.interrupted else 0
 
@@ -198,7 +202,7 @@ def _print(study: "Study", as_json: bool) -> None:
 
 
 def _start_workers(argv: list[str], count: int) -> list[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "nas", *argv, "--child"]
+    command = [sys.executable, "-m", "nas", *argv, "--child", str(os.getpid())]
     return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
 
 

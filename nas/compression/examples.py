@@ -1,12 +1,24 @@
 """Examples of a task that compression methods look at."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from compress.examples.choose import choose
 from compress.examples.data import Data, taken
-from nas.tasks.task import Task
+from nas import interruption
+from nas.tasks.task import Task, Tree
 
 EXAMPLES = 512  # that methods look at
+
+
+class Interruptible(Data):
+    """Examples between whose batches Ctrl-C ends what a method does."""
+
+    def batches(self, size: int = 64) -> Iterator[tuple[Tree, Tree | None]]:
+        """(inputs, targets) of all examples, in order."""
+        for batch in super().batches(size):
+            interruption.check()
+            yield batch
 
 
 def examples(task: Task | None, model: Any, count: int, seed: int) -> Data | None:
@@ -22,5 +34,5 @@ def examples(task: Task | None, model: Any, count: int, seed: int) -> Data | Non
     chosen = choose(inputs, targets, count, seed)
     seen = prepared(model)(taken(inputs, chosen))
     if targets is None:
-        return Data(seen)
-    return Data(seen, labels(taken(targets, chosen)), task.loss)
+        return Interruptible(seen)
+    return Interruptible(seen, labels(taken(targets, chosen)), task.loss)

@@ -14,7 +14,7 @@ from compress.examples.data import Data
 from compress.method import Method
 from latency.system.json_records import utc_now, write_json
 from latency.target import Target
-from nas import backend
+from nas import backend, interruption
 from nas.compression import before_and_after, sensitivity, teachers
 from nas.compression.examples import EXAMPLES, examples
 from nas.events import Listener, Message, ignore
@@ -131,6 +131,7 @@ class Compressed:
 
 
 def compress(
+@interruption.interruptible()
     network: Any,
     methods: Sequence[Method],
     task: Task | None = None,

@@ -14,6 +14,7 @@ from compress.method import compress as run_methods
 from latency.system.atomic_write import atomic_write
 from latency.system.json_records import write_json
 from latency.target import Target, TargetUnavailable
+from nas import interruption
 from nas.compression import before_and_after
 from nas.compression.cell import Cell
 from nas.compression.examples import examples
@@ -47,6 +48,7 @@ class Matrix:
         return matrix.table(self.cells)
 
 
+@interruption.interruptible()
 def matrix(
     networks: Mapping[str, Any],
     methods: Mapping[str, Method],

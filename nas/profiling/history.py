@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from latency.system.json_records import utc_now
 from latency.target import Latency, Target, cache_directory
+from nas import interruption
 
 _PROFILES = sa.Table(
     "profiles",
@@ -52,6 +53,7 @@ def profile(
 
     `networks` are digests that identify the networks, where the caller knows them.
     """
+    interruption.check()
     latencies = target.compare(list(models.values()), **options)
     for index, (name, latency) in enumerate(zip(models, latencies, strict=True)):
         add(latency, name, networks[index] if networks else digest(models[name]))

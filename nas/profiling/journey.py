@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latency.target import Latency, Target, TargetUnavailable
+from nas import interruption
 from nas.events import Listener, Message, ignore
 from nas.profiling import history
 from nas.profiling.results import Failure, Profile, Profiles
@@ -13,6 +14,7 @@ from nas.profiling.results import Failure, Profile, Profiles
 _EXPECTED = (ValueError, OSError, TargetUnavailable)
 
 
+@interruption.interruptible()
 def profile(
     models: Any,
     targets: Any,
@@ -85,6 +87,7 @@ def sustain(
             network = history.digest(model)
             for batch_size in batch_sizes:
                 for latency in target.sustain(model, batch_size, seconds):
+                    interruption.check()
                     history.add(latency, name, network)
                     yield Profile(name, target_name, latency)
 

@@ -22,6 +22,7 @@ from latency.prediction.operation_features import Work
 from latency.prediction.predictor import Predictor
 from latency.system.json_records import utc_now
 from latency.target import Kind, Latency, Target
+from nas import interruption
 from nas.events import Listener, Message, ignore
 from nas.networks.build import build
 from nas.profiling import history
@@ -77,6 +78,7 @@ class _Candidate:
     model: Any  # a Keras model, or the bytes of a file
 
 
+@interruption.interruptible()
 def learn(
     name: str,
     target: Target,
@@ -324,6 +326,7 @@ class _Candidates:
             key = f"probe:{number}" if source == "probe" else f"{source}:{number}"
             if key in self.tried:
                 continue
+            interruption.check()
             if source == "probe":
                 model = probe_networks.network(number)
             else:

@@ -1,10 +1,10 @@
 """Work on a device that may be away for a while."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from latency.target import TargetUnavailable
+from nas import interruption
 
 WAIT_FOR_DEVICE_S = 10.0
 
@@ -19,4 +19,4 @@ def wait_for_device(work: Callable[[], Any], say: Callable[[str], None]) -> Any:
             if str(error) != said:
                 said = str(error)
                 say(said)
-            time.sleep(WAIT_FOR_DEVICE_S)
+            interruption.sleep(WAIT_FOR_DEVICE_S)

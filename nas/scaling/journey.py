@@ -16,6 +16,7 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from latency.target import Target
+from nas import interruption
 from nas.events import Listener, Message, ignore
 from nas.networks import build
 from nas.scaling import budget_rung
@@ -35,6 +36,7 @@ DEFAULT_TRIALS = 12
 ENDLESS = 10**6  # trials of a search that ends after a time
 
 
+@interruption.interruptible()
 def scale(
     base: Any,
     task: Task,
@@ -109,6 +111,7 @@ def scale(
             family = Family(folder, _content(base, networks, settings, beginning, found))
             family.write()
     except KeyboardInterrupt:
+        interruption.hand_over()
         if family is None:
             raise
         on_event(Message("\ninterrupted: nothing finished is lost, the same command goes on"))

@@ -16,6 +16,7 @@ import numpy as np
 
 from compress.examples.data import taken
 from latency.system.atomic_write import atomic_write
+from nas import interruption
 from nas.networks import build
 from nas.tasks.task import Task
 from nas.training.batches import count, labels, prepared
@@ -138,6 +139,7 @@ class Supernet:
         score = self.task.scorer(model, predict)
         scores = []
         for start in range(0, most - size + 1, size):
+            interruption.check()
             chosen = slice(start, start + size)
             batch = [taken(part, chosen) for part in (inputs, targets)]
             scores.append(np.asarray(score(batch[0], labels(batch[1])), np.float64))
@@ -198,6 +200,7 @@ class Supernet:
         size = min(BATCH, most)
         try:
             for number, start in enumerate(range(0, most - size + 1, size)):
+                interruption.check()
                 for norm in norms:
                     norm.momentum = number / (number + 1)  # so that it is the mean of all batches
                 model(prepare(taken(inputs, slice(start, start + size))), training=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nas import interruption
 from nas.text.language_models import LanguageModel
 from nas.text.tokenizer import Tokenizer
 
@@ -117,6 +118,7 @@ def generate(
             result.text += text
             on_text(text)
     except KeyboardInterrupt:
+        interruption.hand_over()
         result.ended = "interrupted"
     return result
 

@@ -4,22 +4,18 @@ It holds the arrays of the engine, those of the best epoch, the history, and whi
 of.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import signal
-import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from latency.system.atomic_write import atomic_write
-from nas.training.state import Epoch, Interrupted, State
+from nas.training.state import Epoch, State
 
 LARGEST_SHARE = 0.05  # of the time may go into writing, however short the interval
 
@@ -42,7 +38,6 @@ class Checkpoint:
     path: pathlib.Path
     identity: dict[str, Any]
     seconds: float = 60.0
-    _interrupted: bool = False
     _written: float = dataclasses.field(default_factory=time.monotonic)
     _cost: float = 0.0
 
@@ -100,33 +95,6 @@ class Checkpoint:
         """Whether it is time to write."""
         least = max(self.seconds, self._cost / LARGEST_SHARE)
         return time.monotonic() - self._written >= least
-
-    def poll(self) -> None:
-        """Raise `Interrupted` after Ctrl-C or SIGTERM; called where the state is consistent."""
-        if self._interrupted:
-            raise Interrupted
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the training between two steps; a second one at once.
-
-        Signals reach the main thread only: a training in another one leaves them as they are.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: Any) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def delete(self) -> None:
         """Remove the file, as a training that is finished does."""

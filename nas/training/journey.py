@@ -1,6 +1,5 @@
 """`nas.train`: a network and a task to a trained network, its files and what is known of it."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +17,7 @@ import numpy as np
 
 from latency.networks import keras_file
 from latency.system.json_records import utc_now, write_json
-from nas import backend
+from nas import backend, interruption
 from nas.events import Listener, Message, ignore
 from nas.files.open_network import Network
 from nas.networks.build import build, digest_of, for_task, identity_of, name_of
@@ -126,6 +125,7 @@ class Trained:
         save(self.model, out)  # last: where it is, everything is
 
 
+@interruption.interruptible()
 def train(
     network: Any,
     task: Task,
@@ -251,6 +251,7 @@ def train(
     record = _record(keras, name, model, config, task, task_name, done, identity)
     result = Trained(model, config, record, task.files)
     if path is not None and checkpoint is not None:
+        interruption.hand_over()
         result.save(path)
         checkpoint.delete()
     return result
@@ -282,12 +283,11 @@ def fit(
                 )
         on_event(now)
 
-    context = checkpoint.interruptible() if checkpoint is not None else contextlib.nullcontext()
     try:
-        with context:
-            return loop.fit(model, task, watch=watch, checkpoint=checkpoint, **options)
+        return loop.fit(model, task, watch=watch, checkpoint=checkpoint, **options)
     except loop.Interrupted:
-        on_event(Message(f"interrupted at step {step}: the same command goes on from there"))
+        if checkpoint is not None:
+            on_event(Message(f"interrupted at step {step}: the same command goes on from there"))
         raise
     except FloatingPointError as error:
         if checkpoint is not None:

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
-from nas.tasks.task import Task, Tree, are_probabilities, classification
+from nas import interruption
+from nas.interruption import Interrupted
+from nas.tasks.scoring.classes import is_classification
+from nas.tasks.task import Task, Tree, are_probabilities
 from nas.training.batches import (
     arrays_of,
     count,
@@ -28,7 +31,7 @@ from nas.training.batches import (
 from nas.training.checkpoint import Checkpoint
 from nas.training.engines import Engine, Judge, engine
 from nas.training.recipe import Recipe, identity, recipe_of
-from nas.training.state import Epoch, Interrupted, Now, State
+from nas.training.state import Epoch, Now, State
 
 __all__ = [
     "Epoch",
@@ -44,7 +47,7 @@ __all__ = [
 ]
 
 PARTS = 50  # of an epoch, whose means are kept
-Judgement = Callable[[Callable[[], None] | None], tuple[float, float]]
+Judgement = Callable[[], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +168,7 @@ class _Loop:
         try:
             while not stop and not self._over():
                 self._steps(engine, watch, update, checkpoint)
-                epoch = self._judge(engine, quality_and_loss, checkpoint)
+                epoch = self._judge(engine, quality_and_loss)
                 if watch is not None:
                     last = epoch.rates[-1]
                     watch(Now(epoch.number, state.step, self.steps(), epoch.loss, last, epoch))
@@ -174,6 +177,7 @@ class _Loop:
                     self._keep(engine, checkpoint)
         except Interrupted:
             if checkpoint is not None:
+                interruption.hand_over()
                 self._keep(engine, checkpoint)
             raise
         kept = state.history[-1]
@@ -215,19 +219,16 @@ class _Loop:
             state.rates.append(rate)
             if watch is not None:
                 watch(Now(epoch, state.step, self.steps(), loss, rate))
-            if checkpoint is not None:
-                checkpoint.poll()
-                if checkpoint.due():
-                    self._keep(engine, checkpoint)
+            interruption.check()
+            if checkpoint is not None and checkpoint.due():
+                self._keep(engine, checkpoint)
         self.seconds["train"] += time.perf_counter() - since
 
-    def _judge(
-        self, engine: Engine, quality_and_loss: Judgement, checkpoint: Checkpoint | None
-    ) -> Epoch:
+    def _judge(self, engine: Engine, quality_and_loss: Judgement) -> Epoch:
         """Judge the weights; the epoch, which has ended then."""
         state, since = self.state, time.perf_counter()
         with engine.averaged():
-            quality, valid_loss = quality_and_loss(None if checkpoint is None else checkpoint.poll)
+            quality, valid_loss = quality_and_loss()
             if self.recipe.patience and self._is_best(valid_loss):
                 state.best = engine.weights()
         self.seconds["evaluate"] += time.perf_counter() - since
@@ -284,11 +285,11 @@ def measure(model: Any, task: Task, run: Callable[[Any], Any] | None = None) -> 
     """
     check(model, task)
     size = valid_batch(model, task, recipe_of(task))
-    return judge(model, task, _Eager(model, task, run), size)(None)
+    return judge(model, task, _Eager(model, task, run), size)()
 
 
 def judge(model: Any, task: Task, engine: Judge, batch_size: int) -> Judgement:
-    """A function of `poll`, called between batches: (quality, validation loss) of the weights."""
+    """A function that gives quality and validation loss of the weights."""
     last: dict[str, Any] = {}
 
     def predict(inputs: Any) -> Any:
@@ -298,12 +299,11 @@ def judge(model: Any, task: Task, engine: Judge, batch_size: int) -> Judgement:
 
     score = task.scorer(model, predict)
 
-    def quality_and_loss(poll: Callable[[], None] | None) -> tuple[float, float]:
+    def quality_and_loss() -> tuple[float, float]:
         scores, losses = [], []
         total = count(task.valid)
         for start in range(0, total, batch_size):
-            if poll is not None:
-                poll()
+            interruption.check()
             first = min(start, total - batch_size)  # the last batch overlaps: one shape only
             chosen = slice(first, first + batch_size)
             inputs, targets = (taken(part, chosen) for part in task.valid)
@@ -359,7 +359,7 @@ def check(model: Any, task: Task, epochs: int | None = 1, minutes: float | None 
     found = mapped(single(model.input), lambda tensor: tuple(tensor.shape))
     needed = mapped(task.train[0], lambda array: (None, *array.shape[1:]))
     made = mapped(single(model.output), lambda tensor: tuple(tensor.shape))
-    if task.loss is classification:
+    if is_classification(task.loss):
         classes = _classes(task)
         fits = isinstance(made, tuple) and len(made) == 2 and (made[1] or 0) >= classes
         wanted = f" to (None, {classes})"
@@ -375,7 +375,7 @@ def check(model: Any, task: Task, epochs: int | None = 1, minutes: float | None 
 
 def gives_probabilities(model: Any, task: Task) -> bool:
     """Whether a classification's network ends in softmax, judged by its outputs of 8 examples."""
-    if task.loss is not classification:
+    if not is_classification(task.loss):
         return False
     inputs = prepared(model)(taken(task.valid[0], slice(0, 8)))
     return bool(are_probabilities(model(inputs, training=False)))

@@ -6,10 +6,6 @@ from typing import Any
 import numpy as np
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised by `Checkpoint.poll` between two steps: the state is kept, then training ends."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Epoch:
     """What was seen up to the end of an epoch.

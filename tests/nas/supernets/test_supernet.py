@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import json
+import signal
 
 import numpy as np
 import pytest
 
 from families.mnasnet import Block, Config
-from nas import backend, registry
+from nas import backend, interruption, registry
 from nas.cli.command_line import main
 from nas.cli.search import _one_shot
 from nas.files.writers.litert import read_codes
@@ -164,9 +165,14 @@ def test_one_graph_trains_all_networks(task, tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path / "a.npz", {})
 
     def interrupt(now):
-        checkpoint._interrupted = now.step == per_epoch + 5
+        if now.step == per_epoch + 5:
+            signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(loop.Interrupted):
+    with (
+        interruption.command(),
+        interruption.interruptible(),
+        pytest.raises(interruption.Interrupted),
+    ):
         trained(task, checkpoint=checkpoint, watch=interrupt)
     again = trained(task, checkpoint=Checkpoint(tmp_path / "a.npz", {}))
     for ours, theirs in zip(whole.model.get_weights(), again.model.get_weights(), strict=True):
