@@ -122,10 +122,11 @@ class Flock(Locks):
         return False
 
     def _release(self, name: str) -> None:
-        descriptor = self._open.pop(name)
-        with contextlib.suppress(OSError):  # another user's, in a folder of all users
-            self._path(name).unlink()
-        os.close(descriptor)
+        descriptor = self._open.pop(name, None)
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # another user's, in a folder of all users
+                self._path(name).unlink()
+            os.close(descriptor)
 
     def _path(self, name: str) -> pathlib.Path:
         file = urllib.parse.quote(name, safe="") + ".lock"
@@ -226,10 +227,12 @@ class Advisory(Locks):
         return False
 
     def _release(self, name: str) -> None:
-        with self._one_at_a_time:
+        import sqlalchemy
+
+        with self._one_at_a_time, contextlib.suppress(sqlalchemy.exc.DBAPIError):
             if name in self._names:
-                self._names.discard(name)
-                self._ask("SELECT pg_advisory_unlock(:key)", name)
+                self._names.discard(name)  # first: a new connection is not to take it again
+                self._scalar("SELECT pg_advisory_unlock(:key)", name)
 
     def _ask(self, question: str, name: str = "") -> Any:
         """The one value that PostgreSQL answers; asked again where the connection broke."""

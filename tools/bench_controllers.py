@@ -45,11 +45,13 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from nas import pareto, registry
+from nas.locks import Flock
 from nas.searching import loop
 from nas.searching.candidate import Candidate
-from nas.searching.journal import Worker, open_storage
+from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.reward import Reward
+from nas.searching.storage import open_storage
 from nas.searching.table_evaluator import TableEvaluator
 from nas.tasks.table import Table, load
 
@@ -108,7 +110,7 @@ def explore(job: Job, table: Table) -> list[int]:
             rows.append(int(event.trial.user_attrs["profile"]["key"].rpartition("/")[2]))
 
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(pathlib.Path(folder))
+        worker = Worker(Flock(folder), "bench")
         loop.explore(
             study,
             TableEvaluator(table),

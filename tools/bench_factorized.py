@@ -45,10 +45,11 @@ import optuna
 from rows import append, read
 
 from nas import pareto, registry
+from nas.locks import Flock
 from nas.networks import build
 from nas.searching import loop
 from nas.searching.candidate import Candidate
-from nas.searching.journal import Worker
+from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.reward import Reward
 from nas.searching.table_evaluator import TableEvaluator
@@ -104,7 +105,7 @@ def explore(evaluator, objective: Objective, controller: str, seed: int, samples
     sampler = registry.controller(controller, seed=seed, reward=objective.reward)
     study = optuna.create_study(directions=objective.directions, sampler=sampler)
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(pathlib.Path(folder))
+        worker = Worker(Flock(folder), "bench")
 
         def tell(event):
             if event.kind == "trained":

@@ -21,7 +21,7 @@ from nas.profiling import history
 from nas.profiling.wait_for_device import wait_for_device
 from nas.scaling.compound_scaling import SINGLE_OBJECTIVE, Factors
 from nas.scaling.scaled_space import ScaledSpace, described
-from nas.searching import finalists, journal
+from nas.searching import finalists
 from nas.searching import study as studies
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import MakeNetwork
@@ -82,9 +82,9 @@ class Rung:
         winner is tried here too.
         """
         started = time.monotonic()
-        study = studies.create(self.folder, self.settings, None)
-        worker = journal.Worker(self.folder)
+        worker = studies.worker_of(self.folder, None)
         try:
+            study = studies.create(self.folder, self.settings, None, worker)
             space = ScaledSpace(self.networks, self.base, self.budget, self._say)
             single = self._begin(study, space, earlier)
             space.around = _factors(single["factors"])

@@ -1,42 +1,56 @@
-"""Where a study lives, and how it survives whatever happens to the processes that write it.
-
-One file of the run folder is the journal (Optuna's JournalStorage); one locked file a worker says
-that the worker lives. The kernel drops a lock when its process dies, however it dies: nothing has
-to be timed out, and nothing dead can keep a lock.
-"""
+"""The file that a study is kept in: Optuna's journal, that survives what happens to writers."""
 
 import contextlib
-import fcntl
 import json
+import logging
 import os
 import pathlib
-import socket
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import optuna
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
 
 from nas.locks import locked
 
 JOURNAL = "journal.log"
-_SET_TRIAL_STATE_VALUES = 6  # optuna.storages.journal._storage.JournalOperation
+# Of optuna.storages.journal._storage.JournalOperation.
+_CREATE_STUDY, _CREATE_TRIAL, _SET_TRIAL_STATE_VALUES = 0, 4, 6
+_NAMES_A_TRIAL = (5, 6, 7, 8, 9)
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal file, with a lock that dies with its holder and a tail that heals.
+    """Optuna's journal file, with a lock that dies with its holder and lines that may be damaged.
 
     A write cut short (power, full disk) leaves half a line, to which the next writer would append,
     making the file unreadable for ever. Here every append first cuts such a tail off and keeps it
-    in `<journal>.damaged`; a failed append takes back what it wrote.
+    in `<journal>.damaged`; a failed append takes back what it wrote. A damaged line in the middle
+    is left out, and said.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         super().__init__(os.fspath(path))
+        self.next_log = (0, 0)  # the number of the next log, and where in the file it begins
+        self._damaged: dict[int, dict[str, Any] | None] = {}  # where -> what stands for it
         with self._locked():
             self._heal()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Whole lines from this number on; without the damaged ones, which have no number."""
+        number, start = self.next_log if self.next_log[0] <= log_number_from else (0, 0)
+        with open(self._file_path, "rb") as file:
+            end = os.fstat(file.fileno()).st_size  # what others append meanwhile waits
+            file.seek(start)
+            for line in file:
+                where, start = start, start + len(line)
+                if start > end or not line.endswith(b"\n"):
+                    return  # being written
+                log = _parsed(line) or self._instead_of(where, line)
+                if log is None:
+                    continue
+                number += 1
+                self.next_log = number, start
+                if number > log_number_from:
+                    yield log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append whole lines, or none; on the disk, if they finish a trial."""
@@ -80,135 +94,67 @@ class Journal(JournalFileBackend):
                     break
                 length *= 4
             last = tail[tail[:-1].rfind(b"\n") + 1 :]
-            if last.endswith(b"\n") and last.startswith(b"{") and _is_json(last):
+            if last.endswith(b"\n") and _parsed(last) is not None:
                 return
             with open(self._file_path + ".damaged", "ab") as damaged:
                 damaged.write(last.rstrip(b"\n") + b"\n")
             file.truncate(end - len(last))
 
+    def _instead_of(self, where: int, line: bytes) -> dict[str, Any] | None:
+        """What stands for a damaged line: an empty trial where it began one, else nothing.
 
-def _is_json(line: bytes) -> bool:
+        Trials are numbered in the order of their lines, so without it all later ones would be
+        taken for their neighbours.
+        """
+        if where not in self._damaged:
+            path = pathlib.Path(self._file_path)
+            content = path.read_bytes()
+            place = f"{path}, line {content[:where].count(10) + 1} is damaged ({line[:40]!r}...)"
+            self._damaged = _replacements(content, place)
+            logging.getLogger(__name__).warning(
+                f"{place} and left out: what it said of one trial is lost, all else is as it was;"
+                " to have it back, restore the file from a backup"
+            )
+        return self._damaged.get(where)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of a journal; None where it is none."""
     try:
-        json.loads(line)
+        log = json.loads(line)
     except ValueError:
-        return False
-    return True
+        return None
+    return log if isinstance(log, dict) and "op_code" in log else None
 
 
-def open_storage(location: str | os.PathLike) -> optuna.storages.BaseStorage:
-    """Open the journal of a run folder, or an RDB by its URL (`sqlite:///studies.db`)."""
-    if "://" in str(location):
-        return optuna.storages.RDBStorage(str(location))
-    folder = pathlib.Path(location)
-    folder.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(Journal(folder / JOURNAL))
+def _replacements(content: bytes, place: str) -> dict[int, dict[str, Any] | None]:
+    """What stands for each damaged line of a journal, by its place: see `Journal._instead_of`.
 
-
-class Worker:
-    """This process as one of the workers of a run: `id` is alive for as long as the object."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder / "workers"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._file = open(self._path(self.id), "ab")  # noqa: SIM115 (open until it leaves)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def alive(self, worker: str) -> bool:
-        """Whether a worker lives; one of another machine is taken to."""
-        if worker == self.id or not worker.startswith(socket.gethostname() + "-"):
-            return True
-        try:
-            with open(self._path(worker), "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        self._path(worker).unlink(missing_ok=True)
-        return False
-
-    def others(self) -> list[str]:
-        """The other live workers of this run on this machine."""
-        names = [path.stem for path in self.folder.glob("*.lock")]
-        return [name for name in names if name != self.id and self.alive(name)]
-
-    def leave(self) -> None:
-        """Stop being a worker; what it has not finished is given back by the next one."""
-        self._path(self.id).unlink(missing_ok=True)
-        self._file.close()
-
-    def _path(self, worker: str) -> pathlib.Path:
-        return self.folder / f"{worker}.lock"
-
-
-def give_back(study: optuna.Study, worker: Worker) -> list[FrozenTrial]:
-    """Settle the trials of dead workers so that a resumed search goes on as if never stopped.
-
-    A round whose chosen network has finished is over: its other trials end as the dead worker would
-    have ended them. Any other unfinished trial is failed and its proposal queued again, before
-    those that wait already. Killed itself, it is made good by the next call.
+    A trial that is spoken of, but of which there is no first line, had it in the last damaged line
+    before. `ValueError` where that line, at `place`, is the one that begins the study.
     """
-    if not _stale(study, worker):
-        return []
-    with locked(worker.folder / "giving_back"):  # two survivors must not give back twice
-        stale = _stale(study, worker)
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        ended = {trial.user_attrs.get("round") for trial in finished}
-        sources = []
-        for trial in stale:
-            if trial.user_attrs.get("round") in ended and "profile" in trial.user_attrs:
-                end_unchosen(study, trial)
-            else:
-                sources.append(trial)
-        waiting: list[FrozenTrial] = []
-        if not worker.others():  # the order matters, and nobody else takes from the queue
-            waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        numbers = {trial.number for trial in (*sources, *waiting)}
-        for trial in waiting:
-            if trial.user_attrs.get("retry_of") in numbers:  # of a call that was killed
-                _fail(study, trial)
-            else:
-                sources.append(trial)
-        for trial in sources:
-            _queue_again(study, trial)
-        # In this order, so that whatever is left when this is killed is queued in the right order.
-        for trial in reversed(sources):
-            _fail(study, trial)
-    return stale
-
-
-def _stale(study: optuna.Study, worker: Worker) -> list[FrozenTrial]:
-    """Running trials of workers that are dead."""
-    stale = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner, _, _ = trial.user_attrs.get("round", "").partition("/")
-        # Killed between asking and signing: nobody's, unless somebody is just about to sign it.
-        if not (worker.alive(owner) if owner else worker.others()):
-            stale.append(trial)
-    return stale
-
-
-def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a proposal again; an unsigned trial may lack parameters and will be proposed again."""
-    signed = "round" in trial.user_attrs
-    params = trial.params if signed else trial.system_attrs.get("fixed_params")
-    if params:
-        done = {key: trial.user_attrs[key] for key in ("evaluation",) if key in trial.user_attrs}
-        study.enqueue_trial(params, user_attrs={"retry_of": trial.number, **done})
-
-
-def _fail(study: optuna.Study, trial: FrozenTrial) -> None:
-    study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-
-def end_unchosen(study: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
-    """Tell a timed trial that its round did not train: a copy of what is known, or PRUNED."""
-    number = trial.user_attrs["profile"].get("duplicate_of")
-    if number is None:
-        return study.tell(trial.number, state=TrialState.PRUNED)
-    original = study.get_trials(deepcopy=False)[number]
-    study._storage.set_trial_user_attr(
-        trial._trial_id, "evaluation", original.user_attrs["evaluation"]
-    )
-    return study.tell(trial.number, original.values, state=original.state)
+    found: dict[int, dict[str, Any] | None] = {}
+    studies, trials, where = 0, 0, 0
+    for line in content.split(b"\n")[:-1]:
+        log = _parsed(line)
+        if log is None:
+            found[where] = None
+        elif log["op_code"] == _CREATE_STUDY:
+            studies += 1
+        elif log.get("study_id", 0) >= studies:
+            raise ValueError(f"{place}, which began the study: restore the file from a backup")
+        elif log["op_code"] == _CREATE_TRIAL:
+            trials += 1
+            study_id = log["study_id"]
+        elif log["op_code"] in _NAMES_A_TRIAL and log["trial_id"] >= trials:
+            lost = [place for place, other in found.items() if other is None]
+            for missing in lost[trials - log["trial_id"] - 1 :]:
+                found[missing] = {
+                    "op_code": _CREATE_TRIAL,
+                    "worker_id": "",
+                    "study_id": study_id if trials else 0,
+                    "datetime_start": None,
+                }
+                trials += 1
+        where += len(line) + 1
+    return found

@@ -12,12 +12,13 @@ import optuna
 from nas import interruption
 from nas.controllers.random import Random
 from nas.events import Listener, Message, ignore
-from nas.searching import finalists, journal
+from nas.searching import finalists
 from nas.searching import study as studies
 from nas.searching import workers as processes
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import Evaluator
 from nas.searching.events import SearchBegins
+from nas.searching.leases import Worker
 from nas.searching.loop import explore, trained
 from nas.searching.objective import Objective
 from nas.searching.parts import Parts
@@ -70,15 +71,22 @@ def search(
         raise ValueError("trials must be at least 1, finalists at least 0")
     evaluator, baseline = evaluator_of(parts, settings, folder)
     score = filter_of(parts, settings, evaluator)
-    study = studies.create(folder, settings, storage, by_name)
-    run = _Run(parts, settings, folder, study, evaluator, baseline, on_event)
+    worker = studies.worker_of(folder, storage)
+    try:
+        study = studies.create(folder, settings, storage, worker, by_name)
+    except BaseException:
+        worker.leave()
+        raise
+    run = _Run(parts, settings, folder, study, worker, evaluator, baseline, on_event)
     started, minutes = time.monotonic(), minutes or math.inf
     summary: dict[str, Any] = {}
     workers: processes.Workers = ()
     interrupted = False
     try:
         evaluator.prepare(minutes, on_event)
-        run.objective = begin(study, settings, folder, evaluator, baseline, on_event)
+        run.objective = begin(
+            study, settings, run.worker, evaluator, baseline, on_event
+        )
         if not child:
             run.announce()
             workers = start_workers()
@@ -121,13 +129,14 @@ class _Run:
         settings: Settings,
         folder: pathlib.Path,
         study: optuna.Study,
+        worker: Worker,
         evaluator: Evaluator,
         baseline: Candidate | None,
         on_event: Listener,
     ):
         self.parts, self.settings, self.folder, self.study = parts, settings, folder, study
+        self.worker = worker
         self.evaluator, self.baseline, self.on_event = evaluator, baseline, on_event
-        self.worker = journal.Worker(folder)
         self.objective: Objective | None = None
 
     def say(self, text: str) -> None:

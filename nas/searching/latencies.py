@@ -30,13 +30,17 @@ def latency_of(target: Target, form: Form, runs: int) -> dict[str, Any]:
     return summary | {"cached": known}
 
 
+class OtherKind(ValueError):
+    """A device gives figures of another kind than those that a study began with."""
+
+
 def refuse_other_kinds(
     targets: Sequence[Target], latencies: Sequence[dict[str, Any]], kinds: Sequence[str | None]
 ) -> None:
-    """`ValueError` where a figure is of another kind than those that the study began with."""
+    """`OtherKind` where a figure is of another kind than those that the study began with."""
     for target, latency, kind in zip(targets, latencies, kinds, strict=False):
         if kind is not None and latency["kind"] != kind:
-            raise ValueError(
+            raise OtherKind(
                 f"{target!r} gives {latency['kind']} figures now, this study began with "
                 f"{kind} ones: go on where the device is as it was, or name a new --study"
             )

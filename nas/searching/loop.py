@@ -2,39 +2,41 @@
 
 A round asks up to `profiles` trials, measures each (cheap), trains the most promising one
 (expensive) and ends the rest as PRUNED; a score of untrained networks may filter them first. The
-study is the only state: a killed loop goes on where it was.
+study is the only state: a killed loop goes on where it was. A candidate that fails is PRUNED with
+its reason; where all fail, the search ends.
 """
 
+import contextlib
 import dataclasses
 import math
 import statistics
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from nas import pareto
-from nas.events import Listener, ignore
-from nas.locks import locked
+from nas import interruption, pareto
+from nas.events import Listener, Message, ignore
 from nas.profiling.wait_for_device import wait_for_device
 from nas.proposals.chooser import chooser_of
+from nas.searching import failures, leases
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import Evaluator, MakeNetwork
 from nas.searching.events import TrialEvent
-from nas.searching.journal import Worker, end_unchosen, give_back
+from nas.searching.leases import FINISHED, Worker
 from nas.searching.objective import Objective
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # After so many proposals of known networks in a row the controller proposes nothing new.
 CONVERGED = 100
-# Lock files shared by all networks, so that a folder does not fill with one for each.
-LOCKS = 64
 # Finished curves before a network may be stopped for being worse than their median.
 STARTUP_CURVES = 5
+LOOK_S = 1.0  # between two looks for trials of workers that have died
+MOST_BROKEN = 3  # rounds in a row that the storage has cut off
+Ended = Literal["trials", "deadline", "converged"]
 
 
 def trained(study: optuna.Study) -> list[FrozenTrial]:
@@ -58,7 +60,7 @@ def explore(
     deadline: float = math.inf,
     on_event: Listener = ignore,
     keep: Callable[[MakeNetwork, dict, dict], None] | None = None,
-) -> Literal["trials", "deadline", "converged"]:
+) -> Ended:
     """Search until `trials` networks are trained; why it stopped.
 
     `deadline` is a `time.monotonic()`: no round starts that would probably end after it, but until
@@ -66,31 +68,17 @@ def explore(
     `score(candidate)` of a network that need not be trained for it, higher is better, decides which
     of a round are left to the controller; where that has no opinion, which one is trained.
     `keep(make_network, profile, evaluation)` sees each network just trained, before the study does.
-    `on_event` is called with each `TrialEvent`. KeyboardInterrupt and every error other than a lost
-    device or memory leave the round to be given back (`nas.searching.journal.give_back`) by the
-    next worker.
+    `on_event` is called with each `TrialEvent`. Whatever ends it, KeyboardInterrupt too, the trials
+    of this worker are given back before. `failures.EveryCandidateFails` where no candidate gets
+    through.
     """
     loop = _Loop(study, evaluator, objective, worker, profiles, on_event, keep, score)
-    longest = 0.0
-    while True:
-        for trial in give_back(study, worker):
-            on_event(TrialEvent("returned", trial, loop.trained, "its worker died; proposal kept"))
-        started = time.monotonic()
-        # One worker at a time decides to go on, and the next sees its trial: else two would train
-        # the last network. Who is at work is read first: who ends meanwhile is counted twice, not
-        # left out.
-        with locked(worker.folder / "begin"):
-            at_work = loop.others_at_work()
-            loop.refresh()
-            if loop.trained + at_work >= trials:
-                return "trials"
-            if loop.trained and started + longest > deadline:
-                return "deadline"
-            if loop.nothing_new >= CONVERGED:
-                return "converged"
-            first = study.ask()
-        loop.round(first)
-        longest = max(longest * 0.9, time.monotonic() - started)
+    try:
+        return loop.run(trials, deadline)
+    except BaseException:
+        with contextlib.suppress(Exception):  # else the next worker does
+            leases.give_back_own(study, worker)
+        raise
 
 
 @dataclasses.dataclass
@@ -104,11 +92,75 @@ class _Loop:
     keep: Callable[[MakeNetwork, dict, dict], None] | None
     score: Callable[[Candidate], float] | None
     trained: int = 0
-    rounds: int = 0
+    longest: float = 0.0
+    looked: float = -math.inf
     nothing_new: int = 0
     known: dict[str, FrozenTrial] = dataclasses.field(default_factory=dict)
+    failed: dict[str, FrozenTrial] = dataclasses.field(default_factory=dict)
+    in_a_row: failures.InARow = dataclasses.field(default_factory=failures.InARow)
+    broken: int = 0
     curves: list[tuple[list[float], np.ndarray]] = dataclasses.field(default_factory=list)
     _read: int = 0
+
+    def run(self, trials: int, deadline: float) -> Ended:
+        """Search; why it stopped."""
+        while True:
+            try:
+                ended = self.step(trials, deadline)
+                self.broken = 0
+                if ended is not None:
+                    return ended
+                continue
+            except UpdateFinishedTrialError as error:
+                reason = f"{error}: it was given to another worker, which took this one for dead"
+            except StorageInternalError as error:
+                self.broken += 1
+                if self.broken == MOST_BROKEN:
+                    raise
+                reason = f"the storage broke off: {failures.reason(error)}"
+            for trial in leases.give_back_own(self.study, self.worker):
+                self.on_event(TrialEvent("returned", trial, self.trained, reason))
+            self.on_event(Message(f"a round is dropped: {reason}"))
+
+    def step(self, trials: int, deadline: float) -> Ended | None:
+        """Do one round, or say why there is none to do."""
+        interruption.check()
+        started = time.monotonic()
+        just_looked = started > self.looked + LOOK_S
+        if just_looked:
+            self.looked = started
+            self.take_back()
+        # One worker at a time decides to go on, and the next sees its trial: else two would train
+        # the last network. Who is at work is read first: who ends meanwhile is counted twice, not
+        # left out.
+        with self.worker.lock(leases.ASK):
+            at_work = self.others_at_work()
+            self.refresh()
+            ended: Ended | None = None
+            if self.trained + at_work >= trials:
+                ended = "trials"
+            elif self.trained and started + self.longest > deadline:
+                ended = "deadline"
+            elif self.nothing_new >= CONVERGED:
+                ended = "converged"
+            else:
+                first = leases.take(self.study, self.worker)
+        if ended is None:
+            self.round(first)
+            self.longest = max(self.longest * 0.9, time.monotonic() - started)
+        elif not just_looked:  # of those at work one may have died
+            self.looked = -math.inf
+            return None
+        return ended
+
+    def take_back(self) -> None:
+        """Give back what dead workers had."""
+        for trial in leases.give_back(self.study, self.worker):
+            if (failure := leases.failure(trial)) is not None:
+                self.on_event(TrialEvent("failed", trial, self.trained, failure["message"]))
+            else:
+                why = "its worker died; proposal kept"
+                self.on_event(TrialEvent("returned", trial, self.trained, why))
 
     def refresh(self) -> None:
         """Learn of the trials that other workers, or earlier processes, finished."""
@@ -120,8 +172,10 @@ class _Loop:
 
     def _learn(self, trial: FrozenTrial) -> None:
         record = trial.user_attrs.get("profile")
-        if record is None or "duplicate_of" in record or record["key"] in self.known:
+        if record is None or "duplicate_of" in record or record.get("key") in (None, *self.known):
             return
+        if leases.failure(trial) is not None:
+            self.failed[record["key"]] = trial
         evaluation = trial.user_attrs.get("evaluation")
         if evaluation is not None:
             self.known[record["key"]] = trial
@@ -134,38 +188,83 @@ class _Loop:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return len({trial.user_attrs.get("round", trial.number) for trial in running})
 
-    def round(self, first: Trial) -> None:
-        name = f"{self.worker.id}/{self.rounds}"
-        self.rounds += 1
+    def round(self, first: int) -> None:
+        """Profile some candidates and train one; `first` is a trial that was taken."""
         asked: list[Trial] = []
         candidates: list[Candidate] = []
-        for _ in range(self.profiles):
-            trial = self.study.ask() if asked else first
+        errors: list[Exception | None] = []
+        name = ""
+        for number in range(self.profiles):
+            with self.worker.lock(leases.ASK) if number else contextlib.nullcontext():
+                trial_id = leases.take(self.study, self.worker) if number else first
+            trial = Trial(self.study, trial_id)
+            candidate = self._candidate(trial)
+            if candidate is None:
+                continue
             asked.append(trial)
-            candidates.append(self.evaluator.candidate(trial))
-            trial.set_user_attr("round", name)  # signed: all of its parameters are known
-            self._profile(trial, candidates[-1])
+            candidates.append(candidate)
+            name = name or f"{self.worker.id}/{trial.number}"
+            trial.set_user_attr("round", name)  # all of its parameters are known
+            errors.append(self._profile(trial, candidate))
         new = [i for i, trial in enumerate(asked) if self._is_candidate(trial)]
         chosen = new[self._choose([asked[i] for i in new])] if new else None
         self.nothing_new = 0 if new else self.nothing_new + self.profiles
         if chosen is not None:
             self._train(asked[chosen], candidates[chosen])
-        for index, trial in enumerate(asked):
+        for index, (trial, error) in enumerate(zip(asked, errors, strict=True)):
             if index != chosen:
-                kind = "duplicate" if "duplicate_of" in trial.user_attrs["profile"] else "pruned"
-                self._report(kind, end_unchosen(self.study, _frozen(self.study, trial)))
+                self._end_unchosen(trial, error)
+        for error in errors:
+            self.in_a_row.note("timed", error, self.on_event)
         self.evaluator.forget()
 
-    def _profile(self, trial: Trial, candidate: Candidate) -> None:
-        network = self.evaluator.key(candidate)
-        earlier = self.known.get(network)
-        if earlier is not None:
-            record = earlier.user_attrs["profile"] | {"duplicate_of": earlier.number}
+    def _candidate(self, trial: Trial) -> Candidate | None:
+        """What a trial describes; None where that fails: it may lack parameters, so it is FAIL."""
+        try:
+            return self.evaluator.candidate(trial)
+        except Exception as error:
+            message = self._note(trial, error)
+            frozen = leases.tell(self.study, trial._trial_id, TrialState.FAIL)
+            self.on_event(TrialEvent("failed", frozen, self.trained, message))
+            self.in_a_row.note("timed", error, self.on_event)
+            return None
+
+    def _profile(self, trial: Trial, candidate: Candidate) -> Exception | None:
+        """Write down what is known of a candidate and what it costs; why that failed."""
+        record: dict[str, Any] = {"config": repr(candidate.config)}
+        failed = None
+        try:
+            record["key"] = self.evaluator.key(candidate)
+            earlier = self.known.get(record["key"]) or self.failed.get(record["key"])
+            if earlier is not None:
+                record |= earlier.user_attrs["profile"] | {"duplicate_of": earlier.number}
+            else:
+                record |= self._retry(trial, lambda: self.evaluator.profile(candidate))
+                failures.check_finite("latency", *record["costs"])
+                if self.score is not None and not self.objective.hopeless(record):
+                    record["score"] = self.score(candidate)
+        except Exception as error:
+            self._note(trial, error)
+            record["costs"], failed = [], error
+        trial.set_user_attr("profile", record)
+        return failed
+
+    def _note(self, trial: Trial, error: Exception) -> str:
+        """Write down why a trial fails; what is not the candidate's fault goes on. The message."""
+        if failures.is_of_the_machine(error):
+            raise error
+        kind, message = failures.described(error)
+        frozen = _frozen(self.study, trial)
+        leases.note_failure(self.study, frozen, self.worker.id, kind, message)
+        return message
+
+    def _end_unchosen(self, trial: Trial, error: Exception | None) -> None:
+        kind = "duplicate" if "duplicate_of" in trial.user_attrs["profile"] else "pruned"
+        ended = leases.end_unchosen(self.study, _frozen(self.study, trial))
+        if error is None:
+            self._report(kind, ended)
         else:
-            record = self._retry(trial, lambda: self.evaluator.profile(candidate))
-            if self.score is not None and not self.objective.hopeless(record):
-                record = record | {"score": self.score(candidate)}
-        trial.set_user_attr("profile", {"config": repr(candidate.config)} | record)
+            self._report("failed", ended, failures.described(error)[1])
 
     def _retry(self, trial: Trial, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         def say(reason: str) -> None:
@@ -216,15 +315,25 @@ class _Loop:
     def _train(self, trial: Trial, candidate: Candidate) -> None:
         """Train a network and tell the study; of several workers with the same one, one does."""
         profile = trial.user_attrs["profile"]
-        bucket = zlib.crc32(profile["key"].encode()) % LOCKS
-        with locked(self.worker.folder / f"train{bucket}"):
+        with self._only_one(trial, f"train/{profile['key']}"):
             self.refresh()
-            earlier = self.known.get(profile["key"])
+            earlier = self.known.get(profile["key"]) or self.failed.get(profile["key"])
             if earlier is None:
                 self._train_new(trial, candidate, profile)
                 return
         trial.set_user_attr("profile", profile | {"duplicate_of": earlier.number})
-        self._report("duplicate", end_unchosen(self.study, _frozen(self.study, trial)))
+        self._end_unchosen(trial, None)
+
+    @contextlib.contextmanager
+    def _only_one(self, trial: Trial, name: str) -> Iterator[None]:
+        with self.worker.try_lock(name) as free:
+            if free:
+                yield
+                return
+        frozen, why = _frozen(self.study, trial), "another worker is training the same network"
+        self.on_event(TrialEvent("waiting", frozen, self.trained, why))
+        with self.worker.lock(name):
+            yield
 
     def _train_new(self, trial: Trial, candidate: Candidate, profile: dict[str, Any]) -> None:
         curves = self._comparable(profile["costs"])
@@ -236,24 +345,28 @@ class _Loop:
             return self._values([quality], profile)[0] < statistics.median(at_epoch)
 
         def keep(network: MakeNetwork, record: dict[str, Any]) -> None:
-            if self.keep is not None:
+            if self.keep is not None and math.isfinite(record["quality"]):
                 self.keep(network, profile, record)
 
-        try:
-            record = trial.user_attrs.get("evaluation")  # of a worker that died right after it
-            record = record or self.evaluator.train(candidate, on_epoch=hopeless, keep=keep)
-        except Exception as error:
-            if not _out_of_memory(error):
-                raise
-            # PRUNED, not FAIL: a failed trial is no history, and would be proposed again.
-            self._tell("failed", trial, TrialState.PRUNED, None, "out of memory")
-            return
-        trial.set_user_attr("evaluation", record)
+        record = trial.user_attrs.get("evaluation")  # of a worker that died right after it
+        if record is None:
+            trial.set_user_attr("training", True)
+            try:
+                record = self.evaluator.train(candidate, on_epoch=hopeless, keep=keep)
+                failures.check_finite("quality", record["quality"])
+            except Exception as error:
+                message = self._note(trial, error)
+                # PRUNED, not FAIL: a failed trial is no history, and would be proposed again.
+                self._tell("failed", trial, TrialState.PRUNED, None, message)
+                self.in_a_row.note("trained", error, self.on_event)
+                return
+            trial.set_user_attr("evaluation", record)
         if record.get("stopped"):
             self._tell("stopped", trial, TrialState.PRUNED, None)
         else:
             values = self.objective.values(record["quality"], profile["costs"])
             self._tell("trained", trial, TrialState.COMPLETE, values)
+        self.in_a_row.note("trained", None, self.on_event)
 
     def _values(self, qualities: list[float], profile: dict[str, Any]) -> np.ndarray:
         """The value of a network at each of these qualities: the reward, else the quality."""
@@ -279,16 +392,12 @@ class _Loop:
         values: list[float] | None,
         message: str = "",
     ) -> None:
-        self._report(kind, self.study.tell(trial, values, state=state), message)
+        self._report(kind, leases.tell(self.study, trial._trial_id, state, values), message)
 
     def _report(self, kind: Any, frozen: FrozenTrial, message: str = "") -> None:
         self._read += 1
         self._learn(frozen)
         self.on_event(TrialEvent(kind, frozen, self.trained, message))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
 
 
 def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:

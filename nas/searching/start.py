@@ -8,7 +8,6 @@ from typing import Any
 
 import optuna
 
-from nas import locks
 from nas.controllers.random import Random
 from nas.events import Listener, Message
 from nas.proposals.chooser import chooser_of
@@ -16,6 +15,7 @@ from nas.searching import study as studies
 from nas.searching.candidate import Alternatives, Candidate
 from nas.searching.evaluator import Evaluator, Limits
 from nas.searching.finalists import FINALIST_EPOCHS
+from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.parts import Parts
 from nas.searching.reward import calibrate
@@ -155,13 +155,13 @@ def profiles_of(parts: Parts, settings: Settings, sampler: optuna.samplers.BaseS
 def begin(
     study: optuna.Study,
     settings: Settings,
-    folder: pathlib.Path,
+    worker: Worker,
     evaluator: Evaluator,
     baseline: Candidate | None,
     on_event: Listener,
 ) -> Objective:
     """The objective of the study; whoever comes first measures what it needs."""
-    with locks.locked(folder / "begin.lock"):
+    with worker.lock("begin"):
         if "objective" not in study.user_attrs:
             measured = None if baseline is None else _measured(evaluator, baseline, on_event)
             budgets = [_budget(budget) for budget in settings.budgets_ms or ()]

@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 
 from latency.system.json_records import write_json
-from nas import locks
-from nas.searching import journal
+from nas.searching import storage
+from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.reward import Reward
 
@@ -78,8 +78,47 @@ class Settings:
         return "_".join([*words, digest[:6]])
 
 
+def worker_of(folder: pathlib.Path, location: str | None) -> Worker:
+    """This process as a worker of the study in a folder, whether that is created yet or not.
+
+    location: see `create`. `ValueError` where it keeps another study, or one that has a worker
+    already and can have only one.
+    """
+    location = location_of(folder, location)
+    worker = Worker(storage.locks_of(location, folder), _name(folder))
+    if not worker.alone():
+        try:
+            storage.refuse_more_than_one_worker(location)
+        except ValueError:
+            worker.leave()
+            raise
+    return worker
+
+
+def location_of(folder: pathlib.Path, location: str | None) -> str | None:
+    """Where the study of a folder is kept, with the password if one is given; None: a journal.
+
+    `ValueError` where an earlier command named another place.
+    """
+    if not (folder / "study.json").exists():
+        return location
+    kept = _described(folder)["storage"]
+    if location is None or location == kept:
+        return kept
+    if kept is None or storage.without_password(kept) != storage.without_password(location):
+        raise ValueError(
+            f"{folder} keeps its study in {kept and storage.without_password(kept) or 'a journal'},"
+            f" not in --storage {storage.without_password(location)}; name another --study"
+        )
+    return location
+
+
 def create(
-    folder: pathlib.Path, settings: Settings, location: str | None, by_name: bool = True
+    folder: pathlib.Path,
+    settings: Settings,
+    location: str | None,
+    worker: Worker,
+    by_name: bool = True,
 ) -> optuna.Study:
     """Create the study of a folder, or open it if it is there with the same settings.
 
@@ -88,35 +127,45 @@ def create(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.json"
-    with locks.locked(folder / "study.lock"):
+    location = location_of(folder, location)
+    with worker.lock("open"):
         if path.exists():
-            earlier = read_settings(folder)
-            changed = [
-                f"{field.name} was {getattr(earlier, field.name)}, now "
-                f"{getattr(settings, field.name)}"
-                for field in dataclasses.fields(Settings)
-                if getattr(earlier, field.name) != getattr(settings, field.name)
-            ]
-            if changed:
-                raise ValueError(
-                    f"{folder} holds another study ({'; '.join(changed)}); name a new --study, or"
-                    " repeat its flags to resume it"
-                )
+            _refuse_other(settings, read_settings(folder), f"{folder} holds another study")
         else:
             described: dict[str, Any] = {
+                "study": folder.name,
                 "settings": dataclasses.asdict(settings),
-                "storage": location,
+                "storage": location and storage.without_password(location),
             }
             if not by_name:
                 described["by_name"] = False
             write_json(path, described)
-        return _open(folder, settings)
+        study = _open(folder, settings, location)
+        if "settings" not in study.user_attrs:
+            study.set_user_attr("settings", dataclasses.asdict(settings))
+        elif location is not None:
+            shared = Settings(**study.user_attrs["settings"])
+            name = f"{storage.without_password(location)} holds another study {folder.name}"
+            _refuse_other(settings, shared, name)
+        return study
+
+
+def _refuse_other(settings: Settings, earlier: Settings, what: str) -> None:
+    changed = [
+        f"{field.name} was {getattr(earlier, field.name)}, now {getattr(settings, field.name)}"
+        for field in dataclasses.fields(Settings)
+        if getattr(earlier, field.name) != getattr(settings, field.name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{what} ({'; '.join(changed)}); name a new --study, or repeat its flags to resume it"
+        )
 
 
 def load(folder: pathlib.Path) -> tuple[Settings, optuna.Study]:
     """Open the study of a folder."""
     settings = read_settings(folder)
-    return settings, _open(folder, settings)
+    return settings, _open(folder, settings, location_of(folder, None))
 
 
 def read_settings(folder: pathlib.Path) -> Settings:
@@ -138,16 +187,30 @@ def _described(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {folder / 'study.json'}: {error}") from None
 
 
-def _open(folder: pathlib.Path, settings: Settings) -> optuna.Study:
+def _name(folder: pathlib.Path) -> str:
+    """What the study of a folder is called in its storage, whatever the folder is called now."""
+    if not (folder / "study.json").exists():
+        return folder.name
+    return _described(folder).get("study", folder.name)
+
+
+def _open(folder: pathlib.Path, settings: Settings, location: str | None) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     budgets = (math.inf,) * len(settings.targets)
     reward = None if settings.reward == "pareto" else Reward(settings.reward, budgets)
-    return optuna.create_study(
-        study_name=folder.name,
-        storage=journal.open_storage(_described(folder)["storage"] or folder),
-        directions=Objective(budgets, reward).directions,
-        load_if_exists=True,
-    )
+    kept, name = storage.open_storage(location or folder), _name(folder)
+    with storage.one_line(location or str(folder)):
+        if location is None and "study" not in _described(folder):
+            # Of before the name was kept: a renamed folder has one study of another name.
+            names = [one.study_name for one in kept.get_all_studies()]
+            if name not in names and len(names) == 1:
+                (name,) = names
+        return optuna.create_study(
+            study_name=name,
+            storage=kept,
+            directions=Objective(budgets, reward).directions,
+            load_if_exists=True,
+        )
 
 
 def objective(study: optuna.Study, settings: Settings) -> Objective:

@@ -30,6 +30,7 @@ from nas.scaling.compound_scaling import (
 )
 from nas.scaling.width_search import LANDED, Lander, solve
 from nas.searching import journal
+from nas.searching.storage import open_storage
 
 TINY = dataclasses.replace(mnasnet.VARIANTS["tiny"], input_shape=(32, 32, 1))
 LEVELS = [f"b{level}" for level in range(1, 8)]
@@ -268,7 +269,7 @@ def finished(folder) -> dict[int, dict]:
     if not (folder / journal.JOURNAL).exists():
         return {}
     try:
-        study = optuna.load_study(study_name=folder.name, storage=journal.open_storage(folder))
+        study = optuna.load_study(study_name=folder.name, storage=open_storage(folder))
     except KeyError:
         return {}
     return {

@@ -15,12 +15,16 @@ from optuna.trial import TrialState
 
 from latency.target import TargetUnavailable
 from nas import registry
-from nas.searching import journal, start
+from nas.locks import Flock
+from nas.searching import leases, start
 from nas.searching.candidate import Candidate
+from nas.searching.failures import EveryCandidateFails
 from nas.searching.finalists import final_epochs_of
+from nas.searching.leases import Worker
 from nas.searching.loop import explore, trained
 from nas.searching.objective import Objective
 from nas.searching.reward import Reward
+from nas.searching.storage import open_storage
 from nas.searching.study import Settings
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -70,7 +74,7 @@ def a_study(folder, controller: str = "evolution", seed: int = 0, reward: str | 
     objective = Objective((BUDGET,), Reward(reward, (BUDGET,)) if reward else None)
     study = optuna.create_study(
         study_name="s",
-        storage=journal.open_storage(folder),
+        storage=open_storage(folder),
         sampler=registry.controller(controller, seed=seed, reward=objective.reward),
         directions=objective.directions,
         load_if_exists=True,
@@ -80,7 +84,7 @@ def a_study(folder, controller: str = "evolution", seed: int = 0, reward: str | 
 
 def run(folder, trials, profiles=1, controller="evolution", layers=4, deadline=math.inf, **options):
     study, objective = a_study(folder, controller, **options)
-    worker = journal.Worker(folder)
+    worker = Worker(Flock(folder / "locks"), "s")
     evaluator = Towers(folder / "log", layers=layers)
     try:
         why = explore(
@@ -191,7 +195,7 @@ def test_a_vanished_device_pauses_the_search(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wait_for_device, "WAIT_FOR_DEVICE_S", 0.05)
     study, objective = a_study(tmp_path)
-    worker, seen = journal.Worker(tmp_path), []
+    worker, seen = Worker(Flock(tmp_path / "locks"), "s"), []
     explore(
         study,
         Flaky(tmp_path / "log"),
@@ -206,13 +210,13 @@ def test_a_vanished_device_pauses_the_search(tmp_path, monkeypatch):
 
 
 class Broken(Towers):
-    """Odd towers need more memory than there is; the tenth network of all meets a bug."""
+    """Odd towers need more memory than there is, and from the tenth network on all meet a bug."""
 
     tried = 0
 
     def train(self, candidate, **options):
         self.tried += 1
-        if self.tried == 10:
+        if self.tried >= 10:
             raise RuntimeError("a bug")
         if sum(candidate.config) % 2:
             raise MemoryError
@@ -221,22 +225,23 @@ class Broken(Towers):
 
 def test_memory_fails_a_trial_and_a_bug_stops_the_search(tmp_path):
     study, objective = a_study(tmp_path, "random")
-    worker, seen = journal.Worker(tmp_path), []
-    with pytest.raises(RuntimeError, match="a bug"):
+    worker, seen = Worker(Flock(tmp_path / "locks"), "s"), []
+    with pytest.raises(EveryCandidateFails, match="the last 5 .* RuntimeError: a bug"):
         explore(
             study,
             Broken(tmp_path / "log"),
             objective,
             trials=100,
             worker=worker,
-            on_event=lambda event: seen.append(event.message),
+            on_event=lambda event: seen.append(getattr(event, "message", str(event))),
         )
     assert "out of memory" in seen
+    assert 'raise RuntimeError("a bug")' in seen[-1]  # the traceback
 
 
 def search_until_killed(folder, trials, profiles, controller):
     study, objective = a_study(folder, controller)
-    worker = journal.Worker(folder)
+    worker = Worker(Flock(folder / "locks"), "s")
     evaluator = Towers(folder / "log", seconds=0.03)  # outlasts several kills on any machine
     explore(study, evaluator, objective, trials=trials, worker=worker, profiles=profiles)
 
@@ -244,7 +249,10 @@ def search_until_killed(folder, trials, profiles, controller):
 @pytest.mark.parametrize(
     ("controller", "profiles"), [("evolution", 1), ("random", 3), ("surrogate", 4), ("tpe", 2)]
 )
-def test_killed_anywhere_it_goes_on_as_if_never_stopped(tmp_path, controller, profiles):
+def test_killed_anywhere_it_goes_on_as_if_never_stopped(
+    tmp_path, monkeypatch, controller, profiles
+):
+    monkeypatch.setattr(leases, "MOST_TRIES", 1000)  # no candidate is to blame for these
     (tmp_path / "calm").mkdir()
     (tmp_path / "killed").mkdir()
     expected, _ = run(tmp_path / "calm", 30, profiles, controller)

@@ -13,15 +13,19 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas.searching import journal
+from nas.locks import Flock
+from nas.searching import journal, leases
+from nas.searching.storage import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+def a_worker(folder) -> leases.Worker:
+    return leases.Worker(Flock(folder / "locks"), "s")
+
+
 def fill(folder, count: int) -> optuna.Study:
-    study = optuna.create_study(
-        study_name="s", storage=journal.open_storage(folder), load_if_exists=True
-    )
+    study = optuna.create_study(study_name="s", storage=open_storage(folder), load_if_exists=True)
     for _ in range(count):
         trial = study.ask()
         study.tell(trial, trial.suggest_float("x", 0, 1))
@@ -84,8 +88,8 @@ def test_a_lock_dies_with_its_holder(tmp_path):
     holder = textwrap.dedent(
         """
         import pathlib, sys, time
-        from nas.searching import journal
-        with journal.locked(pathlib.Path(sys.argv[1])):
+        from nas.locks import locked
+        with locked(pathlib.Path(sys.argv[1])):
             print("locked", flush=True)
             time.sleep(600)
         """
@@ -103,7 +107,7 @@ def die_in_a_round(folder, finished):
     """Ask three trials as a round, tell some as the search does, and die."""
     folder = pathlib.Path(folder)
     study = fill(folder, 0)
-    worker = journal.Worker(folder)
+    worker = a_worker(folder)
     asked = []
     for number in range(3):
         trial = study.ask()
@@ -120,8 +124,8 @@ def die_in_a_round(folder, finished):
 def test_a_dead_worker_gives_back_its_round(tmp_path, finished):
     assert child("die_in_a_round", tmp_path, finished).wait(60) == -signal.SIGKILL
     study = fill(tmp_path, 0)
-    worker = journal.Worker(tmp_path)
-    given_back = journal.give_back(study, worker)
+    worker = a_worker(tmp_path)
+    given_back = leases.give_back(study, worker)
     assert len(given_back) == 3 - finished
     states = [trial.state for trial in study.trials]
     if finished:  # the round had ended: the others are what they would have been
@@ -134,10 +138,10 @@ def test_a_dead_worker_gives_back_its_round(tmp_path, finished):
 
 def test_a_live_worker_keeps_its_trials(tmp_path):
     study = fill(tmp_path, 0)
-    ours, theirs = journal.Worker(tmp_path), journal.Worker(tmp_path)
+    ours, theirs = a_worker(tmp_path), a_worker(tmp_path)
     trial = study.ask()
     trial.set_user_attr("round", f"{theirs.id}/0")
-    assert journal.give_back(study, ours) == [] and ours.others() == [theirs.id]
+    assert leases.give_back(study, ours) == [] and ours.alive(theirs.id)
     theirs.leave()
-    assert [one.number for one in journal.give_back(study, ours)] == [trial.number]
-    assert ours.others() == []
+    assert [one.number for one in leases.give_back(study, ours)] == [trial.number]
+    assert not ours.alive(theirs.id)

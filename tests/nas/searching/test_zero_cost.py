@@ -11,12 +11,15 @@ from keras import layers
 
 from nas import registry
 from nas.cli.command_line import main
+from nas.locks import Flock
 from nas.networks import build
-from nas.searching import journal, zero_cost
+from nas.searching import zero_cost
 from nas.searching.candidate import Candidate
+from nas.searching.leases import Worker
 from nas.searching.loop import explore, trained
 from nas.searching.objective import Objective
 from nas.searching.reward import Reward
+from nas.searching.storage import open_storage
 from nas.tasks.task import Task
 from nas.training import loop
 
@@ -235,12 +238,12 @@ def rounds(folder, controller: str, reward: str | None, score, trials: int = 12)
     objective = Objective((9.0,), Reward(reward, (9.0,)) if reward else None)
     study = optuna.create_study(
         study_name="s",
-        storage=journal.open_storage(folder),
+        storage=open_storage(folder),
         sampler=registry.controller(controller, seed=0, reward=objective.reward),
         directions=objective.directions,
         load_if_exists=True,
     )
-    worker = journal.Worker(folder)
+    worker = Worker(Flock(folder / "locks"), "s")
     try:
         options = {"trials": trials, "worker": worker, "profiles": 4, "score": score}
         explore(study, Towers(), objective, **options)
@@ -317,7 +320,7 @@ def test_search_with_a_filter(tmp_path, capsys):
     search += ["--finalists", "0", "--controller", "random", "--profiles", "2", "--json"]
     assert main([*search, "--filter", "naswot", "--trials", "1"]) == 0
     assert json.loads(capsys.readouterr().out)
-    study = optuna.load_study(study_name="s", storage=journal.open_storage(tmp_path / "s"))
+    study = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "s"))
     scores = [trial.user_attrs["profile"]["score"] for trial in study.trials]
     (picked,) = [i for i, trial in enumerate(study.trials) if "evaluation" in trial.user_attrs]
     assert len(scores) == 2 and scores[picked] == max(scores)

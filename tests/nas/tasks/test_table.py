@@ -8,8 +8,9 @@ import pytest
 
 from nas import pareto, registry
 from nas.cli.command_line import main
+from nas.locks import Flock
 from nas.searching import loop
-from nas.searching.journal import Worker
+from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.result import Study
 from nas.searching.table_evaluator import TableEvaluator
@@ -122,7 +123,7 @@ def test_the_search_loop_trains_no_network_twice(csv_file, tmp_path, controller)
         directions=objective.directions, sampler=registry.controller(controller, seed=0)
     )
     trained = []
-    worker = Worker(tmp_path)
+    worker = Worker(Flock(tmp_path), "s")
     loop.explore(
         study,
         TableEvaluator(table),
