@@ -124,10 +124,8 @@ class Android(Target):
 
         What was pushed is removed afterwards.
         """
-        if batch_size != 1:
-            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         with tempfile.TemporaryDirectory() as folder:
-            file = invocations.checked_file(model, Path(folder))
+            file = invocations.checked_file(model, Path(folder), batch_size)
             phone = adb.ready(self.serial)
             about = phone_state.about(phone)
             tool = self._tool(about)

@@ -33,7 +33,7 @@ _KEPT = 101  # quantiles of the runs of a spell: all of 10,000 runs a second wou
 
 @dataclasses.dataclass(frozen=True)
 class CPU(Target):
-    """This machine with `threads` LiteRT threads at batch 1.
+    """This machine with `threads` LiteRT threads.
 
     Candidate and reference networks take turns in blocks of a few milliseconds. A sample is the
     fastest stretch of a block, divided by how much slower than nominal the references ran just
@@ -85,11 +85,9 @@ class CPU(Target):
         self, models: Sequence[Any], batch_size: int, warmup: int, runs: int, details: bool
     ) -> list[Timing]:
         """Times several models block by block in turns, the references before and after each."""
-        if batch_size != 1:
-            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         if not models:
             return []
-        files = [convert.file_of(model) for model in models]
+        files = [convert.file_of(model, batch_size) for model in models]
         nominal = self._nominal()
         with stopwatch.exclusive_cores(self.threads) as cores:
             candidates = [
@@ -115,6 +113,7 @@ class CPU(Target):
             "pinned_cores": list(cores) if cores else None,
             **state,
             "runs": runs,
+            "values": convert.VALUES,
             "taken_in_turns_with": len(models) - 1,
             "date": utc_now(),
         }
@@ -141,9 +140,7 @@ class CPU(Target):
 
     def spells(self, model: Any, batch_size: int, seconds: float) -> Iterator[Timing]:
         """Wall times of single runs, uncorrected: a machine that warms up must show."""
-        if batch_size != 1:
-            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
-        run = convert.runner(convert.file_of(model), self.threads)
+        run = convert.runner(convert.file_of(model, batch_size), self.threads)
         with stopwatch.exclusive_cores(self.threads) as cores:
             conditions = self._conditions() | {"pinned_cores": list(cores) if cores else None}
             started = time.monotonic()

@@ -141,10 +141,8 @@ class SSH(Target):
 
         The last two are the program and the first arguments of its `measure`.
         """
-        if batch_size != 1:
-            raise ValueError(f"batch_size={batch_size}: a LiteRT file is written for batch 1")
         with tempfile.TemporaryDirectory() as folder:
-            file = invocations.checked_file(model, Path(folder))
+            file = invocations.checked_file(model, Path(folder), batch_size)
             board = self._board()
             about = board_state.about(board)
             program = self._program(board, about)

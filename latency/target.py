@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import enum
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ class Latency:
     Args:
         target: the target, as its repr.
         device: what the device calls itself.
-        batch_size: examples a run.
+        batch_size: examples a run; of a network that is built for a batch, that.
         samples_ms: milliseconds of each timed run, or of each sample of several runs.
         kind: whether the device took this time, or it is an estimate.
         memory_mb: peak memory, where it is known.
@@ -286,6 +287,8 @@ class Target(abc.ABC):
         details: bool = False,
     ) -> list[Latency]:
         """The latencies of several models, timed under conditions that are as equal as can be."""
+        from latency.networks import inputs
+
         if batch_size < 1 or warmup < 0 or runs < 1:
             raise ValueError(
                 f"batch_size={batch_size}, warmup={warmup}, runs={runs}: expected at least 1, 0, 1"
@@ -293,9 +296,21 @@ class Target(abc.ABC):
         for model in models:
             if isinstance(model, (str, Path)) and not Path(model).is_file():
                 raise ValueError(f"{model}: expected a .tflite or .keras file, found none")
-        timings = self.measure_together(models, batch_size, warmup, runs, details)
-        device = self.device
-        return [self._latency(timing, batch_size, device) for timing in timings]
+            inputs.check_sizes(model)
+        latencies: list[Latency] = []
+        # Networks that are built for a batch of their own run with it.
+        own = [inputs.batch_of(model) if batch_size == 1 else None for model in models]
+        for size, group in itertools.groupby(
+            zip(models, own, strict=True), lambda pair: pair[1] or batch_size
+        ):
+            together = [model for model, _ in group]
+            timings = self.measure_together(together, size, warmup, runs, details)
+            device = self.device
+            latencies += [
+                self._latency(timing, size, device, model)
+                for timing, model in zip(timings, together, strict=True)
+            ]
+        return latencies
 
     @final
     def sustain(self, model: Any, batch_size: int = 1, seconds: float = 600.0) -> Iterator[Latency]:
@@ -303,11 +318,18 @@ class Target(abc.ABC):
 
         Yields a `Latency` about every second; its condition "at_s" has the seconds since the start.
         """
+        from latency.networks import inputs
+
+        inputs.check_sizes(model)
         device = self.device  # asked once: it may be a phone, which is to have no pause
         for timing in self.spells(model, batch_size, seconds):
-            yield self._latency(timing, batch_size, device)
+            yield self._latency(timing, batch_size, device, model)
 
-    def _latency(self, timing: Timing, batch_size: int, device: str) -> Latency:
+    def _latency(self, timing: Timing, batch_size: int, device: str, model: Any) -> Latency:
         if timing.kind not in self.kinds:
             raise TypeError(f"{self!r} gave a {timing.kind} figure, it declares {self.kinds}")
-        return Latency(target=repr(self), device=device, batch_size=batch_size, **vars(timing))
+        from latency.networks import inputs
+
+        conditions = inputs.as_run(model, batch_size) | timing.conditions
+        fields = vars(timing) | {"conditions": conditions}
+        return Latency(target=repr(self), device=device, batch_size=batch_size, **fields)

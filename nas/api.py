@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # heavy
     from compress.method import Method
     from latency.target import Target
     from nas.compression.journey import Compressed
+    from nas.files.given_shapes import Shapes
     from nas.files.open_network import Network
     from nas.profiling.results import Failure, Profile, Profiles
     from nas.training.journey import Trained
@@ -25,13 +26,21 @@ if TYPE_CHECKING:  # heavy
 Path = str | pathlib.Path
 
 
-def open(source: keras.Model | Network | Path) -> Network:
+def open(
+    source: keras.Model | Network | Path,
+    *,
+    shapes: Shapes = (),
+    signature: str | None = None,
+) -> Network:
     """The network that something is or holds, as every function here takes it.
 
     source: a `keras.Model` (Functional, Sequential, nested); the path of a .keras, .h5, .tflite,
         .safetensors or .bin (llama2.c) file, of a SavedModel, of a Hugging Face folder or of the
         folder of a search; or a name of the catalog, `family[:variant][,field=value...]`, with
         `weights=FILE` for trained ones.
+    shapes: sizes of inputs in place of open ones, as {"image": (1, 224, 224, 3)}, or one tuple
+        where there is one input. The first is the batch, which stays open where it is 1.
+    signature: of a .tflite file with several, that which is to run.
 
     `.model` of the result is the flat `keras.Model`, `.config` its Config where that is known.
     Raises `ValueError`, one line, where there is no network to be read.
@@ -42,9 +51,9 @@ def open(source: keras.Model | Network | Path) -> Network:
     from nas.files.open_network import from_config, open_network
 
     if catalog.is_name(source):
-        return from_config(*catalog.config_and_weights(str(source)))
+        source = from_config(*catalog.config_and_weights(str(source)))
     backend.load()
-    return open_network(source)
+    return open_network(source, shapes, signature)
 
 
 def train(
@@ -137,6 +146,7 @@ def compress(
     loss: Any = None,
     metric: Any = None,
     target_is_input: bool = False,
+    shapes: Shapes = (),
     on_event: Listener = ignore,
 ) -> Compressed:
     """Compress a network with one or several methods: a `nas.Compressed`.
@@ -157,7 +167,7 @@ def compress(
     prefer: "size", or "speed" where LiteRT runs wider integers faster than narrow ones.
     by_layer: whether to measure which layers bear the methods least.
     examples_count: of the training part, that methods look at (512).
-    loss, metric, target_is_input, on_event: as of `train`.
+    loss, metric, target_is_input, on_event: as of `train`. shapes: as of `open`.
 
     Raises `ValueError` where the parts do not fit, also `nas.NotApplicable` (nothing to act on).
 
@@ -191,6 +201,7 @@ def compress(
         loss=loss,
         metric=metric,
         target_is_input=target_is_input,
+        shapes=shapes,
         on_event=on_event,
     )
 
@@ -199,6 +210,8 @@ def profile(
     networks: Any,
     targets: Target | Sequence[Target] | Mapping[str, Target],
     *,
+    shapes: Shapes = (),
+    signature: str | None = None,
     runs: int = 50,
     warmup: int = 10,
     batch_sizes: Sequence[int] = (1,),
@@ -211,6 +224,7 @@ def profile(
 
     networks: one or several of what `nas.open` takes, or a dict of them by name.
     targets: one or several objects such as `latency.cpu.CPU(threads=1)`, or a dict by name.
+    shapes, signature: as of `open`, of all networks; needed where sizes decide what is timed.
     runs: timed runs. warmup: runs before them that do not count.
     batch_sizes: examples a run, one after the other. operations: measure memory and the time of
         each operation, too. explain: find what bounds each operation, too.
@@ -229,7 +243,10 @@ def profile(
     from nas.profiling import journey
     from nas.profiling.results import Profiles
 
-    opened = {name: open(network) for name, network in journey.named(networks).items()}
+    opened = {
+        name: open(network, shapes=shapes, signature=signature)
+        for name, network in journey.named(networks).items()
+    }
     profiles: list[Profile] = []
     failures: list[Failure] = []
     for name, target in journey.targets_by_name(targets).items():

@@ -85,15 +85,19 @@ def call(layer: Callable, node: Any, now: dict[int, Any]) -> list:
     args, kwargs = keras.tree.map_structure(
         lambda value: now.get(id(value), value), (node.arguments.args, node.arguments.kwargs)
     )
+    return keras.tree.flatten(called(layer, args, kwargs))
+
+
+def called(layer: Callable, args: Any, kwargs: Any) -> Any:
+    """What a layer gives; `ValueError`, with its name and class, where it cannot be called."""
     try:
-        outputs = layer(*args, **kwargs)
+        return layer(*args, **kwargs)
     except Exception as error:  # whatever a layer of the user's raises
         raise ValueError(
-            f"{_named(layer)} cannot be called on the tensors that it was called on: "
+            f"{_named(layer)} cannot be called on {_tensors(args, kwargs)}: "
             f"{_line(error)}; its call() must work on symbolic tensors, or the class needs a "
             "compute_output_spec()"
         ) from error
-    return keras.tree.flatten(outputs)
 
 
 def own_method(layer: keras.layers.Layer, name: str) -> Callable | None:
@@ -183,6 +187,11 @@ def _arguments(kind: type) -> set[str]:
     """The names that the constructors of a layer's class, and of those that it is made of, take."""
     made = [vars(one)["__init__"] for one in kind.__mro__ if "__init__" in vars(one)]
     return {name for one in made for name in inspect.signature(one).parameters}
+
+
+def _tensors(args: Any, kwargs: Any) -> str:
+    shapes = [one.shape for one in keras.tree.flatten((args, kwargs)) if hasattr(one, "shape")]
+    return f"tensors of {', '.join(str(tuple(shape)) for shape in shapes[:4])}"
 
 
 def _named(layer: Any) -> str:

@@ -73,9 +73,9 @@ def check_options(target: Any) -> None:
             raise ValueError(f"{name}={value!r}: expected a number from {least}")
 
 
-def checked_file(model: Any, folder: Path) -> Path:
+def checked_file(model: Any, folder: Path, batch_size: int = 1) -> Path:
     """The `.tflite` file of a model, which LiteRT here can load; `ValueError` where it cannot."""
-    tflite = convert.file_of(model)
+    tflite = convert.file_of(model, batch_size)
     if isinstance(tflite, bytes):
         file = folder / "model.tflite"
         file.write_bytes(tflite)
@@ -165,6 +165,7 @@ class Invocations:
     def conditions(self) -> dict[str, Any]:
         """What anybody gets who runs the tool once, beside how the samples came about."""
         return {
+            "values": "random, of benchmark_model; integers 0",
             "samples": f"runs of invocations of {benchmark_model.RUNS_AN_INVOCATION}",
             "one_invocation": {
                 "runs": self.whole.runs,

@@ -162,6 +162,7 @@ class Run:
         missing = self.operations_missing
         return {name: self.result[name] for name in names} | {
             **({"operations_missing": missing} if missing else {}),
+            "values": "random from 0 to 1 of a fixed seed, integers 0",
             "samples": "every run",
             "contention": None if self.share is None else round(self.share, 3),
             "cpu_median_ms": float(np.median(self.result["cpu_ms"])),

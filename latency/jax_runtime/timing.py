@@ -38,6 +38,7 @@ def time_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
         "device_kind": devices[0].device_kind,
         "devices": count,
         "dtype": request["dtype"],
+        "values": "random from 0 to 1 of a fixed seed, integers 0",
         "donated_inputs": len(run.pairs),
         "warmup_runs": warmed,
         "back_to_back_ms": at_once,

@@ -17,8 +17,9 @@ from ai_edge_litert.interpreter import Interpreter
 from latency.networks import keras_file
 from latency.networks.float32 import in_float32, quantized
 from latency.networks.functional import functional
+from latency.networks.input_shape import Input
 from latency.system.silent_stderr import silent_stderr
-from latency.tflite import process, same_network
+from latency.tflite import fixed_shapes, process, same_network
 from latency.tflite.branch_constants import with_own_constants
 from latency.tflite.direct_writer import assemble
 from latency.tflite.signature import names, signed
@@ -26,6 +27,7 @@ from latency.tflite.signature import names, signed
 __all__ = ["Session", "assemble", "bytes_of", "convert", "file_of", "load", "run", "runner"]
 
 Arrays = dict[str, np.ndarray]
+VALUES = "random from 0 to 1 of a fixed seed, integers 0"  # what `runner` fills inputs with
 
 
 def convert(model: Any) -> bytes:
@@ -54,7 +56,8 @@ def convert(model: Any) -> bytes:
     from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415
 
     def infer(*inputs):
-        with in_float32(model):
+        # What layers write as they run, such as the seeds of dropout in an LSTM, stays out.
+        with in_float32(model), keras.StatelessScope():
             outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
         return keras.tree.flatten(outputs)
 
@@ -83,10 +86,7 @@ def _check_possible(model: Any) -> None:
     """`ValueError`, with the remedy, where a network has no `.tflite` form."""
     for tensor in model.inputs:
         if any(size is None for size in tensor.shape[1:]):
-            raise ValueError(
-                f"input {tensor.name!r}: expected a static shape, got {tensor.shape}; give it one: "
-                "x = keras.Input(SHAPE); model = keras.Model(x, model(x))"
-            )
+            raise ValueError(Input(tensor.name, tuple(tensor.shape), tensor.dtype).question())
         if tensor.dtype == "string":
             raise ValueError(
                 f"input {tensor.name!r}: text is looked up outside of a .tflite file; give the "
@@ -106,8 +106,10 @@ def _check_possible(model: Any) -> None:
         )
 
 
-def file_of(model: Any) -> bytes | Path:
+def file_of(model: Any, batch_size: int = 1) -> bytes | Path:
     """The LiteRT file of a model or of a .keras file; the path of a .tflite file as it is.
+
+    batch_size: of another than 1 a file is made that takes so many examples at once.
 
     Files may come from anywhere: they are loaded and run in another process first, with a limit on
     time and memory. `ValueError`, in one line, where that fails. The file of a model is run beside
@@ -116,25 +118,40 @@ def file_of(model: Any) -> bytes | Path:
     if isinstance(model, (str, Path)):
         path = Path(model)
         if path.suffix == ".tflite":
-            process.check(path)
-            return path
+            return _given(path, batch_size)
         if path.suffix != ".keras":
             raise ValueError(f"{path}: expected a .tflite or .keras file")
-        return process.convert(path)
+        return _at_batch(process.convert(path), batch_size)
     model = functional(model)
     if getattr(model, "_nodes_by_depth", None) is not None:
         _check_possible(model)
     try:
         tflite = assemble(model)
         _check(model, tflite)
-        return tflite
     except ValueError as unsupported:
         try:
             tflite = convert(model)
             _check(model, tflite)
-            return tflite
         except ValueError as error:
             raise ValueError(f"{error}; and written directly: {unsupported}") from error
+    return _at_batch(tflite, batch_size)
+
+
+def _given(path: Path, batch_size: int) -> bytes | Path:
+    """A `.tflite` file, checked, or what takes so many examples at once."""
+    process.check(path)
+    if batch_size == 1:
+        return path
+    takes = fixed_shapes.read(path.read_bytes())
+    if takes.inputs and takes.inputs[0].shape[:1] == (batch_size,):
+        return path
+    return process.fixed(path, fixed_shapes.at_batch(takes, batch_size))
+
+
+def _at_batch(tflite: bytes, size: int) -> bytes:
+    if size == 1:
+        return tflite
+    return fixed_shapes.fixed(tflite, fixed_shapes.at_batch(fixed_shapes.read(tflite), size))
 
 
 def _check(model: Any, tflite: bytes) -> None:
@@ -187,7 +204,7 @@ def runner(tflite: bytes | str | Path, threads: int = 1) -> Callable[[], None]:
     interpreter = load(tflite, threads)
     random = np.random.default_rng(0)
     for entry in interpreter.get_input_details():
-        values = random.random(tuple(entry["shape"]), np.float32).astype(entry["dtype"])
+        values = np.asarray(random.random(tuple(entry["shape"]), np.float32)).astype(entry["dtype"])
         interpreter.set_tensor(entry["index"], values)
     return interpreter.invoke
 

@@ -103,6 +103,19 @@ def _convert(name: str, *_: int) -> bytes:
         return into.read_bytes()
 
 
+def fixed(path: str | Path, shapes: dict[str, Any], signature: str | None = None) -> bytes:
+    """`latency.tflite.fixed_shapes.fixed` of a file, in another process."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix="nas_litert_") as folder, Process() as process:
+        into = Path(folder) / "model.tflite"
+        files = {"file": str(path.absolute()), "into": str(into)}
+        try:
+            process.run("fix", _CONVERT_S, **files, shapes=shapes, signature=signature)
+        except ValueError as error:
+            raise ValueError(_about(str(path), error)) from None
+        return into.read_bytes()
+
+
 def _state(path: Path) -> tuple[int, int, int]:
     """What changes when a file does: its size, date and number."""
     try:

@@ -52,7 +52,16 @@ def convert(file: str, into: str, modules: list[str]) -> dict[str, Any]:
     return check(into, 1)
 
 
-_JOBS = {job.__name__: job for job in (check, profile, convert)}
+def fix(file: str, into: str, shapes: dict[str, list[int]], signature: str | None) -> dict:
+    """Writes a `.tflite` file with fixed shapes, of one signature of another."""
+    from latency.tflite import fixed_shapes
+
+    wanted = {name: tuple(shape) for name, shape in shapes.items()}
+    Path(into).write_bytes(fixed_shapes.fixed(Path(file).read_bytes(), wanted, signature))
+    return {}
+
+
+_JOBS = {job.__name__: job for job in (check, profile, convert, fix)}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from nas.cli import shapes
 from nas.cli.train import add_data, add_recipe, judged_by, recipe_fields, task_of
 
 EPILOG = """examples:
@@ -45,6 +46,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="what to train and judge on, see `nas list task`")
     add_data(parser)
+    shapes.add(parser)
     parser.add_argument(
         "--target", action="append", help="device to time the .tflite on, before and after"
     )
@@ -105,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             checkpoint_seconds=arguments.checkpoint_seconds,
             name=arguments.model,
             task_name=arguments.task or arguments.data,
+            shapes=shapes.parsed(arguments.shape),
             **judged_by(arguments),
             on_event=Terminal(),
         )

@@ -3,10 +3,13 @@
 import argparse
 from typing import Any
 
+from nas.cli import shapes
+
 EPILOG = """examples:
   nas profile mnasnet:a1 --target android --runs 50
   nas profile a.keras b.keras --target cpu:threads=1 --target tpu:v5e --ops
   nas profile model.tflite --target ssh:pi@raspberrypi --sustained 10m
+  nas profile detector.tflite --shape image=1,320,320,3
   nas profile efficientnet:b0 efficientnet_x:b0 --target tpu:v3 --why --plot why.svg
 `nas devices` lists the targets there are. Every figure is kept: `nas devices --history`."""
 
@@ -23,6 +26,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     profile.add_argument("model", nargs="+", help=".tflite or .keras file, or family:variant")
     profile.add_argument(
         "--target", action="append", help="device; repeat for several (cpu:threads=1)"
+    )
+    shapes.add(profile)
+    profile.add_argument(
+        "--signature", help="which part of a .tflite file with several to run (its main graph)"
     )
     profile.add_argument("--batch", default="1", help="batch sizes, as 1,32,128 (%(default)s)")
     profile.add_argument("--runs", type=int, default=50, help="timed runs (%(default)s)")

@@ -13,6 +13,8 @@ from compress.rewriting import graph
 from latency.networks.float32 import half_precision, in_float32, quantized
 from latency.networks.random_inputs import random_inputs
 from latency.tflite.same_network import difference
+from latency.tflite.signature import names
+from nas.files.given_shapes import Shapes, by_input
 
 _EXAMPLES = 2  # on which the two are compared
 # Of the largest value of a channel, and of the output: both run the same float32 operations.
@@ -33,7 +35,7 @@ class Flat:
     half: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def flatten(model: keras.Model) -> Flat:
+def flatten(model: keras.Model, shapes: Shapes = ()) -> Flat:
     """The same network as a flat Functional model; `model` itself is not changed.
 
     A Sequential model becomes Functional. Functional and Sequential models within the network give
@@ -41,6 +43,9 @@ def flatten(model: keras.Model) -> Flat:
     keep all their state: weights, and what they save by methods of their own (`Normalization`,
     look-up tables). Inputs and outputs keep their names, order and structure. What computes in
     half precision, or keeps its weights in it, is float32.
+
+    shapes: of inputs, by name, or of the only one: sizes in place of open ones, a batch before
+    them. A batch of 1 leaves an open one open.
 
     The result is compared with `model` on random inputs. Raises `ValueError` where they differ, for
     a Sequential model without an input shape, and for a subclassed model.
@@ -61,9 +66,11 @@ def flatten(model: keras.Model) -> Flat:
     half = half_precision(model)
     nested = any(_functional(layer) is not None for layer in model.layers)
     lora = any(map(graph.has_lora, model.layers))  # copies have the product in their kernel
-    if whole is model and not (nested or half or lora):
+    if whole is model and not (nested or half or lora or shapes):
         return Flat(model, opaque(model))
     inputs = _inputs(whole, model)
+    if shapes:
+        inputs = _shaped(whole, inputs, shapes)
     copies = _Copies({tensor.name for tensor in inputs.values()}, float32=bool(half))
     tensors = _called(whole, dict(inputs), copies, "", None)
     flat = keras.Model(
@@ -163,6 +170,27 @@ def _inputs(whole: Any, model: keras.Model) -> dict[int, Any]:
     return {id(tensor): keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=name)}
 
 
+def _shaped(whole: Any, inputs: dict[int, Any], shapes: Shapes) -> dict[int, Any]:
+    """Id of an input -> a new one of the given shape; `ValueError` where one does not fit."""
+    called = names(whole)[0]
+    by_name = by_input(called, shapes)
+    made = {}
+    for name, (key, old) in zip(called, inputs.items(), strict=True):
+        shape = tuple(by_name.get(name, old.shape))
+        pairs = list(zip(old.shape, shape, strict=False))
+        if len(shape) != len(old.shape) or any(has not in (None, to) for has, to in pairs):
+            raise ValueError(
+                f"input {name!r}: got the shape {shape}; the network fixes it to {old.shape}, in"
+                " which only sizes of None can be given"
+            )
+        if shape[:1] == (1,):
+            shape = (old.shape[0], *shape[1:])
+        made[key] = keras.Input(
+            batch_shape=shape, dtype=old.dtype, name=old._keras_history.operation.name
+        )
+    return made
+
+
 class _Copies:
     """One copy of each layer, under a name that no other has."""
 
@@ -212,7 +240,7 @@ def _called(
             new = copies.of(layer, prefix)
             if training is not None and getattr(new, "_call_has_training_arg", False):
                 kwargs["training"] = training
-            outputs = new(*args, **kwargs)
+            outputs = graph.called(new, args, kwargs)
         else:  # one that was called with training=False keeps it: frozen statistics
             given = _given(inner, args[0] if args else kwargs["inputs"], layer.name)
             inner_training = kwargs.get("training")

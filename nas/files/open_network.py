@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+import tempfile
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from latency.networks import keras_file
 from nas import backend
+from nas.files.given_shapes import Shapes
 
 EXPECTED = (
     "expected a .keras, .h5, .tflite, .safetensors or llama2.c .bin file, a SavedModel, Hugging "
@@ -27,7 +29,7 @@ class Network:
     whose inside cannot be rewritten -> the reason. file: a file of the same network that targets
     can time as it is; None where there is none. read_from: the file or folder that the weights were
     read from, which nothing is to overwrite; None of a model in memory. notes: what was changed as
-    it was opened, in sentences.
+    it was opened, in sentences. made: the folder of `file`, where that was made as it was opened.
     """
 
     keras_model: Any
@@ -37,6 +39,7 @@ class Network:
     file: pathlib.Path | None = None
     read_from: pathlib.Path | None = None
     notes: tuple[str, ...] = ()
+    made: tempfile.TemporaryDirectory | None = None
 
     @property
     def name(self) -> str:
@@ -60,12 +63,14 @@ class Network:
         return self.file
 
 
-def open_network(source: Any) -> Network:
+def open_network(source: Any, shapes: Shapes = (), signature: str | None = None) -> Network:
     """The network that a `keras.Model` is, or that is in a file or folder.
 
     source: any `keras.Model` whose graph can be read; or the path of a .keras, .h5, .tflite,
     .safetensors or llama2.c file, of a folder of a SavedModel, of Hugging Face's files or of a
     search (`runs/mine`: its best network).
+    shapes: of inputs, by name, or of the only one: sizes in place of open ones, a batch before
+    them. signature: of a .tflite file with several, that which is to run.
 
     Files are only read, and no code in them runs. Raises `ValueError`, one line, where a file is
     damaged, foreign or too large, where a weight is not finite, and where a model cannot be made
@@ -77,6 +82,8 @@ def open_network(source: Any) -> Network:
     >>> network.source, network.model.count_params()
     ('model row', 15)
     """
+    if shapes or signature is not None:
+        return _fixed(open_network(source), shapes, signature)
     if isinstance(source, Network):
         return source
     if isinstance(source, (str, pathlib.Path)):
@@ -89,6 +96,32 @@ def open_network(source: Any) -> Network:
     if keras is None or not isinstance(source, keras.Model):
         raise ValueError(f"a {type(source).__name__} is no network; {EXPECTED}, or a keras.Model")
     return _network(source, None, f"model {source.name}")
+
+
+def _fixed(network: Network, shapes: Shapes, signature: str | None) -> Network:
+    """The network with sizes for open ones; a .tflite file's is a file of its own."""
+    if network.keras_model is not None:
+        if signature is not None:
+            raise ValueError(
+                f"{network.source}: signature {signature!r}: only .tflite files have signatures"
+            )
+        from nas.files.flatten import flatten
+
+        flat = flatten(network.keras_model, shapes)
+        return dataclasses.replace(network, keras_model=flat.model, opaque=flat.opaque, file=None)
+    from latency.tflite import fixed_shapes, process
+    from nas.files.given_shapes import by_input
+
+    assert network.file is not None  # it is the network
+    try:
+        takes = fixed_shapes.read(network.file.read_bytes(), signature)
+        by_name = by_input([one.name for one in takes.inputs], shapes)
+    except ValueError as error:
+        raise ValueError(f"{network.file}: {error}") from None
+    folder = tempfile.TemporaryDirectory(prefix="nas_shapes_")
+    file = pathlib.Path(folder.name) / network.file.name
+    file.write_bytes(process.fixed(network.file, by_name, signature))
+    return dataclasses.replace(network, file=file, made=folder)
 
 
 def from_config(config: Any, weights: str | pathlib.Path | None = None) -> Network:

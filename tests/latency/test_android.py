@@ -320,8 +320,6 @@ def test_options():
     assert registry.target("android:12345,threads=4") == Android("12345", threads=4)
     assert registry.target("android:10.0.0.2:5555,cores=4+6-7").serial == "10.0.0.2:5555"
     assert registry.target("android:A,cores=7").cores == "7"
-    with pytest.raises(ValueError, match="batch 1"):
-        Android("A").profile(__file__, batch_size=2)
 
 
 def test_the_biggest_cores_as_threads_need_them():

@@ -504,8 +504,6 @@ def test_options(board, tmp_path, monkeypatch):
     assert openssh.address("::1", 22).words() == ["-p", "22", "--", "::1"]
     monkeypatch.setenv("NAS_SSH_CONFIG", str(board.config))
     assert SSH(board.host).device == target(board).device
-    with pytest.raises(ValueError, match="batch 1"):
-        SSH("h").profile(__file__, batch_size=2)
     with pytest.raises(ValueError, match="threads=64: there are .* cores for them"):
         target(board, threads=64).identity()
     with pytest.raises(ValueError, match="the board has no core 63"):
