@@ -13,6 +13,7 @@ from latency.target import Latency
 from nas import backend, interruption, registry
 from nas.cli import shapes
 from nas.events import Message
+from nas.files.open_network import Network, open_network
 from nas.networks.build import deploy
 from nas.profiling import journey
 from nas.searching.study import Settings
@@ -28,7 +29,9 @@ def profile(arguments: argparse.Namespace) -> int:
     targets = {text: registry.target(text) for text in arguments.target or Settings.targets}
     plot = _picture(arguments.plot) if arguments.why else None
     of_layers = not all(target.runs_tflite for target in targets.values())
-    models = {name: _network(name, of_layers) for name in dict.fromkeys(arguments.model)}
+    fixed = (shapes.parsed(arguments.shape), arguments.signature)
+    opened = {name: _network(name, of_layers, *fixed) for name in dict.fromkeys(arguments.model)}
+    models = {name: one.file or one.model for name, one in opened.items()}
     if seconds is not None:
         return _sustained(arguments, targets, models, batch_sizes, seconds)
     found = journey.profile(
@@ -87,10 +90,10 @@ def _sustained(
             runs.setdefault(label, run)["spells"].append(one.latency)
             _progress(label, one.latency, seconds)
     except KeyboardInterrupt:
+        interruption.hand_over()
         interrupted = True
     finally:
         if sys.stderr.isatty():
-        interruption.hand_over()
             print(file=sys.stderr)
     if runs:
         plot = figure.save(Path(arguments.out), plots.draw(list(runs.values())))
@@ -144,22 +147,21 @@ def _picture(text: str) -> Path:
     return path
 
 
-def _network(name: str, of_layers: bool) -> Any:
+def _network(name: str, of_layers: bool, shapes: Any, signature: str | None) -> Network:
     """A file to time, or a network of the catalog in the form that runs on a device.
 
     of_layers: some target goes by the layers of a network, which a file may have within others.
+    shapes: of inputs that it leaves open. signature: of a .tflite file.
     """
     path = Path(name)
     if path.suffix in (".tflite", ".keras"):
         if not path.is_file():
             raise ValueError(f"no file {name}")
         backend.choose()  # and what layers the process that converts it may meet
-        if not of_layers or path.suffix == ".tflite":
-            return path
-        from nas.files.open_network import open_network
-
-        opened = open_network(path)
-        return opened.model if opened.file is None else path
+        as_it_is = path.suffix == ".tflite" or not of_layers
+        if as_it_is and not shapes and signature is None:
+            return Network(None, None, name, {}, path)
+        return open_network(path, shapes, signature)
     if path.exists() and ":" not in name and path.suffix != ".py":
         raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
     registry.known("family", registry.parse(name).name)
@@ -181,4 +183,4 @@ def _network(name: str, of_layers: bool) -> Any:
             f"{name}: {params:,} parameters; to time them takes {needed_mb / 1024:.1f} GB, and"
             f" {free_mb / 1024:.1f} GB of memory are free here (`nas count {name}` needs none)"
         )
-    return family.build(form)
+    return open_network(family.build(form), shapes, signature)

@@ -19,6 +19,7 @@ from nas.compression import before_and_after, sensitivity, teachers
 from nas.compression.examples import EXAMPLES, examples
 from nas.events import Listener, Message, ignore
 from nas.files.flatten import check_copies
+from nas.files.given_shapes import Shapes
 from nas.files.open_network import Network, open_network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
@@ -130,8 +131,8 @@ class Compressed:
         write_json(stem.with_suffix(".json"), self.record)
 
 
-def compress(
 @interruption.interruptible()
+def compress(
     network: Any,
     methods: Sequence[Method],
     task: Task | None = None,
@@ -150,6 +151,7 @@ def compress(
     loss: Any = None,
     metric: Any = None,
     target_is_input: bool = False,
+    shapes: Shapes = (),
     on_event: Listener = ignore,
 ) -> Compressed:
     """Compress a network with methods, stacked in any order, all trained together once.
@@ -167,11 +169,12 @@ def compress(
         LiteRT runs wider integers faster than narrow ones. by_layer: measure which layers bear the
         methods least. name, task_name: what network and task are called in the record.
     loss, metric, target_is_input: of data that leave them open (`nas.training.network_task`).
+    shapes: of inputs that the network leaves open (`nas.files.open_network`).
 
     Raises `compress.method.NotApplicable`, a `ValueError`, where a method has nothing to act on.
     """
     keras = backend.load()
-    given, network = network, open_network(network)
+    given, network = network, open_network(network, shapes)
     judged_by: list[str] = []
     if task is not None:
         compiled = compiled_of(getattr(given, "keras_model", given), network.read_from)
