@@ -47,7 +47,8 @@ def converted(model: Any, batch_size: int, precision: str, target: Any) -> Any:
 
     # A concrete function: a SavedModel is refused, and coremltools does not know Keras 3's models.
     def infer(*inputs):
-        return model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
+        with keras.StatelessScope():  # as in latency.tflite.convert
+            return model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
 
     try:
         function = tf.function(infer, autograph=False).get_concrete_function(*signature)

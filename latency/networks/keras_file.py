@@ -142,6 +142,11 @@ def cause(error: BaseException) -> str:
             f"it names {unknown[1]!r}, which nothing here registers; import the file or module that"
             " does, on the command line by --import my_layers.py"
         )
+    if "deserialization of a `Lambda` layer" in text:
+        return (
+            "it holds a Lambda layer, Python code that is not run from a file; make it a registered"
+            " layer (on the command line with --import my_layers.py), or keras.ops in the network"
+        )
     # "X could not be deserialized properly. ... config={...}. Exception encountered: why"
     text = text.rpartition(" Exception encountered: ")[2]
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-180:]}"

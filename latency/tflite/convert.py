@@ -19,9 +19,10 @@ from latency.networks.float32 import in_float32, quantized
 from latency.networks.functional import functional
 from latency.networks.input_shape import Input
 from latency.system.silent_stderr import silent_stderr
-from latency.tflite import fixed_shapes, process, same_network
+from latency.tflite import examples, fixed_shapes, process, same_network
 from latency.tflite.branch_constants import with_own_constants
 from latency.tflite.direct_writer import assemble
+from latency.tflite.plain_operations import plain_argmax
 from latency.tflite.signature import names, signed
 
 __all__ = ["Session", "assemble", "bytes_of", "convert", "file_of", "load", "run", "runner"]
@@ -57,7 +58,7 @@ def convert(model: Any) -> bytes:
 
     def infer(*inputs):
         # What layers write as they run, such as the seeds of dropout in an LSTM, stays out.
-        with in_float32(model), keras.StatelessScope():
+        with in_float32(model), keras.StatelessScope(), plain_argmax():
             outputs = model(keras.tree.pack_sequence_as(model.input, inputs), training=False)
         return keras.tree.flatten(outputs)
 
@@ -71,7 +72,9 @@ def convert(model: Any) -> bytes:
             [with_own_constants(freeze(function, lower_control_flow=False))]
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        return signed(converter.convert(), inputs, outputs)
+        with silent_stderr():  # what it says there is in its error, too
+            made = converter.convert()
+        return signed(made, inputs, outputs)
     except ConverterError as error:
         reason = next((line for line in str(error).splitlines() if "error:" in line), str(error))
         raise ValueError(
@@ -214,7 +217,9 @@ class Session:
 
     A name on both sides, of one shape and type, is state: a cache, or what a stream carries on.
     `step` keeps it inside, from zeros on; a plain call takes and gives all of it. Of a file with
-    several signatures the session runs `signature`; None: that of its main graph.
+    several signatures the session runs `signature`; None: that of its main graph. Inputs and
+    outputs that the file keeps in integers with a scale are taken and given as the floats that
+    these stand for.
 
     >>> import keras
     >>> inputs = {"x": keras.Input((2,), name="x"), "sum": keras.Input((2,), name="sum")}
@@ -238,6 +243,10 @@ class Session:
         self.state = tuple(
             name for name, kind in self.inputs.items() if self.outputs.get(name) == kind
         )
+        self._codes = [
+            {name: detail["quantization"] for name, detail in side.items()}
+            for side in (inputs, outputs)
+        ]
         self._reads = {name: detail["index"] for name, detail in inputs.items()}
         self._writes = {name: detail["index"] for name, detail in outputs.items()}
         self._told = {name: self._writes[name] for name in outputs if name not in self.state}
@@ -250,8 +259,17 @@ class Session:
         self._carried = [(tensor(self._reads[n]), tensor(self._writes[n])) for n in self.state]
         self.reset()
 
+    @property
+    def shapes(self) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        """The shapes of inputs and outputs, by name."""
+        inputs, outputs = (
+            {name: shape for name, (shape, _) in side.items()}
+            for side in (self.inputs, self.outputs)
+        )
+        return inputs, outputs
+
     def __call__(self, inputs: Arrays) -> Arrays:
-        """All outputs for all inputs, each with its batch of one."""
+        """All outputs for all inputs, each with the file's batch."""
         if inputs.keys() != self._reads.keys():
             raise ValueError(f"expected the inputs {sorted(self._reads)}, got {sorted(inputs)}")
         return self._invoke(inputs, self._writes)
@@ -280,34 +298,39 @@ class Session:
         for name, value in inputs.items():
             value = np.asarray(value)
             dtype = self.inputs[name][1]
+            scale, zero = self._codes[0][name]
+            if scale and value.dtype.kind == "f" and np.issubdtype(dtype, np.integer):
+                least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+                value = np.clip(np.rint(value / scale) + zero, least, most).astype(dtype)
             if value.dtype != dtype:
                 value = value.astype(dtype, casting="same_kind")
             given[name] = value
         if self._branch is not None:
-            return self._branch(**given)
+            return self._in_floats(self._branch(**given))
         for name, value in given.items():
             interpreter.set_tensor(self._reads[name], value)
         interpreter.invoke()
-        return {name: interpreter.get_tensor(index) for name, index in outputs.items()}
+        return self._in_floats(
+            {name: interpreter.get_tensor(index) for name, index in outputs.items()}
+        )
+
+    def _in_floats(self, outputs: Arrays) -> Arrays:
+        """Outputs, those in integers with a scale as what they stand for."""
+        for name, value in outputs.items():
+            scale, zero = self._codes[1][name]
+            if scale and value.dtype.kind in "iu":
+                outputs[name] = (value.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+        return outputs
 
 
 def run(tflite: bytes | str | Path, inputs: np.ndarray | Arrays) -> np.ndarray | Arrays:
-    """The outputs of a `.tflite` file for `inputs` (n, ...), run one at a time.
+    """The outputs of a `.tflite` file for `inputs` (n, ...), as many at a time as it takes.
 
     By name, except that a single array gives an array where there is one output.
     """
     session = Session(tflite)
     by_name = inputs if isinstance(inputs, dict) else {next(iter(session.inputs)): inputs}
-    if by_name.keys() != session.inputs.keys():
-        raise ValueError(f"expected the inputs {sorted(session.inputs)}, got {sorted(by_name)}")
-    for name, (shape, _) in session.inputs.items():
-        if shape[:1] != (1,) or by_name[name].shape[1:] != shape[1:]:
-            raise ValueError(
-                f"{name}: expected inputs of shape {('n', *shape[1:])}, got {by_name[name].shape}"
-            )
-    count = len(next(iter(by_name.values())))
-    rows = [session({n: array[i : i + 1] for n, array in by_name.items()}) for i in range(count)]
-    outputs = {name: np.concatenate([row[name] for row in rows]) for name in session.outputs}
+    outputs = examples.run(session, by_name)
     single = not isinstance(inputs, dict) and len(outputs) == 1
     return next(iter(outputs.values())) if single else outputs
 

@@ -3,7 +3,8 @@
 Of a weight `path` the file holds `path`, float32; or `path:codes`, `path:levels`, `path:scale`; or
 `path:values`. With `path:mask`, a bit a weight, codes and values are those of the kept ones only.
 Codes of b bits follow each other without gaps, lowest bit first: 4 a byte of 2 bits, 2 of 4 bits,
-8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON.
+8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON, and the paths in their
+order: a layer that holds others may name them anew when it is built again.
 """
 
 import base64
@@ -60,12 +61,24 @@ def write(
         parts |= packed.arrays
         if packed.form is not None:
             forms[variable.path] = packed.form
+    paths = [variable.path for variable in model.weights]
+    if len(set(paths)) < len(paths):
+        twice = next(one for one in paths if paths.count(one) > 1)
+        raise CannotWrite(
+            f"{model.name}: two weights are named {twice!r}, of which a .safetensors file can hold "
+            "one; give them names of their own in add_weight(name=...)"
+        )
     metadata = {"format": FORMAT, "weights": json.dumps(forms), "model": _compact(model.to_json())}
+    metadata |= {"order": _compact("\n".join(paths))}
     if config is not None:
         metadata |= metadata_of(config)
     with atomic_write(path) as partial:
         save_file(parts, partial, metadata)
-        checked = _check(partial, model, record, set(forms), data)
+        try:
+            checked = _check(partial, model, record, set(forms), data)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{partial}: ").removeprefix(f"{model.name}, ")
+            raise CannotWrite(f"{model.name}, as .safetensors: {reason}") from error
     bits = 8 * sum(array.nbytes for array in parts.values())
     return WrittenFile(path, *sizes(path), bits / model.count_params(), stored, left, checked)
 
@@ -73,11 +86,12 @@ def write(
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedFile:
     """What a file holds: `weights`, path -> float32; `record`, those that it has as codes or masks;
-    the JSON of the layers."""
+    the JSON of the layers; `order`, the paths as the layers have them (empty in older files)."""
 
     weights: dict[str, np.ndarray]
     record: dict[str, Weight]
     architecture: str
+    order: tuple[str, ...] = ()
 
 
 def is_packed(metadata: Mapping[str, str]) -> bool:
@@ -102,8 +116,9 @@ def read(path: str | pathlib.Path) -> PackedFile:
                 raise ValueError(f"{path}: not a file of packed weights ({FORMAT})")
             arrays = {name: file.get_tensor(name) for name in names}
         forms = json.loads(metadata["weights"])
-        architecture = _expanded(metadata["model"])
-        return _unpacked(arrays, forms, architecture)
+        found = _unpacked(arrays, forms, _expanded(metadata["model"]))
+        order = _expanded(metadata["order"]).split("\n") if "order" in metadata else ()
+        return dataclasses.replace(found, order=tuple(order))
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged: {' '.join(str(error).split())}") from error
     except ValueError as error:
@@ -128,18 +143,22 @@ def network(path: str | pathlib.Path) -> Any:
 
     try:
         with shapes_only():
-            shapes = {weight.path: tuple(weight.shape) for weight in made().weights}
+            shapes = [(weight.path, tuple(weight.shape)) for weight in made().weights]
     except Exception as error:  # whatever a foreign description makes Keras raise
         raise ValueError(f"{path}: Keras cannot build it: {keras_file.cause(error)}") from error
+    names = packed.order or tuple(name for name, _ in shapes)
+    if len(names) != len(shapes):
+        raise ValueError(f"{path}: it has {len(names)} weights; its layers want {len(shapes)}")
+    wanted = {name: shape for name, (_, shape) in zip(names, shapes, strict=True)}
     found = {name: value.shape for name, value in packed.weights.items()}
-    if shapes != found:
-        name = sorted(name for name in shapes | found if shapes.get(name) != found.get(name))[0]
+    if wanted != found:
+        name = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))[0]
         raise ValueError(
-            f"{path}: weight {name!r} is {found.get(name)}; its layers want {shapes.get(name)}"
+            f"{path}: weight {name!r} is {found.get(name)}; its layers want {wanted.get(name)}"
         )
     model = made()
-    for weight in model.weights:
-        weight.assign(packed.weights[weight.path])
+    for name, weight in zip(names, model.weights, strict=True):
+        weight.assign(packed.weights[name])
     for layer in model._flatten_layers(include_self=False):  # what they make of weights on loading
         if type(layer).load_own_variables is not keras.layers.Layer.load_own_variables:
             store: dict[str, Any] = {}

@@ -57,7 +57,7 @@ def _first(metrics: Any) -> Any:
 
 
 def _known(given: Any) -> Any:
-    """A name, or an object of Keras made of its config; None for another's."""
+    """A name, or an object of Keras or a registered one, made of its config; None for another's."""
     import keras
 
     if isinstance(given, (list, tuple)):
@@ -67,9 +67,12 @@ def _known(given: Any) -> Any:
     if "class_name" not in given:
         return {name: _known(one) for name, one in given.items()}
     module, kind = str(given.get("module")), given["class_name"]
+    name = str(given.get("config" if kind == "function" else "registered_name"))
+    registered = keras.saving.get_registered_object(name)
     if kind == "function":  # of Keras: known by name
-        name = str(given.get("config"))
-        return name if hasattr(keras.losses, name) or hasattr(keras.metrics, name) else None
+        return name if hasattr(keras.losses, name) or hasattr(keras.metrics, name) else registered
+    if registered is not None:
+        return registered.from_config(given["config"])
     if module not in ("keras.losses", "keras.metrics") or not hasattr(
         getattr(keras, module.partition(".")[2]), kind
     ):
