@@ -39,9 +39,9 @@ from nas.tasks.task import Task, geometric_mean  # noqa: E402
 from nas.tasks.text import likelihood, next_token  # noqa: E402
 from nas.text import tokenizer_files  # noqa: E402
 from nas.training.checkpoint import Checkpoint  # noqa: E402
-from nas.training.journey import TrainingBegins  # noqa: E402
 from nas.training.loop import fit, measure  # noqa: E402
 from nas.training.recipe import Recipe  # noqa: E402
+from nas.training.state import TrainingBegins  # noqa: E402
 
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
 START = 1  # the token that begins a story

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from nas import interruption
+from nas import backend, interruption
 from nas.cli import (
     compress,
     count,
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, request: interruption.Request) -> int:
     try:
+        backend.choose()  # before whatever a command needs imports Keras
         if arguments.imports:
             _import(arguments.imports)
         return arguments.run(arguments) or 0
@@ -103,7 +104,7 @@ def _expected(error: Exception) -> bool:
 
 
 def _import(texts: list[str]) -> None:
-    from nas import backend, registry
+    from nas import registry
 
     backend.load()
     for text in texts:

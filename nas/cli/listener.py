@@ -5,8 +5,7 @@ from typing import Any
 
 from nas.cli.training_line import Line
 from nas.events import Message
-from nas.training.journey import TrainingBegins
-from nas.training.state import Now
+from nas.training.state import Now, TrainingBegins
 
 
 class Terminal:

@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Begin or resume a family and print its table; 0, or 130 where it was interrupted."""
     from nas import backend, registry
     from nas.cli.progress import Progress
-    from nas.scaling import journey
     from nas.searching.study import Settings
 
     budgets, seeds = budgets_of(arguments.budget_ms), seeds_of(arguments.seeds)
@@ -71,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise ValueError(f"--minutes {arguments.minutes}; expected a time above 0")
     backend.load()
+    from nas.scaling import journey
+
     base = base_of(arguments.base)
     task = registry.task(arguments.task)
     pixels = arguments.input

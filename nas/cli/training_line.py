@@ -7,8 +7,7 @@ import time
 import numpy as np
 
 from nas.training.batches import count
-from nas.training.journey import TrainingBegins
-from nas.training.state import Epoch, Now
+from nas.training.state import Epoch, Now, TrainingBegins
 
 EACH_S = 0.1  # between two states of the line on a terminal; showing the loss waits for the step
 PLAIN_S = 30.0  # where there is no terminal

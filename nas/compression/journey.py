@@ -28,11 +28,12 @@ from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import named_inputs
 from nas.training.checkpoint import Checkpoint
-from nas.training.journey import PROBABILITIES, TrainingBegins, fit
+from nas.training.journey import PROBABILITIES, fit
 from nas.training.network_task import at_chance, network_task
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
+from nas.training.state import TrainingBegins
 FEW = 2  # examples that copies of the network are compared on
 FEW_OUTPUTS = 32  # examples without targets that outputs are compared on
 FINE_TUNING = 0.25  # of the task's learning rate, for networks that are trained already

@@ -56,6 +56,7 @@ class SharedWeights:
     def _train(self, minutes: float, on_event: Listener) -> None:
         from nas.training import journey
         from nas.training.checkpoint import Checkpoint
+        from nas.training.state import TrainingBegins
 
         recipe = recipe_of_supernet(self.task)
         examples = count(self.task.train)
@@ -75,7 +76,7 @@ class SharedWeights:
                 " epochs"
             )
         )
-        on_event(journey.TrainingBegins(self.task, batch, epochs, limit))
+        on_event(TrainingBegins(self.task, batch, epochs, limit))
         trained = Supernet(self.sample, self.task, seed=self.seed)
         try:
             journey.fit(

@@ -30,19 +30,9 @@ from nas.training.network_task import network_task
 from nas.training.recipe import Recipe, recipe_of
 
 EPOCHS = 10  # where neither the caller nor the task says
+from nas.training.state import TrainingBegins
 CHECKED_S = 30.0  # between two checks that the loss is finite
 PROBABILITIES = "ends in softmax: the loss is that of the logarithm of its probabilities"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingBegins:
-    """The event before the first step; `state()` gives figures of compression, for progress."""
-
-    task: Task
-    batch_size: int
-    epochs: int | None
-    minutes: float | None
-    state: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -1,9 +1,23 @@
 """What a training is between two steps, and what is known of each epoch."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from nas.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingBegins:
+    """The event before the first step; `state()` gives figures of compression, for progress."""
+
+    task: Task
+    batch_size: int
+    epochs: int | None
+    minutes: float | None
+    state: Callable[[], Mapping[str, float]] = dict
 
 
 @dataclasses.dataclass(frozen=True)
