@@ -143,7 +143,8 @@ def changed(model: keras.Model, done: Compressed) -> bool:
     >>> changed(model, compress(model, []))
     False
     """
-    if done.record.weights or done.record.activations or done.record.variants:
+    stored = done.record
+    if stored.weights or stored.activations or stored.variants or stored.floats != 32:
         return True
     before, after = ({w.path: w for w in one.weights} for one in (model, done.model))
     return before.keys() != after.keys() or any(

@@ -17,6 +17,9 @@ from compress.rewriting.parametrized import Parametrization, functions, parametr
 from compress.rewriting.record import Record
 from compress.rewriting.weights import kernel_values, kernels, record_untouched
 
+# Bits of activations -> types that inputs and outputs may have.
+ENDS: dict[int | None, tuple[str, ...]] = {8: ("int8", "uint8"), 16: ("int16",)}
+
 
 class Rounded(Quantizer):
     """A weight that is rounded once training is over: `settle` decides to which levels."""
@@ -53,6 +56,8 @@ class PTQ(Method):
     activations: bits of the activations in files that compute in integers, 8 or 16; their ranges
         are found on examples when the file is written. None: float, which LiteRT quantizes on the
         fly ("none" on the command line). Keras itself computes in float either way.
+    io: type of the inputs and outputs of such files, "int8" or "uint8" ("int16" beside
+        activations=16), as microcontrollers and the EdgeTPU take them; None: as they were.
     which: a regular expression over the paths of weights; None: all kernels.
     clip: how the distances of levels are found: "newton", "octav", "maxabs".
 
@@ -70,6 +75,7 @@ class PTQ(Method):
 
     bits: int = 8
     activations: int | None = 8
+    io: str | None = None
     embeddings: int | None = None
     edges: int | None = None
     which: str | None = None
@@ -81,6 +87,9 @@ class PTQ(Method):
         bit_widths.check(self)
         if self.activations not in (None, 8, 16):
             raise ValueError(f"activations={self.activations!r}; expected 8, 16 or none")
+        if self.io is not None and self.io not in ENDS.get(self.activations, ()):
+            wanted = ", ".join(ENDS.get(self.activations, ())) or "none beside activations=none"
+            raise ValueError(f"io={self.io!r}; expected {wanted}")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, OnLevels)
@@ -122,5 +131,5 @@ class PTQ(Method):
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         bit_widths.record_bits(self, model, record)
-        record.activations = self.activations
+        record.activations, record.io = self.activations, self.io or record.io
         return model

@@ -69,7 +69,9 @@ class Record:
     untouched: name of a layer that holds weights -> why no method changed it.
     details: what a method did, by its repr: JSON values, for the report.
     activations: bits of the activations when they run as integers, None: float (files may still
-        quantize them on the fly, as LiteRT's hybrid kernels do).
+        quantize them on the fly, as LiteRT's hybrid kernels do). io: "int8", "uint8" or "int16"
+        where inputs and outputs are integers, too; None: as they were.
+    floats: bits in which files keep weights that are no codes.
     variants: name -> `keras.Model` of other forms of the network that share its weights and go
         into the same file, such as its levels of sparsity; the network itself comes first.
     """
@@ -79,6 +81,8 @@ class Record:
     untouched: dict[str, str] = dataclasses.field(default_factory=dict)
     details: dict[str, dict] = dataclasses.field(default_factory=dict)
     activations: int | None = None
+    io: str | None = None
+    floats: int = 32
     variants: dict = dataclasses.field(default_factory=dict)
 
     def check(self, model: Any) -> Iterator[str]:

@@ -50,9 +50,11 @@ def operations(tflite: bytes) -> list[Operation]:
         found = vars(options).items() if options else ()
         return {key: v.tolist() if isinstance(v, np.ndarray) else v for key, v in found}
 
+    # Files of before 2020 have the narrow code only.
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     return [
         Operation(
-            name=_NAMES[model.operatorCodes[operator.opcodeIndex].builtinCode],
+            name=_NAMES[codes[operator.opcodeIndex]],
             inputs=shapes(operator.inputs),
             outputs=shapes(operator.outputs),
             options=plain(operator.builtinOptions),

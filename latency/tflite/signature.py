@@ -14,9 +14,14 @@ def names(model: Any) -> tuple[list[str], list[str]]:
     """What the inputs and the outputs of a Keras model are called, in the order of its tensors.
 
     By their keys where the model takes or gives a dict, else by the layers that make them, with a
-    number where a layer makes several; `ValueError` where dicts or lists are nested.
+    number where a layer makes several; where dicts and lists are nested, by their keys and places.
+    Of a model that was read from a file (its layer has `file_names`), as they are called there.
     """
-    return _named(model, "input", model.inputs), _named(model, "output", model.outputs)
+    readers = (layer for layer in model.layers if hasattr(layer, "file_names"))
+    renamed = {ours: name for layer in readers for ours, name in layer.file_names().items()}
+    sides = _named(model, "input", model.inputs), _named(model, "output", model.outputs)
+    inputs, outputs = ([renamed.get(name, name) for name in side] for side in sides)
+    return inputs, outputs
 
 
 def _named(model: Any, side: str, tensors: list) -> list[str]:
@@ -28,15 +33,19 @@ def _named(model: Any, side: str, tensors: list) -> list[str]:
     else:
         parts = structure if isinstance(structure, (list, tuple)) else [structure]
         if len(parts) == len(tensors):
-            return _distinct([tensor._keras_history.operation.name for tensor in tensors])
-    raise ValueError(
-        f"model {model.name!r}: expected each {side} by a name of its own (a tensor, a list of"
-        f" tensors, a dict of tensors), got {structure!r:.300}"
-    )
+            return distinct([tensor._keras_history.operation.name for tensor in tensors])
+    import keras  # noqa: PLC0415 (whoever has a model has imported it)
+
+    paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
+    return distinct(["_".join(map(str, path)) for path in paths])
 
 
-def _distinct(found: list[str]) -> list[str]:
-    """The same names, those that come again with the first number that makes them new."""
+def distinct(found: list[str]) -> list[str]:
+    """The same names, those that come again with the first number that makes them new.
+
+    >>> distinct(["a", "b", "a"])
+    ['a', 'b', 'a_1']
+    """
     given: list[str] = []
     for name in found:
         number, new = 1, name

@@ -20,6 +20,7 @@ from nas.networks.build import deploy, deployed
 from nas.profiling import history
 from nas.tasks.task import Task
 
+COMPARED = 64  # examples without labels that files are compared on
 JUDGED = 1000  # validation examples that a file is run on, one at a time
 
 
@@ -41,13 +42,20 @@ def write(
         own = _own_file(network, path.suffix)
         original = own or pathlib.Path(folder, f"before{path.suffix}")
         if own is not None:
-            before = given_file.describe(own, path.suffix, network.model.count_params())
+            users = given_file.given(network.read_from, path.suffix) or own  # own: of fixed shapes
+            before = given_file.describe(users, path.suffix, network.model.count_params())
         else:
             before = write_one(original, network.model, network.config, None, data)
         after = write_one(path, done.model, network.config, done.record, data, prefer)
         if path.suffix == ".tflite" and task is not None and task.labelled:
             before["quality"] = _quality(original, network.model, network.config, task)
             after["quality"] = _quality(path, done.model, network.config, task)
+        elif (
+            path.suffix == ".tflite"
+            and data is not None
+            and _deployed(network.model, network.config) is network.model
+        ):
+            after |= _agreement(original, path, network.model, data)
     return {"path": str(path), "before": before, "after": after}
 
 
@@ -130,8 +138,11 @@ def write_one(
     written = writer.write(path, form, record, data, **options)
     names = ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
     found = {name: getattr(written, name) for name in names}
+    if ends := getattr(written, "ends", None):
+        found["ends"] = {side: {n: vars(e) for n, e in one.items()} for side, one in ends.items()}
     notes = list(getattr(written, "notes", ()))
-    if record.weights and all(written.weights.get(n) == "float32" for n in record.weights):
+    meant = record.weights or (written.weights if record.floats != 32 else {})
+    if meant and all(written.weights.get(name) == "float32" for name in meant):
         notes.append(f"no weight is smaller than in float32, for {path.suffix} holds them as such")
     return found | {"left": found["left"] | left, "notes": notes}
 
@@ -157,6 +168,30 @@ def _deployed(model: Any, config: Any) -> Any:
         return deployed(model, config)
     except ValueError:  # fewer experts, or other widths, than the Config says
         return model
+
+
+def _agreement(before: pathlib.Path, after: pathlib.Path, model: Any, data: Data) -> dict[str, Any]:
+    """How far the outputs of two files of a network are apart on examples without labels.
+
+    output_error: of what outputs vary by, root mean squares. same_answers: the share of examples
+    of which the largest output is the same, where outputs are (examples, at least two numbers).
+    """
+    import keras
+
+    from latency.tflite import convert
+    from latency.tflite.signature import names
+
+    inputs = keras.tree.flatten(taken(data.inputs, slice(0, COMPARED)))
+    named = dict(zip(names(model)[0], inputs, strict=True))
+    was, now = (convert.run(path, named) for path in (before, after))
+    pairs = [(np.float64(was[name]), np.float64(now[name])) for name in was]
+    error = sum(np.square(one - other).mean() for one, other in pairs)
+    spread = sum(one.var() for one, _ in pairs)
+    found = {"output_error": float(np.sqrt(error / max(spread, 1e-12)))}
+    one, other = pairs[0]
+    if len(pairs) == 1 and one.ndim == 2 and one.shape[1] > 1:
+        found["same_answers"] = float((one.argmax(1) == other.argmax(1)).mean())
+    return found
 
 
 def _quality(path: pathlib.Path, model: Any, config: Any, task: Task) -> float | None:

@@ -15,7 +15,7 @@ from compress.method import Method
 from latency.system.json_records import utc_now, write_json
 from latency.target import Target
 from nas import backend, interruption
-from nas.compression import before_and_after, sensitivity, teachers
+from nas.compression import before_and_after, given_tflite, sensitivity, teachers
 from nas.compression.examples import EXAMPLES, examples
 from nas.events import Listener, Message, ignore
 from nas.files.flatten import check_copies
@@ -157,7 +157,8 @@ def compress(
 ) -> Compressed:
     """Compress a network with methods, stacked in any order, all trained together once.
 
-    network: a `keras.Model`, the path of one, or an opened `Network`; it is not changed.
+    network: a `keras.Model`, the path of one, or an opened `Network`; it is not changed. Of a
+        .tflite file kernels can be changed in place (ptq, float16).
     methods: objects such as `compress.qat.QAT(bits=4)`; a `teacher` of one may be a `keras.Model`.
     task: what to train, judge and calibrate on; None: methods that need examples say so.
     out: files to write: .keras, .tflite, .mlpackage, .safetensors. Beside the first a .json and a
@@ -176,6 +177,8 @@ def compress(
     """
     keras = backend.load()
     given, network = network, open_network(network, shapes)
+    if network.keras_model is None:
+        network = given_tflite.opened(network, methods, out)
     judged_by: list[str] = []
     if task is not None:
         compiled = compiled_of(getattr(given, "keras_model", given), network.read_from)

@@ -13,17 +13,20 @@ import numpy as np
 
 from compress.rewriting.record import Record
 from latency.networks.random_inputs import random_inputs
-from latency.tflite import convert
+from latency.tflite import convert, examples
 from latency.tflite.signature import names
-from nas.files.writers.tflite import integer_codes
+from nas.files.readers import tflite_layers
+from nas.files.writers.tflite import integer_codes, integer_ends
 from nas.files.writers.tflite.editable_file import File, merge, text
 from nas.files.writers.tflite.find_weights import Place, find_places
+from nas.files.writers.tflite.half_constants import halve
 from nas.files.writers.tflite.integer_activations import EXAMPLES, OWN, calibrate
 from nas.files.writers.tflite.integer_kernels import Kernels
 from nas.files.writers.tflite.readback import read_codes
 from nas.files.writers.tflite.sparse_constants import make_sparse
+from nas.files.writers.tflite.user_parts import UserParts
 from nas.files.writers.tflite.verify import verify
-from nas.files.writers.written_file import WrittenFile, sizes
+from nas.files.writers.written_file import CannotWrite, WrittenFile, sizes
 
 __all__ = ["WrittenFile", "read_codes", "write"]
 
@@ -50,22 +53,48 @@ def write(
     models = {**record.variants}
     if next(iter(models.values()), None) is not model:  # the main graph's comes first
         models = {MAIN: model, **models}
-    floats = merge({name: _float_file(one) for name, one in models.items()}).pack()
-    file = File(floats)
     arrays = {weight.path: np.asarray(weight) for weight in model.weights}
-    found = find_places(file, {name: arrays[name] for name in record.weights})
+    given = tflite_layers.graph_of(model)
+    if given is None:
+        floats = merge({name: _float_file(one) for name, one in models.items()}).pack()
+    else:
+        floats = tflite_layers.file_of(model, given)
+        models = {text(File(floats).model.signatureDefs[0].signatureKey): model}
+    file = File(floats)
+    if given is not None:
+        places = tflite_layers.places(model, given)
+    else:  # folded into others, or laid out anew: by value
+        sought = arrays if record.floats == 16 else {name: arrays[name] for name in record.weights}
+        places = find_places(file, sought)
+    found = [place for place in places if place.path in record.weights]
     inputs = {name: _inputs(one, data) for name, one in models.items()}
     forms = {name: integer_codes.forms(weight) for name, weight in record.weights.items()}
     loops = {file.name(one) for graph in file.graphs for one in graph.operators} & _LOOPS
     if loops and record.activations is not None:
         record = dataclasses.replace(record, activations=None)
+    if record.io is not None and record.activations is None:
+        raise CannotWrite(
+            f"io={record.io}: activations stay float in this file, for"
+            + (
+                f" loops ({', '.join(sorted(loops))}) cannot be calibrated"
+                if loops
+                else " there are no examples of what its deployed form takes"
+            )
+            + "; leave io out"
+        )
     if record.activations is None:
         kinds, left = _store(file, forms, found, prefer)
+        if record.floats == 16:
+            half = set(halve(file))
+            for place in places:
+                if (place.graph, place.index) in half:
+                    kinds.setdefault(place.path, set()).add("float16")
         tflite = file.pack()
     else:
         tflite, kinds, left = _calibrate(floats, models, inputs, record, found, forms, data)
     stored, left = _reported(record, kinds, left)
     checked = verify(tflite, floats, models, inputs, record, found, arrays, left)
+    ends = integer_ends.ends(File(tflite))
     if loops and asked is not None:
         left["activations"] = (
             f"float, beside integer weights: loops ({', '.join(sorted(loops))}), as of LSTM and GRU"
@@ -77,9 +106,12 @@ def write(
             f"larger than with float32 weights, {len(tflite):,} bytes against {len(floats):,}: the"
             " network is too small to make up for the tables of its integers",
         )
+    constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
+    if given is not None:
+        tflite = UserParts(**given.parts).put_back(tflite)
+        convert.load(tflite)
     path.write_bytes(tflite)
     size, zipped = sizes(path)
-    constants = sum(len(buffer.data) for buffer in File(tflite).model.buffers[1:])
     return WrittenFile(
         path=path,
         bytes=size,
@@ -89,6 +121,7 @@ def write(
         left=left,
         checked=checked,
         notes=notes,
+        ends=ends,
     )
 
 
@@ -135,22 +168,22 @@ def _calibrate(
     forms: dict[str, list[integer_codes.Integers]],
     data: Any,
 ) -> tuple[bytes, dict[str, set[str]], dict[str, str]]:
-    if record.activations != 8:
-        raise ValueError(f"activations of {record.activations} bits; LiteRT files take 8, or None")
+    if record.floats != 32:
+        raise CannotWrite(
+            "float16 beside activations in integers, which take integer weights only: leave"
+            " float16 out, or activations float (ptq:8,activations=none)"
+        )
     if data is None:
         raise ValueError(
             "integer activations need examples to take their ranges from: give --data or --task"
             " (data= in Python), or leave them float: ptq:8,activations=none"
         )
-    examples = {}
+    rows = {}
     for name, model in models.items():
         arrays = dict(zip(names(model)[0], keras.tree.flatten(inputs[name]), strict=True))
-        count = min(EXAMPLES, len(next(iter(arrays.values()))))
-        examples[name] = [
-            {key: np.asarray(array[n : n + 1]) for key, array in arrays.items()}
-            for n in range(count)
-        ]
-    return calibrate(floats, examples, found, forms)
+        some = {key: np.asarray(array[:EXAMPLES]) for key, array in arrays.items()}
+        rows[name] = examples.batches(*convert.Session(floats, signature=name).shapes, some)
+    return calibrate(floats, rows, found, forms, record.activations or 8, record.io)
 
 
 def _reported(

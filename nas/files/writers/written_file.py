@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import zipfile
 from io import BytesIO
+from typing import Any
 
 REPORT = "; this is a defect of the writer: please report it, and write another format meanwhile"
 
@@ -23,6 +24,8 @@ class WrittenFile:
     left: path of a weight -> why it is stored wider than its bits in the record.
     checked: what was compared, with the figures, in words.
     notes: what whoever takes the file has to know, in sentences.
+    ends: {"inputs": {name: ...}, "outputs": ...} of those that are integers: type, scale and zero
+        point, where they stand for scale * (integer - zero point).
     """
 
     path: pathlib.Path
@@ -33,6 +36,7 @@ class WrittenFile:
     left: dict[str, str]
     checked: str
     notes: tuple[str, ...] = ()
+    ends: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def sizes(path: pathlib.Path) -> tuple[int, int]:

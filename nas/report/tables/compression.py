@@ -30,6 +30,11 @@ def table(record: Mapping[str, Any]) -> str:
             pair = [quality(side["quality"], record) for side in (was, now)]
             gained = gain(was["quality"], now["quality"], record)
             cells.append([f".{kind} {record['metric']}", *pair, gained])
+        if now.get("output_error") is not None:
+            off = f"{percent(now['output_error'])} %"
+            cells.append([f".{kind} output error", "", off, "of what outputs vary by"])
+        if now.get("same_answers") is not None:
+            cells.append([f".{kind} same answers", "", f"{percent(now['same_answers'])} %", ""])
         cells.append([f".{kind} bytes", *_counts(was["bytes"], now["bytes"])])
         cells.append(["  zipped", *_counts(was["zipped_bytes"], now["zipped_bytes"])])
         bits = [f"{side['bits_per_weight']:.2f}" for side in (was, now)]
@@ -64,6 +69,10 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
             more = was["optimizer_bytes"]
             state = f", {more:,} bytes of them an optimizer's state" if more else ""
             lines += paragraph(f".{kind} before: {was['path']} as it is, {was['dtype']}{state}")
+        for side, found in file["after"].get("ends", {}).items():
+            for name, end in found.items():
+                shown = f"{end['scale']:.6g} * ({end['dtype']} - {end['zero_point']})"
+                lines += paragraph(f".{kind} {side.removesuffix('s')} {name!r} is {shown}")
         for note in file["after"].get("notes", ()):
             lines += paragraph(f"warning: .{kind}: {note}")
     if copies:

@@ -11,13 +11,16 @@ from ai_edge_litert import schema_py_generated as schema
 
 from latency.tflite.graph import AlignedBuilder
 
-FLOAT32, INT32, INT8 = (getattr(schema.TensorType, n) for n in ("FLOAT32", "INT32", "INT8"))
+FLOAT32, FLOAT16, INT64, INT32, INT8 = (
+    getattr(schema.TensorType, name) for name in ("FLOAT32", "FLOAT16", "INT64", "INT32", "INT8")
+)
 TYPES = {2: schema.TensorType.INT2, 4: schema.TensorType.INT4, 8: INT8}  # by bits
 BITS = {kind: bits for bits, kind in TYPES.items()}
 _DTYPES = {
     FLOAT32: np.float32,
+    FLOAT16: np.float16,
     INT32: np.int32,
-    schema.TensorType.INT64: np.int64,
+    INT64: np.int64,
     schema.TensorType.BOOL: np.bool_,
     schema.TensorType.INT16: np.int16,
     schema.TensorType.UINT8: np.uint8,
@@ -34,6 +37,8 @@ class File:
         self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
         # What the converter says of itself: nothing that runs reads it.
         self.model.metadata, self.model.metadataBuffer = None, None
+        for code in self.model.operatorCodes:  # files of before 2020 have the narrow one only
+            code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
         for graph in self.graphs:
             graph.operators = list(graph.operators or ())
 
@@ -141,6 +146,9 @@ class File:
                 buffers.append(schema.BufferT(data=data))
             # An empty buffer of its own is what a tensor without constant may have.
             tensor.buffer = numbers[key]
+        for entry in self.model.metadata or ():
+            buffers.append(self.model.buffers[entry.buffer])
+            entry.buffer = len(buffers) - 1
         self.model.buffers = buffers
         size = sum(len(buffer.data) + 128 for buffer in buffers[1:])
         count = sum(len(graph.tensors) + len(graph.operators) for graph in self.graphs)

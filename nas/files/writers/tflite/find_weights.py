@@ -83,10 +83,10 @@ def find_places(file: File, weights: dict[str, np.ndarray]) -> list[Place]:
         places.append(
             Place(match.path, graph, index, match.axes, dims, channel, ratio, gain, match.path)
         )
-    return _named(places)
+    return named(places)
 
 
-def _named(places: list[Place]) -> list[Place]:
+def named(places: list[Place]) -> list[Place]:
     """The same under different names, where a graph holds a weight several times."""
     plain = {(place.graph, place.path) for place in places if place.gain is None}
     named = []

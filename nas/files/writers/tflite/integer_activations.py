@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from nas.files.writers.tflite import integer_ends
 from nas.files.writers.tflite.constant_layout import integer_constant
-from nas.files.writers.tflite.editable_file import BITS, INT32, TYPES, File, text
+from nas.files.writers.tflite.editable_file import BITS, INT32, INT64, TYPES, File, text
 from nas.files.writers.tflite.find_weights import Place
 from nas.files.writers.tflite.integer_codes import UNEVEN, Integers, pack
 from nas.files.writers.written_file import CannotWrite
@@ -17,6 +18,7 @@ from nas.files.writers.written_file import CannotWrite
 EXAMPLES = 512  # at most, that ranges are taken of
 OWN = "runs on ai-edge-quantizer's own integers"
 _KERNELS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+_BIASES: dict[int, tuple[type, int]] = {INT32: (np.int32, 2**31 - 1), INT64: (np.int64, 2**62)}
 _NARROW = ("FULLY_CONNECTED", "CONV_2D")  # take INT4 beside integer activations
 
 
@@ -25,11 +27,13 @@ def calibrate(
     examples: dict[str, list[dict[str, np.ndarray]]],
     found: list[Place],
     forms: dict[str, list[Integers]],
+    bits: int = 8,
+    ends: str | None = None,
 ) -> tuple[bytes, dict[str, set[str]], dict[str, str]]:
-    """The file with int8 activations, float inputs and outputs.
+    """The file with activations of so many bits; also how each weight is stored, why not narrower.
 
-    examples: of each signature, inputs by name. Also: how each weight is stored, why not narrower.
-    Raises `CannotWrite` where ai-edge-quantizer cannot do it.
+    examples: of each signature, inputs by name. ends: type of inputs and outputs; None: as they
+    were. Raises `CannotWrite` where ai-edge-quantizer cannot do it.
     """
     floats = File(tflite)
     for number, graph in enumerate(floats.graphs):
@@ -43,7 +47,7 @@ def calibrate(
         for place in found
     }
     biases = _biases(floats)
-    file = File(_quantized(floats.pack(), examples))
+    file = File(_quantized(floats.pack(), examples, bits, ends))
     tensors: dict[str, list] = {}
     for number, graph in enumerate(file.graphs):
         for index, tensor in enumerate(graph.tensors):
@@ -59,6 +63,8 @@ def calibrate(
             kinds.setdefault(place.path, set()).add(kind)
             if reason is not None:
                 left[place.path] = reason
+    if ends == "uint8":
+        integer_ends.unsigned(file)
     return file.pack(), kinds, left
 
 
@@ -67,7 +73,9 @@ def _original(tensor: Any) -> str:
     return re.sub(r"_duplicated(_\d+)?$", "", text(tensor.name))
 
 
-def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) -> bytes:
+def _quantized(
+    tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]], bits: int, ends: str | None
+) -> bytes:
     try:
         from ai_edge_quantizer import (
             algorithm_manager,
@@ -86,10 +94,10 @@ def _quantized(tflite: bytes, examples: dict[str, list[dict[str, np.ndarray]]]) 
     recipe.add_static_config(
         regex=".*",
         operation_name=operations.ALL_SUPPORTED,
-        activation_num_bits=8,
+        activation_num_bits=bits,
         weight_num_bits=8,
     )
-    for side in (operations.INPUT, operations.OUTPUT):
+    for side in (operations.INPUT, operations.OUTPUT) if ends is None else ():
         recipe.add_quantization_config(
             regex=".*",
             operation_name=side,
@@ -172,12 +180,12 @@ def _rescale(file: File, graph: int, operator: Any, scale: np.ndarray, biases: d
         return
     tensors = file.graphs[graph].tensors
     bias, source = tensors[operator.inputs[2]], tensors[operator.inputs[0]]
-    if bias.type != INT32:
+    if bias.type not in _BIASES:
         return
     step = np.float64(source.quantization.scale[0]) * scale.astype(np.float64)
     value = biases[_original(bias)]
-    most = np.iinfo(np.int32).max
-    integers = np.clip(np.round(value / step), -most, most).astype(np.int32)
+    dtype, most = _BIASES[bias.type]
+    integers = np.clip(np.round(value / step), -most, most).astype(dtype)
     bias.buffer = file.buffer(integers)
     bias.quantization.scale = step.astype(np.float32)
     bias.quantization.zeroPoint = np.zeros(len(step), np.int64)

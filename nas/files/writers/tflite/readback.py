@@ -6,19 +6,20 @@ import pathlib
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nas.files.writers.tflite.editable_file import BITS, FLOAT32, File, shape, text
+from nas.files.writers.tflite.editable_file import BITS, FLOAT16, FLOAT32, File, shape, text
 from nas.files.writers.tflite.integer_codes import unpack
 from nas.files.writers.tflite.sparse_constants import to_dense
 
 _ONE = np.ones((), np.float32)
+_FLOATS: dict[int, type] = {FLOAT32: np.float32, FLOAT16: np.float16}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredWeight:
     """A weight as a file keeps it: scale * values + offset, in the file's layout.
 
-    kind: "int2", "int4", "int8", "float32", "sparse" or "1x4" (float32 without zeros).
-    values: int8 or float32; scale, offset: float32, to be broadcast.
+    kind: "int2", "int4", "int8", "float32", "float16", "sparse" or "1x4" (without zeros).
+    values: int8, float32 or float16; scale, offset: float32, to be broadcast.
     gain: what a product's inputs are multiplied by before, for the norm whose gain it is.
     """
 
@@ -47,7 +48,7 @@ def stored_weights(file: File, graph: int) -> dict[str, StoredWeight]:
     found = {
         text(tensor.name): stored_constant(file, tensor)
         for number, _, tensor in file.constants()
-        if number == graph and (tensor.type == FLOAT32 or _quantized(tensor))
+        if number == graph and (tensor.type in _FLOATS or _quantized(tensor))
     }
     for name in [name for name in found if name.endswith("/offset")]:
         path, offset = name.removesuffix("/offset"), found.pop(name).values
@@ -100,12 +101,12 @@ def stored_constant(file: File, tensor: schema.TensorT) -> StoredWeight:
     """A constant of a file."""
     dims, one, none = shape(tensor), _ONE, np.zeros((), np.float32)
     if tensor.sparsity is not None:
-        values = to_dense(file.raw(tensor).view(np.float32), tensor.sparsity, dims)
+        values = to_dense(file.raw(tensor).view(_FLOATS[tensor.type]), tensor.sparsity, dims)
         return StoredWeight(
             "sparse" if tensor.sparsity.blockMap is None else "1x4", values, one, none
         )
-    if tensor.type == FLOAT32:
-        return StoredWeight("float32", file.value(tensor), one, none)
+    if tensor.type in _FLOATS:
+        return StoredWeight(_FLOATS[tensor.type].__name__, file.value(tensor), one, none)
     bits = BITS[tensor.type]
     values = unpack(file.raw(tensor), bits, dims)
     scale = np.asarray(tensor.quantization.scale, np.float32)
@@ -126,16 +127,18 @@ def in_floats(tflite: bytes) -> bytes:
     """The file with all constants as dense float32: the same network without activations' noise."""
     file = File(tflite)
     for _, _, tensor in list(file.constants()):
-        if _quantized(tensor) or tensor.sparsity is not None:
+        if _quantized(tensor) or tensor.sparsity is not None or tensor.type == FLOAT16:
             dense = np.ascontiguousarray(stored_constant(file, tensor).dense(), np.float32)
             tensor.type, tensor.buffer = FLOAT32, file.buffer(dense)
             tensor.quantization = tensor.sparsity = None
-    for graph in file.graphs:
-        same = {
-            int(o.outputs[0]): int(o.inputs[0])
-            for o in graph.operators
-            if file.name(o) in ("DEQUANTIZE", "DENSIFY")
-        }
+    for number, graph in enumerate(file.graphs):
+        constant = {index for where, index, _ in file.constants() if where == number}
+        same: dict[int, int] = {}
+        for operator in graph.operators:
+            if file.name(operator) in ("DEQUANTIZE", "DENSIFY"):
+                source, made = int(operator.inputs[0]), int(operator.outputs[0])
+                if source in constant or source in same:
+                    same[made] = same.get(source, source)
         graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in same]
         for operator in graph.operators:
             read = [same.get(int(index), int(index)) for index in operator.inputs]

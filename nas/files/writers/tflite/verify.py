@@ -7,9 +7,10 @@ import keras
 import numpy as np
 
 from compress.rewriting.record import Record
-from latency.tflite import convert, same_network
+from latency.tflite import convert, examples, same_network
 from latency.tflite.same_network import by_channel
 from latency.tflite.signature import names
+from nas.files.readers import tflite_layers
 from nas.files.writers.tflite.editable_file import File
 from nas.files.writers.tflite.find_weights import Place
 from nas.files.writers.tflite.integer_activations import OWN
@@ -18,6 +19,7 @@ from nas.files.writers.written_file import REPORT, CannotWrite
 
 _EXAMPLES = 8  # that are run
 _EXACT = 1e-3  # of the largest value of a channel: float32 in another order
+_HALF = 1e-2  # the same where constants were rounded to float16 after they were multiplied
 _FLOOR = 1e-5  # of the largest value of the output, whose rounding is in all its channels
 _CLOSE = 1e-5  # of the largest value of a weight: codes are further apart
 # Of the outputs' length: activations in 8 bits, each layer anew, on networks of 50 layers.
@@ -48,6 +50,9 @@ def verify(
     stored = _read_weights(tflite, record, found, arrays, left)
     # Integer activations are part of the graph: no float file is the same network.
     floats = in_floats(tflite) if record.activations is None else plain
+    relative = _EXACT if record.floats == 32 else _HALF
+    given = any(map(tflite_layers.graph_of, models.values()))
+    theirs = "the given file" if given else "Keras"
     checked, worst, noise = [], 0.0, 0.0
     for name, model in models.items():
         few = _some(inputs[name], model.inputs[0].shape[0] or _EXAMPLES)
@@ -64,13 +69,13 @@ def verify(
                     f"{name}: output {output!r} of the network itself is not finite; train it again"
                     " or give other data"
                 )
-        wrong = same_network.difference(exact, expected, relative=_EXACT, floor=_FLOOR)
+        wrong = same_network.difference(exact, expected, relative=relative, floor=_FLOOR)
         if wrong is not None:  # or does rounding alone move it as much?
             moved = same_network.outputs(model, same_network.nudged(few))
-            wrong = same_network.difference(exact, expected, moved, relative=_EXACT, floor=_FLOOR)
+            wrong = same_network.difference(exact, expected, moved, relative=relative, floor=_FLOOR)
         if wrong is not None:
             raise CannotWrite(
-                f"{name}: {wrong}: differs from Keras with all weights as they were read back"
+                f"{name}: {wrong}: differs from {theirs} with all weights as they were read back"
                 f"{REPORT}"
             )
         probabilities = _probabilities(model)
@@ -86,7 +91,7 @@ def verify(
             share = _noise(real[output], values)
             if not share <= _NOISE:
                 raise CannotWrite(
-                    f"{name}: output {output!r} differs from Keras by {share:.2g} of its length:"
+                    f"{name}: output {output!r} differs from {theirs} by {share:.2g} of its length:"
                     f" integer activations are too coarse for it; {REMEDY}"
                 )
             noise = max(noise, share)
@@ -102,7 +107,7 @@ def verify(
         checked.append(name)
     form = "in float32" if record.activations else "with the weights read back"
     return (
-        f"{stored}; {', '.join(checked)} on {count} examples: as Keras"
+        f"{stored}; {', '.join(checked)} on {count} examples: as {theirs}"
         f" to {worst:.1g} of the largest output {form}, to {noise:.1g} of the length as LiteRT"
         " runs it"
     )
@@ -215,11 +220,5 @@ def _some(inputs: Any, count: int) -> Any:
 
 
 def _litert(tflite: bytes, name: str, model: Any, inputs: Any) -> dict[str, np.ndarray]:
-    arrays = keras.tree.flatten(inputs)
-    session = convert.Session(tflite, signature=name)
-    named = dict(zip(names(model)[0], arrays, strict=True))
-    rows = [
-        session({key: array[n : n + 1] for key, array in named.items()})
-        for n in range(len(arrays[0]))
-    ]
-    return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    named = dict(zip(names(model)[0], keras.tree.flatten(inputs), strict=True))
+    return examples.run(convert.Session(tflite, signature=name), named)
