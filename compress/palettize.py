@@ -13,9 +13,16 @@ from compress.examples.data import Data
 from compress.method import Method, NotApplicable, check_fields
 from compress.quantization.k_means import nearest, tables
 from compress.quantization.quantizers import LearnedClip, OnLevels
-from compress.rewriting.parametrized import Parametrization, functions, parametrize
+from compress.rewriting.parametrized import functions, parametrize
 from compress.rewriting.record import Record, Weight
-from compress.rewriting.weights import Kernel, kernel_values, kernels, plain_copy, record_untouched
+from compress.rewriting.weights import (
+    Kernel,
+    kernel_values,
+    kernels,
+    masks,
+    plain_copy,
+    record_untouched,
+)
 
 WIDTHS = (1, 2, 3, 4, 6, 8)  # bits of a code in Core ML
 PAIRS = ((1, 2), (2, 4), (4, 8))  # that are mixed to a fractional target
@@ -149,17 +156,13 @@ class Palettize(Method):
         palettes = {path: chain[0] for path, chain in functions(model, Palette).items()}
         for palette in palettes.values():
             palette.bits = None
-        now, chains = kernel_values(model), functions(model, Parametrization)
-        masks = {
-            path: now[path] != 0 if any(one.last for one in chains[path]) else None
-            for path in palettes
-        }
+        now, masked = kernel_values(model), masks(model)
         widths = (int(self.bits),) if self.bits in WIDTHS else self._pair()
         for bits in widths:  # the last stays
             for path, palette in palettes.items():
-                palette.settle(now[path], bits, masks[path])
+                palette.settle(now[path], bits, masked.get(path))
         if len(widths) > 1:
-            self._sense(model, data, palettes, now, masks)
+            self._sense(model, data, palettes, now, masked)
             self._share_out(palettes)
         return True
 
@@ -178,7 +181,7 @@ class Palettize(Method):
         return next(pair for pair in PAIRS if pair[0] < self.bits < pair[1])
 
     def _sense(
-        self, model: keras.Model, data: Data | None, palettes: Any, now: Any, masks: Any
+        self, model: keras.Model, data: Data | None, palettes: Any, now: Any, masked: Any
     ) -> None:
         """What each kernel alone at fewer bits costs."""
         low, high = self._pair()
@@ -186,7 +189,7 @@ class Palettize(Method):
             for path, palette in palettes.items():
                 value = now[path]
                 error = np.square(palette.dense(value, low) - value)
-                error = error if masks[path] is None else error[masks[path]]
+                error = error if path not in masked else error[masked[path]]
                 power = float(np.square(value).sum())  # what is masked is 0
                 palette.sensitivity = float(error.sum()) / (power or 1.0)
             return
@@ -196,7 +199,7 @@ class Palettize(Method):
         for path, palette in palettes.items():
             many = keras.ops.convert_to_numpy(weights[path])
             few = palette.dense(now[path], low)
-            weights[path].assign(few if masks[path] is None else few * masks[path])
+            weights[path].assign(few if path not in masked else few * masked[path])
             palette.sensitivity = _loss(tried, data) - before
             weights[path].assign(many)
 

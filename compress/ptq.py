@@ -12,27 +12,31 @@ import numpy as np
 from compress.examples.data import Data
 from compress.method import Method, NotApplicable
 from compress.quantization import bit_widths
+from compress.quantization.on_data import round_on_data, takers
 from compress.quantization.quantizers import OnLevels, Quantizer, round_to_levels, scales
 from compress.rewriting.parametrized import Parametrization, functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernel_values, kernels, record_untouched
+from compress.rewriting.weights import kernel_values, kernels, masks, record_untouched
 
 # Bits of activations -> types that inputs and outputs may have.
 ENDS: dict[int | None, tuple[str, ...]] = {8: ("int8", "uint8"), 16: ("int16",)}
 
 
 class Rounded(Quantizer):
-    """A weight that is rounded once training is over: `settle` decides to which levels."""
+    """A weight that is put on levels once training is over: `settle` says on which."""
 
-    def __init__(self, bits: int, method: "PTQ | None" = None):
+    def __init__(self, bits: int, method: "PTQ"):
         """method: the one that decides the levels, where several are stacked."""
         super().__init__(dtype="float32")
         self.bits, self.method = bits, method
         self._scale: np.ndarray | None = None
+        self._values: np.ndarray | None = None
+        self.examples = 0  # that were looked at
+        self.blind: str | None = None  # why none were, where there are some
 
-    def settle(self, scale: np.ndarray | None) -> None:
-        """From now on round to levels of this scale; None: pass the weight on."""
-        self._scale = scale
+    def settle(self, values: np.ndarray | None, scale: np.ndarray | None) -> None:
+        """From now on these values, on levels of this scale; None: pass the weight on."""
+        self._values, self._scale = values, scale
 
     def scale(self) -> Any:
         """That of `settle`; `ValueError` before it."""
@@ -41,10 +45,18 @@ class Rounded(Quantizer):
         return self._scale
 
     def call(self, weight: Any) -> Any:
-        if self._scale is None:
-            return keras.ops.convert_to_tensor(weight)
-        values = keras.ops.convert_to_numpy(weight)
-        return keras.ops.convert_to_tensor(round_to_levels(values, self._scale, self.bits))
+        return keras.ops.convert_to_tensor(weight if self._values is None else self._values)
+
+
+class Shifted(Parametrization):
+    """A bias, or the mean of a batch normalization, that takes what rounding did to a mean."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype="float32")
+        self.value: np.ndarray | None = None  # None: pass the weight on
+
+    def call(self, weight: Any) -> Any:
+        return keras.ops.convert_to_tensor(weight if self.value is None else self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +70,13 @@ class PTQ(Method):
         fly ("none" on the command line). Keras itself computes in float either way.
     io: type of the inputs and outputs of such files, "int8" or "uint8" ("int16" beside
         activations=16), as microcontrollers and the EdgeTPU take them; None: as they were.
+    depthwise: those of depthwise convolutions, few of the bytes; None: as the others.
     which: a regular expression over the paths of weights; None: all kernels.
-    clip: how the distances of levels are found: "newton", "octav", "maxabs".
+    rounding: "data": layer by layer so that the outputs on examples, no labels needed, change least
+        (compress/quantization/on_data.py), with biases that make up for shifted means; "nearest":
+        each weight to the level nearest to it; "auto": on examples, where there are any.
+    clip: how the distances of levels are found that inputs do not decide: "newton", "octav",
+        "maxabs".
 
     Kernels that other methods have put on levels stay as they are.
 
@@ -78,7 +95,9 @@ class PTQ(Method):
     io: str | None = None
     embeddings: int | None = None
     edges: int | None = None
+    depthwise: int | None = 8
     which: str | None = None
+    rounding: str = "auto"
     clip: str = "newton"
 
     def __post_init__(self):
@@ -105,31 +124,55 @@ class PTQ(Method):
                     f"ptq activations={self.activations} beside another ptq's "
                     f"{other.activations}: a file computes in one way; give both the same"
                 )
+        bit_widths.check_data(self, data)
         record_untouched(model, {*chosen, *taken}, record, bit_widths.reason_left(self))
-        return parametrize(model, {path: Rounded(bits, self) for path, bits in chosen.items()})
+        rounded = {path: Rounded(bits, self) for path, bits in chosen.items()}
+        record.details[repr(self)] = {"rounded": rounded}  # `finalize` makes figures of them
+        made: dict[str, Parametrization] = {**rounded}
+        if bit_widths.on_data(self, data):
+            there = functions(model, Shifted)
+            places = takers(model, [*chosen]) - there.keys()
+            made |= {path: Shifted() for path in places}
+        return parametrize(model, made)
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
         if step < steps:
             return False
-        found = {
-            path: chain[0]
-            for path, chain in functions(model, Rounded).items()
-            if chain[0].method == self
+        rounded = {path: chain[0] for path, chain in functions(model, Rounded).items()}
+        if next(iter(rounded.values())).method != self:
+            return True  # the first of several settles all
+        shifted = {path: chain[0] for path, chain in functions(model, Shifted).items()}
+        for one in rounded.values():
+            one.settle(None, None)
+        for other in shifted.values():
+            other.value = None
+        by_data = {
+            p: one.bits for p, one in rounded.items() if bit_widths.on_data(one.method, data)
         }
-        for one in found.values():
-            one.settle(None)
-        now, axes = (
-            kernel_values(model),
-            {kernel.path: kernel.input_axes for kernel in kernels(model)},
-        )
-        masked = functions(model, Parametrization)
-        for path, one in found.items():
-            value = now[path]
-            mask = value != 0 if any(function.last for function in masked[path]) else None
-            one.settle(scales(value, one.bits, axes[path], self.clip, mask))
-        return bool(found)
+        now, masked = kernel_values(model), masks(model)
+        axes = {kernel.path: kernel.input_axes for kernel in kernels(model)}
+        for path in rounded.keys() - by_data.keys():
+            one, mask = rounded[path], masked.get(path)
+            scale = scales(now[path], one.bits, axes[path], one.method.clip, mask)
+            one.settle(round_to_levels(now[path], scale, one.bits), scale)
+        if by_data and data is not None:
+            found = round_on_data(model, by_data, data, masked, self.clip)
+            for path in by_data:
+                rounded[path].settle(found.values[path], found.scales[path])
+                rounded[path].blind = found.blind.get(path)
+                rounded[path].examples = found.examples
+            for path, value in found.shifted.items():
+                shifted[path].value = value
+        return True
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
+        rounded: dict[str, Rounded] = record.details[repr(self)]["rounded"]
         bit_widths.record_bits(self, model, record)
+        bit_widths.record_examples(
+            self,
+            record,
+            max((one.examples for one in rounded.values()), default=0),
+            {path: one.blind for path, one in rounded.items() if one.blind},
+        )
         record.activations, record.io = self.activations, self.io or record.io
         return model

@@ -12,10 +12,13 @@ import numpy as np
 from compress.examples.data import Data
 from compress.method import Method, NotApplicable
 from compress.quantization import bit_widths
+from compress.quantization.on_data import OnData, round_on_data
 from compress.quantization.quantizers import LearnedClip, scales
 from compress.rewriting.parametrized import functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernel_values, kernels, record_untouched
+from compress.rewriting.weights import kernel_values, kernels, masks, record_untouched
+
+EDGE = 0.01  # of a step, that weights keep from the edges of their bins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +28,12 @@ class QAT(Method):
 
     bits: 2, 3, 4 or 8; embeddings: those of embedding tables, edges: of the first and the last
         layer, 32 leaves them in float; None: as the others.
+    depthwise: those of depthwise convolutions; None: as the others.
     which: a regular expression over the paths of weights; None: all kernels.
-    clip: how the distances of levels are found before training: "newton", "octav", "maxabs".
+    rounding: where training begins: "data": with what `ptq` makes on examples, levels, biases and
+        all; "nearest": with the weights as they are; "auto": on examples, where there are any.
+    clip: how the distances of levels are found that inputs do not decide: "newton", "octav",
+        "maxabs".
     fixed: whether they then stay; else they are trained, one an output (a row of a table).
 
     Without training this is rounding to the best levels. Averages of weights (`--ema`) are taken
@@ -44,7 +51,9 @@ class QAT(Method):
     bits: int = 2
     embeddings: int | None = 4
     edges: int | None = None
+    depthwise: int | None = None
     which: str | None = None
+    rounding: str = "auto"
     clip: str = "newton"
     fixed: bool = False
 
@@ -60,7 +69,10 @@ class QAT(Method):
         }
         if not chosen:
             raise NotApplicable(bit_widths.reason_for_none(self, model, taken))
+        bit_widths.check_data(self, data)
         record_untouched(model, chosen, record, bit_widths.reason_left(self))
+        if data is not None and bit_widths.on_data(self, data):
+            return self._begin(model, round_on_data(model, chosen, data, masks(model), self.clip))
         now = kernel_values(model)
         axes = {kernel.path: kernel.input_axes for kernel in kernels(model)}
         made = {}
@@ -68,6 +80,24 @@ class QAT(Method):
             initial = scales(now[path], bits, axes[path], self.clip)
             made[path] = LearnedClip(initial, bits, self.fixed)
         return parametrize(model, made)
+
+    def _begin(self, model: keras.Model, found: OnData) -> keras.Model:
+        """The model to train, where it begins rounded on data.
+
+        Weights are put where their bins are nearest to the values that they stand for: what
+        training moves is whole, and the first step is at the levels that were found.
+        """
+        bits = bit_widths.choose_bits(self, model)
+        made = {p: LearnedClip(scale, bits[p], self.fixed) for p, scale in found.scales.items()}
+        new = parametrize(model, made)
+        values = dict(found.shifted)
+        for path, value in found.values.items():
+            edge = (0.5 - EDGE) * found.scales[path]
+            values[path] = np.clip(found.targets[path], value - edge, value + edge)
+        for weight in new.weights:
+            if weight.path in values:
+                weight.assign(values[weight.path])
+        return new
 
     def state(self, model: keras.Model) -> dict[str, float]:
         found = [one for chain in functions(model, LearnedClip).values() for one in chain]

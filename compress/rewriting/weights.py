@@ -14,7 +14,7 @@ import numpy as np
 from keras import layers
 
 from compress.rewriting import graph
-from compress.rewriting.parametrized import Parametrized
+from compress.rewriting.parametrized import Parametrization, Parametrized, functions
 from compress.rewriting.record import Record
 
 KINDS = ("dense", "conv", "depthwise", "embedding", "experts", "recurrent", "other")
@@ -93,6 +93,16 @@ def kernel_values(model: keras.Model) -> dict[str, np.ndarray]:
                 read = layer.read(weight) if isinstance(layer, Parametrized) else weight.value
                 found[weight.path] = keras.ops.convert_to_numpy(read)
     return found
+
+
+def masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """Path of a kernel that has been masked -> False where it is 0 and stays."""
+    chains, values = functions(model, Parametrization), kernel_values(model)
+    return {
+        path: value != 0
+        for path, value in values.items()
+        if any(function.last for function in chains.get(path, ()))
+    }
 
 
 def plain_copy(model: keras.Model) -> keras.Model:

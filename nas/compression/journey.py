@@ -18,8 +18,10 @@ from nas import backend, interruption
 from nas.compression import before_and_after, given_tflite, sensitivity, teachers
 from nas.compression.examples import EXAMPLES, examples
 from nas.events import Listener, Message, ignore
-from nas.files.flatten import check_copies
+from nas.files.flatten import check_copies, with_open_batch
 from nas.files.given_shapes import Shapes
+from nas.files.hand_over.attach import write_script
+from nas.files.hand_over.model_card import Origin, without_folders
 from nas.files.open_network import Network, open_network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
@@ -29,11 +31,12 @@ from nas.training import loop
 from nas.training.batches import named_inputs
 from nas.training.checkpoint import Checkpoint
 from nas.training.journey import PROBABILITIES, fit
-from nas.training.network_task import at_chance, network_task
+from nas.training.chance import at_chance, balanced_accuracy
+from nas.training.network_task import network_task
 from nas.training.recipe import Recipe, recipe_of
+from nas.training.state import TrainingBegins
 
 EPOCHS = 10  # where a method trains, and neither the caller nor the task says how long
-from nas.training.state import TrainingBegins
 FEW = 2  # examples that copies of the network are compared on
 FEW_OUTPUTS = 32  # examples without targets that outputs are compared on
 FINE_TUNING = 0.25  # of the task's learning rate, for networks that are trained already
@@ -76,9 +79,12 @@ class Compressed:
         Returns what is known of the file and of the original in the same format: bytes, bits a
         weight. Raises `ValueError`, or `nas.CannotWrite`, where the file cannot hold the network.
         """
+        out = _out(path, self.network)
         found = before_and_after.write(
-            _out(path, self.network), self.network, self.done, self.data, self.task, self.prefer
+            out, self.network, self.done, self.data, self.task, self.prefer, self.origin
         )
+        if out.suffix in (".keras", ".tflite"):
+            self.record["use"] = str(write_script(out.parent))
         others = [one for one in self.record["files"] if one["path"] != found["path"]]
         self.record["files"] = [*others, found]
         return found
@@ -87,6 +93,13 @@ class Compressed:
         """Latencies of the .tflite files on targets: {"before": {repr of a target: ...}, ...}."""
         named = [(repr(target), target) for target in targets]
         return _timed(self, named)
+
+    @property
+    def origin(self) -> Origin:
+        """What the files say of the network beside itself."""
+        name, source = self.record["model"], without_folders(self.network.source)
+        methods = " ".join(self.record["methods"])
+        return Origin.of(name, f"{source}; {methods}", self.task, self.network.read_from)
 
     def table(self) -> str:
         """Before and after, as text."""
@@ -180,6 +193,10 @@ def compress(
     if network.keras_model is None:
         network = given_tflite.opened(network, methods, out)
     judged_by: list[str] = []
+    if task is not None and (size := network.model.inputs[0].shape[0]) is not None:
+        note = f"built for batches of {size}, open here; a .tflite file takes one example at a time"
+        model, notes = with_open_batch(network.model), (*network.notes, note)
+        network = dataclasses.replace(network, keras_model=model, notes=notes)
     if task is not None:
         compiled = compiled_of(getattr(given, "keras_model", given), network.read_from)
         task, judged_by = network_task(
@@ -241,6 +258,10 @@ def compress(
         quality, before_loss = before["quality"], before["loss"]
         on_event(Message(f"before: {labelled.metric} {quality:.4f}, loss {before_loss:.4f}"))
         if warning := at_chance(labelled, quality):
+            warning += (
+                "; are scale (--data FILE,scale=1 or 255), order and labels those that it was"
+                " trained with?"
+            )
             warnings.insert(0, warning)
             on_event(Message(f"warning: {warning}"))
     checkpoint = None
@@ -274,6 +295,10 @@ def compress(
         )
     for layer, reason in network.opaque.items():
         done.record.untouched.setdefault(layer, reason)
+    for details in done.record.details.values():
+        if "warning" in details:
+            warnings.append(details["warning"])
+            on_event(Message(f"warning: {details['warning']}"))
     record: dict[str, Any] = {
         "model": name,
         "source": network.source,
@@ -297,8 +322,10 @@ def compress(
     if data is not None and labelled is None:
         record["output_error"] = _output_error(model, done.model, data)
     if by_layer and data is not None and data.loss is not None:
-        record["sensitivity"] = sensitivity.by_layer(model, methods, data)
+        at_once = None if epochs else done
+        record["sensitivity"] = sensitivity.by_layer(model, methods, data, done=at_once)
     result = Compressed(network, done, data, task, record, prefer)
+    record["card"] = result.origin.card(done.model)
     for path in outs:
         on_event(Message(f"writing {path}"))
         result.write(path)
@@ -343,6 +370,8 @@ def _judged(model: Any, task: Task | None) -> dict[str, Any]:
     }
     if task is not None and task.labelled:
         found["quality"], found["loss"] = loop.measure(model, task)
+        if (balanced := balanced_accuracy(model, task)) is not None:
+            found["balanced_accuracy"] = balanced
     return found
 
 

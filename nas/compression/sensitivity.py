@@ -6,23 +6,29 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import Data
-from compress.method import WEIGHTS, Method, compress
+from compress.method import WEIGHTS, Compressed, Method, compress
 from compress.rewriting import graph
 
 
 def by_layer(
-    model: Any, methods: Sequence[Method], data: Data, batch_size: int = 64
+    model: Any,
+    methods: Sequence[Method],
+    data: Data,
+    batch_size: int = 64,
+    done: Compressed | None = None,
 ) -> list[dict[str, Any]]:
     """[{"layer", "loss", "params"}] for every layer whose weights the methods change in place.
 
     The methods take effect at once, without training; "loss" is the mean over `data` with only
-    this layer's weights compressed. The first entry, "layer": None, is the network as it was.
+    this layer's weights compressed. done: what the methods made without training. The first entry, "layer": None, is the network as it was.
     Empty where no method leaves the shapes as they are.
     """
     one_shot = [method for method in methods if method.stage == WEIGHTS]
     if not one_shot:
         return []
-    compressed = compress(model, one_shot, None, data).model
+    if done is None or len(one_shot) < len(methods):
+        done = compress(model, one_shot, None, data)
+    compressed = done.model
     found = {weight.path: np.asarray(weight) for weight in compressed.weights}
     probe = graph.rewrite(model, lambda layer, copy: copy)
     rows: list[dict[str, Any]] = [
