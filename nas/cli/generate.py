@@ -157,7 +157,7 @@ def _export(arguments: argparse.Namespace, source: "Decoder", tokenizer: "Tokeni
 
     path = pathlib.Path(arguments.export)
     context = arguments.context or source.longest
-    size = write_step(path, source.model, source.config, context)
+    size = write_step(path, source.model, source.config, context, tokenizer)
     beside = path.with_suffix(tokenizer.suffix)
     beside.write_bytes(tokenizer.to_bytes())
     print(

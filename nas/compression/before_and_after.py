@@ -14,6 +14,8 @@ from compress.method import Compressed
 from compress.rewriting.record import Record
 from latency.target import Target
 from nas.files import given_file
+from nas.files.hand_over.attach import attach
+from nas.files.hand_over.model_card import Origin
 from nas.files.open_network import Network
 from nas.files.writers import WRITERS
 from nas.networks.build import deploy, deployed
@@ -31,6 +33,7 @@ def write(
     data: Data | None,
     task: Task | None,
     prefer: str = "size",
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Write a file of a compressed network; what is known of it and of the original's, as JSON.
 
@@ -46,7 +49,7 @@ def write(
             before = given_file.describe(users, path.suffix, network.model.count_params())
         else:
             before = write_one(original, network.model, network.config, None, data)
-        after = write_one(path, done.model, network.config, done.record, data, prefer)
+        after = write_one(path, done.model, network.config, done.record, data, prefer, origin)
         if path.suffix == ".tflite" and task is not None and task.labelled:
             before["quality"] = _quality(original, network.model, network.config, task)
             after["quality"] = _quality(path, done.model, network.config, task)
@@ -106,13 +109,17 @@ def write_one(
     record: Record | None,
     data: Data | None,
     prefer: str = "size",
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
-    """Write one file, of the form that is deployed; what is known of it, as JSON."""
+    """Write one file, of the form that is deployed; what is known of it, as JSON.
+
+    With an origin the file holds a model card; "card_bytes": that it takes.
+    """
     from nas.files.network_files import save
     from nas.files.writers.written_file import sizes
 
     if path.suffix == ".keras":
-        save(model, path)
+        save(model, path, None if origin is None else origin.card(model))
         plain, zipped = sizes(path)
         return {
             "bytes": plain,
@@ -138,6 +145,10 @@ def write_one(
     written = writer.write(path, form, record, data, **options)
     names = ("bytes", "zipped_bytes", "bits_per_weight", "weights", "left", "checked")
     found = {name: getattr(written, name) for name in names}
+    if origin is not None and path.suffix != ".safetensors":
+        attach(path, origin.card(form))
+        found["bytes"], found["zipped_bytes"] = sizes(path)
+        found["card_bytes"] = found["bytes"] - written.bytes
     if ends := getattr(written, "ends", None):
         found["ends"] = {side: {n: vars(e) for n, e in one.items()} for side, one in ends.items()}
     notes = list(getattr(written, "notes", ()))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from latency.system.atomic_write import atomic_write
+from nas.files.hand_over.attach import attach, write_script
+from nas.files.hand_over.model_card import Origin
 from nas.files.writers.written_file import CannotWrite
 
 # The exported file must give the model's own outputs.
@@ -15,19 +17,25 @@ ROUNDED = 1e-2  # an input around which a model moves by more than this says not
 INPUTS = 4  # and others are tried
 
 
-def save(model: Any, path: pathlib.Path) -> None:
-    """Write a .keras file whole or not at all."""
+def save(model: Any, path: pathlib.Path, card: dict[str, Any] | None = None) -> None:
+    """Write a .keras file, with its model card, whole or not at all."""
     with atomic_write(path) as partial:
         model.save(partial)
+        if card is not None:
+            attach(partial, card)
 
 
-def save_model(model: Any, stem: pathlib.Path) -> None:
-    """Write `<stem>.keras`."""
-    save(model, stem.with_suffix(".keras"))
+def save_model(model: Any, stem: pathlib.Path, card: dict[str, Any] | None = None) -> None:
+    """Write `<stem>.keras`, with its model card."""
+    save(model, stem.with_suffix(".keras"), card)
 
 
 def write_network(
-    model: Any, config: Any, stem: pathlib.Path, files: dict[str, bytes] | None = None
+    model: Any,
+    config: Any,
+    stem: pathlib.Path,
+    files: dict[str, bytes] | None = None,
+    origin: Origin | None = None,
 ) -> int:
     """Write `<stem>.keras`, `<stem>.tflite` and `<stem>.py`; return the bytes of the .tflite.
 
@@ -35,13 +43,14 @@ def write_network(
     family's deployed form (`nas.networks.build.deploy`) with the same weights: it is run, and
     must give the outputs of that form in Keras, channel by channel (of a detector: its objects),
     else `CannotWrite`.
-    `files` are the task's, such as a tokenizer: suffix -> content.
+    `files` are the task's, such as a tokenizer: suffix -> content. With an origin both files hold
+    a model card, and use.py, which runs them on one example, is left beside them.
     """
     from latency.tflite import convert
     from nas.files.writers import config_file
     from nas.networks.build import deployed
 
-    save(model, stem.with_suffix(".keras"))
+    save_model(model, stem, None if origin is None else origin.card(model))
     form = deployed(model, config)
     tflite = convert.convert(form)
     if (wrong := _wrong(tflite, form)) is not None:
@@ -49,10 +58,14 @@ def write_network(
             f"{stem.name}.tflite differs from the Keras model {wrong}: this is a bug in the "
             f"conversion, please report the config {config!r}"
         )
-    stem.with_suffix(".tflite").write_bytes(tflite)
+    path = stem.with_suffix(".tflite")
+    path.write_bytes(tflite)
+    if origin is not None:
+        attach(path, origin.card(form))
+        write_script(path.parent)
     stem.with_suffix(".py").write_text(config_file.as_python(config))
     write_files(files or {}, stem)
-    return len(tflite)
+    return path.stat().st_size
 
 
 def write_files(files: dict[str, bytes], stem: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 from latency.system.json_records import write_json
+from nas.files.hand_over.attach import SCRIPT
 from nas.files.readers import config_file
 from nas.scaling.budget_rung import STEMS, factors_of, name_of
 from nas.scaling.compound_scaling import Factors
@@ -137,6 +138,6 @@ class Family:
         target.mkdir(parents=True, exist_ok=True)
         members = [*self.networks, *self.single_objective]
         paths = [path for member in members for path in member.files]
-        paths += [self.folder / name for name in ("family.py", "result.json", "ladder.png")]
+        paths += [self.folder / name for name in ("family.py", "result.json", "ladder.png", SCRIPT)]
         for path in paths:
             shutil.copyfile(path, target / path.name)

@@ -20,11 +20,11 @@ class Form:
     name: str
     config: Any = None
 
-    def file_bytes(self) -> int:
-        """Of its `.tflite` file."""
+    def file_bytes(self, card: dict[str, Any]) -> int:
+        """Of its `.tflite` file, as it is handed over with its model card."""
         from latency.tflite import convert
+        from nas.files.writers.tflite.metadata import with_metadata
 
-        if isinstance(self.artifact, pathlib.Path):
-            return self.artifact.stat().st_size
-        file = convert.file_of(self.artifact)
-        return file.stat().st_size if isinstance(file, pathlib.Path) else len(file)
+        file = self.artifact
+        tflite = file.read_bytes() if isinstance(file, pathlib.Path) else convert.bytes_of(file)
+        return len(with_metadata(tflite, card))

@@ -48,7 +48,7 @@ def minibatch(model: keras.Model, task: Task) -> np.ndarray:
     As many for every network of a task: determinants of kernels of one size only are comparable.
     """
     images = task.train[0]
-    if not isinstance(images, np.ndarray) or images.ndim != 4:
+    if isinstance(images, dict) or images.ndim != 4:
         raise ValueError(f"naswot compares images; task {task.name} has none")
     fitting = MOST_PIXELS // (images.shape[1] * images.shape[2])
     number = min(IMAGES, max(FEWEST_IMAGES, fitting), len(images))

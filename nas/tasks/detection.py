@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.tasks.inputs.preprocessing import Preprocessing
 from nas.tasks.scoring import average_precision
 from nas.tasks.task import Score, Task, fingerprint, whole_number
 
@@ -91,6 +92,8 @@ def load(path: str = "bccd", size: int = 320, test: bool = False, augmented: boo
         average=mean_precision,
         metric="mean average precision",
         training=TRAINING,
+        labels=tuple(map(str, data["classes"])),
+        preprocessing=Preprocessing("image", 255.0, aspect="corner", background="black"),
         augment=transformed if augmented else None,
     )
 

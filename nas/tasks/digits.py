@@ -5,6 +5,7 @@ Alpaydin and Kaynak, "Cascading Classifiers", Kybernetika 34(4), 1998 (UCI ML re
 
 import numpy as np
 
+from nas.tasks.inputs.preprocessing import Preprocessing
 from nas.tasks.task import Task, resize, split, whole_number
 
 VALID = 0.2  # 360 images: one image is 0.28 points of accuracy
@@ -31,5 +32,7 @@ def load(size: int = 32, seed: int = 0) -> Task:
         train=(images[train], labels[train]),
         valid=(images[valid], labels[valid]),
         fields={"input_shape": (size, size, 1), "classes": 10},
+        labels=tuple("0123456789"),
+        preprocessing=Preprocessing("image", scale=255.0, background="black"),
         recipe=f"digits size={size} valid={VALID} seed={seed}",
     )

@@ -10,10 +10,15 @@ import pathlib
 
 import numpy as np
 
+from nas.tasks.inputs.preprocessing import Preprocessing
 from nas.tasks.npz import mirror_and_shift
 from nas.tasks.task import Task, fingerprint, resize, split, whole_number
 
 VALID = 1 / 6  # 10,000 of the 60,000, as many as the test set has
+NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
@@ -53,6 +58,8 @@ def load(
         train=(images[train], labels[train]),
         valid=(images[valid], labels[valid]),
         fields={"input_shape": (size, size, 1), "classes": 10},
+        labels=NAMES,
+        preprocessing=Preprocessing("image", scale=255.0, background="black"),
         recipe=f"fashion_mnist data={source} size={size} valid={VALID:.4f} seed={seed}"
         + (" augmented" if augmented else ""),
         augment=mirror_and_shift if augmented else None,

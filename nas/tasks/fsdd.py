@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nas.files.hand_over.use import BLANK
+from nas.tasks.inputs.preprocessing import Preprocessing
 from nas.tasks.task import Score, Task, fingerprint, whole_number
 
 RATE, HOP_MS, WINDOW_MS = 8000, 10, 25
@@ -113,6 +115,8 @@ def load(
         scorer=score,
         metric="digits right",
         training=TRAINING,
+        labels=(BLANK, *UNITS[units]),
+        preprocessing=Preprocessing("audio", sample_rate=RATE),
         augment=functools.partial(augment, silence=silence) if augmented else None,
     )
 

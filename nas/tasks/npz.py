@@ -3,6 +3,7 @@
 Without labels a file still serves to calibrate; training and judging then say what is missing.
 """
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -12,6 +13,8 @@ import numpy as np
 
 from compress.examples.data import taken
 from nas.data import as_targets, divided, weighted
+from nas.tasks.inputs.preprocessing import Preprocessing, of_inputs, of_sound, per_channel
+from nas.tasks.scoring.classes import classified, names_of
 from nas.tasks.scoring.judgement import WEIGHTS
 from nas.tasks.task import Task, fingerprint, pixels, whole_number
 
@@ -19,6 +22,7 @@ from nas.tasks.task import Task, fingerprint, pixels, whole_number
 INPUTS = {"train": ("x_train", "x"), "valid": ("x_valid", "x_val", "x_test")}
 LABELS = {"train": ("y_train", "y"), "valid": ("y_valid", "y_val", "y_test")}
 EXPECTED = "x and y, x_train and y_train (x_test, y_test), or jpeg, end and y"
+NAMES = "class_names"  # of classes, in a file
 SAMPLE_WEIGHTS = ("w", WEIGHTS)
 SHIFT = 4  # pixels of 32
 
@@ -35,6 +39,10 @@ def load(
     seed: int = 0,
     mean: float | str | None = None,
     std: float | str | None = None,
+    labels: str | None = None,
+    class_weights: str | None = None,
+    balanced: bool = False,
+    sample_rate: int | None = None,
 ) -> Task:
     """Inputs and targets, each (count, ...), of an .npz file, or of NAS_DATA/`path`.
 
@@ -55,6 +63,10 @@ def load(
     `augmented` training images are mirrored and shifted by up to an eighth; by default JPEG images
     are, other arrays are not. `limit` keeps that many training examples, drawn from `seed`.
 
+    `labels`, a text file or cat+dog, names the classes, unless the file has `class_names`;
+    `class_weights`, balanced or numbers as 1/5/20, counts each class in the loss; `balanced` judges
+    by balanced accuracy; `sample_rate`, in Hz, says that the inputs are samples of sound.
+
     >>> load("cifar10.npz", scale=1, valid="test.npz")  # doctest: +SKIP
     """
     for name, number in (("scale", scale), ("factor", factor), ("offset", offset)):
@@ -69,9 +81,11 @@ def load(
         raise ValueError(f"npz: augmented={augmented!r}; expected True or False")
     file = _file(path)
     content = _read(file)
+    names = names_of(labels, content.pop(NAMES, np.zeros(0, str)).tolist())
     if not _has_inputs(content):
-        return _named(file, content, valid, seed)
-    inputs, labels = _part(file, content, "train")
+        task = dataclasses.replace(_named(file, content, valid, seed), labels=names)
+        return classified(task, class_weights=class_weights, balanced=balanced)
+    inputs, targets = _part(file, content, "train")
     if isinstance(valid, str):
         other = _file(valid)
         found = _read(other)
@@ -82,16 +96,19 @@ def load(
         held, truth = _part(file, content, "valid")
         how = "arrays"
     else:
-        (inputs, labels), (held, truth) = _divided(inputs, labels, valid, seed)
+        (inputs, targets), (held, truth) = _divided(inputs, targets, valid, seed)
         how = f"share {valid}"
     if limit is not None and whole_number("limit", limit, 1) < len(inputs):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(inputs))[:limit])
-        inputs, labels = inputs[chosen], taken(labels, chosen)
+        inputs, targets = inputs[chosen], taken(targets, chosen)
     leaves = [
-        a for one in (labels, truth) for a in (one.values() if isinstance(one, dict) else [one])
+        a for one in (targets, truth) for a in (one.values() if isinstance(one, dict) else [one])
     ]
     source = fingerprint(inputs, *(one for one in leaves if one is not None))
     parts = [_mapped(one, file, shape, scale, offset, factor) for one in (inputs, held)]
+    seen = _seen(inputs, scale, offset, factor, mean, std)
+    if sample_rate is not None:
+        seen = of_sound(seen, sample_rate, inputs.dtype)
     if chosen_scale is not None:  # not for the network to choose
         parts = [pixels(one) if one.dtype == np.uint8 else one for one in parts]
     scaling = ""
@@ -104,21 +121,43 @@ def load(
             f"{parts[1].shape[1:]}"
         )
     known = [
-        int(np.max(one)) + 1 for one in (labels, truth) if one is not None and _are_classes(one)
+        int(np.max(one)) + 1 for one in (targets, truth) if one is not None and _are_classes(one)
     ]
     if augmented is None:
         augmented = "jpeg" in content
     if augmented and parts[0].ndim != 4:
         raise ValueError(f"npz: augmented=True is for images; the inputs are {parts[0].shape[1:]}")
-    return Task(
+    task = Task(
         name="npz",
-        train=(parts[0], labels),
+        train=(parts[0], targets),
         valid=(parts[1], truth),
         fields={"input_shape": parts[0].shape[1:]} | ({"classes": max(known)} if known else {}),
         recipe=f"npz data={source} valid={how} scale={scale} offset={offset} factor={factor} "
         f"augmented={augmented} seed={seed}{scaling}",
         augment=mirror_and_shift if augmented else None,
         of_network=True,
+        labels=names,
+        preprocessing=seen,
+    )
+    return classified(task, class_weights=class_weights, balanced=balanced)
+
+
+def _seen(
+    inputs: np.ndarray, scale: float, offset: float, factor: float, mean: Any, std: Any
+) -> Preprocessing:
+    """What `_mapped` and `normalized` make of an input, as (x / scale - mean) / std."""
+    seen = of_inputs(inputs)
+    plain = offset == 0 and factor == 1
+    if inputs.dtype == np.uint8:
+        factor = factor / scale
+    elif plain and inputs.dtype.kind in "iu" and inputs.dtype.itemsize >= 4:
+        return seen  # tokens
+    means = per_channel("mean", mean, 0, inputs.shape[-1])
+    return dataclasses.replace(
+        seen,
+        scale=1 / factor,
+        mean=tuple(offset * factor + one for one in means),
+        std=per_channel("std", std, 1, inputs.shape[-1]),
     )
 
 
@@ -185,18 +224,11 @@ def normalized(inputs: np.ndarray, mean: Any, std: Any) -> np.ndarray:
     >>> normalized(np.ones((1, 2), np.float32), "0.5/1", 0.5)
     array([[1., 0.]], dtype=float32)
     """
-    found = []
-    for name, value, default in (("mean", mean, 0), ("std", std, 1)):
-        try:
-            numbers = np.array(str(default if value is None else value).split("/"), np.float32)
-        except ValueError as error:
-            raise ValueError(f"npz: {name}={value!r}; expected numbers as 0.485/0.456") from error
-        if len(numbers) not in (1, inputs.shape[-1]) or (name == "std" and not numbers.all()):
-            raise ValueError(
-                f"npz: {name}={value!r}; expected one number, not 0, or {inputs.shape[-1]} of them"
-            )
-        found.append(numbers)
-    return (pixels(inputs) - found[0]) / found[1]
+    means, stds = (
+        np.array(per_channel(name, value, default, inputs.shape[-1]), np.float32)
+        for name, value, default in (("mean", mean, 0), ("std", std, 1))
+    )
+    return (pixels(inputs) - means) / stds
 
 
 def mirror_and_shift(
@@ -237,17 +269,17 @@ def _file(path: Any) -> pathlib.Path:
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays that we know the names of; of the others the names only."""
     known = {name for names in (*INPUTS.values(), *LABELS.values()) for name in names}
-    known |= {"jpeg", "end", *SAMPLE_WEIGHTS}
+    known |= {"jpeg", "end", NAMES, *SAMPLE_WEIGHTS}
     try:
         with np.load(file, allow_pickle=False) as archive:
             names = archive.files
-            given = known & set(names)
+            given = known & set(names) - {NAMES}
             if not given - {*LABELS["train"], *SAMPLE_WEIGHTS} or given == {"x"}:
                 known = set(names)  # of a network's inputs and outputs
             found = {name: archive[name] for name in names if name in known}
     except Exception as error:  # a damaged archive raises whatever zip, zlib or numpy meet first
         raise ValueError(f"npz: cannot read {file}: {' '.join(str(error).split())}") from error
-    inputs = found.keys() - {"end", *sum(LABELS.values(), ()), *SAMPLE_WEIGHTS}
+    inputs = found.keys() - {"end", NAMES, *sum(LABELS.values(), ()), *SAMPLE_WEIGHTS}
     if not inputs:
         raise ValueError(f"npz: {file} holds {', '.join(names) or 'nothing'}; expected {EXPECTED}")
     return found

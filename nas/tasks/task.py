@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from nas.tasks.inputs.on_disk import mapped, parts_of
+from nas.tasks.inputs.preprocessing import Preprocessing, of_inputs
+
 Tree = np.ndarray | dict[str, np.ndarray]  # arrays that share their first axis, the examples
 Loss = Callable[[Any, Any], Any]  # (outputs, targets) -> losses (batch,)
 Score = Callable[[Any, Any], np.ndarray]  # (inputs, targets) -> scores (batch,) or (batch, ...)
@@ -90,7 +93,7 @@ def geometric_mean(scores: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """Examples held in memory, and what a network is to make of them.
+    """Examples, in memory or on disk, and what a network is to make of them.
 
     >>> x, y = np.zeros((9, 8, 8, 1), np.float32), np.arange(9) % 3
     >>> Task(train=(x, y), valid=(x, y)).fields
@@ -98,7 +101,7 @@ class Task:
 
     train, valid: pairs (inputs, targets), each an array (count, ...) or a dict of arrays: float32,
         integers, or uint8 pixels, of which the network sees x / 255 (`pixels`). Targets are None
-        where nothing can be trained or judged.
+        where nothing can be trained or judged. More than memory holds is `inputs.on_disk.OnDisk`.
     name: of the data, for messages and records.
     fields: what the data decides of a family's Config; of arrays input_shape and, of integer
         labels, classes, unless given.
@@ -113,11 +116,15 @@ class Task:
     higher_is_better: of the quality. percent: whether it is a share, 0 to 1, written in %.
     of_network: the loss and metric are still to be chosen, for the network that is trained or
         compressed (`nas.training.network_task`), as for a user's own arrays.
-    chance: the quality of the best constant answer, where that is known.
+    chance: the quality of the best constant answer, where that is known; of classes the share of
+        the largest one, unless given.
     training: the fields of `nas.Recipe` in which this task differs, and "epochs".
     augment: (inputs, targets, generator) -> both, changed: a batch of training data before
         `pixels`; `generator` is a `np.random.Generator`.
     files: to be left beside a trained network: suffix -> content (a tokenizer).
+    labels: the names of classes, or of tokens, in order. preprocessing: what was applied to an
+        example of a user before it became an input here; None: as types and shapes say.
+    notes: what whoever trains on it has to know, in sentences: files left out, uneven classes.
 
     Raises `ValueError` where inputs and targets do not have equally many examples.
     """
@@ -138,6 +145,9 @@ class Task:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     augment: Callable[..., tuple[Any, Any]] | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part in ("train", "valid"):
@@ -149,8 +159,11 @@ class Task:
             sizes = {len(array) for tree in pair if tree is not None for array in _leaves(tree)}
             if len(sizes) > 1:
                 raise ValueError(f"{part}: inputs and targets have {sorted(sizes)} examples")
-        if not self.fields and isinstance(self.train[0], np.ndarray):
+        if not self.fields and not isinstance(self.train[0], dict):
             object.__setattr__(self, "fields", _fields(self.train, self.valid))
+        labels = self.valid[1]
+        if self.chance is None and self.scorer is accuracy and _are_classes(labels):
+            object.__setattr__(self, "chance", float(np.bincount(labels).max() / len(labels)))
         if not self.recipe:
             arrays = [array for tree in (*self.train, *self.valid) for array in _leaves(tree)]
             object.__setattr__(self, "recipe", f"{self.name} data={fingerprint(*arrays)}")
@@ -181,11 +194,14 @@ def _fields(train: tuple[Any, Any], valid: tuple[Any, Any]) -> dict[str, Any]:
     """input_shape, and classes where all targets are integers (count,)."""
     found: dict[str, Any] = {"input_shape": train[0].shape[1:]}
     labels = [part[1] for part in (train, valid)]
-    if all(
-        isinstance(one, np.ndarray) and one.ndim == 1 and one.dtype.kind in "iu" for one in labels
-    ):
+    if all(_are_classes(one) for one in labels):
         found["classes"] = max(int(one.max()) for one in labels) + 1
     return found
+
+
+def _are_classes(labels: Any) -> bool:
+    array = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu"
+    return array and bool(len(labels)) and int(labels.min()) >= 0
 
 
 def pixels(inputs: np.ndarray) -> np.ndarray:
@@ -222,7 +238,7 @@ def resized(task: Task, size: int) -> Task:
     if task.input_shape[:2] == (size, size):
         return task
     parts = [
-        (resize(pixels(np.asarray(inputs)), size), targets)
+        (mapped(inputs, lambda array: resize(pixels(array), size)), targets)
         for inputs, targets in (task.train, task.valid)
     ]
     shape = (size, size, task.input_shape[2])
@@ -231,6 +247,7 @@ def resized(task: Task, size: int) -> Task:
         train=parts[0],
         valid=parts[1],
         fields=task.fields | {"input_shape": shape},
+        preprocessing=task.preprocessing or of_inputs(task.train[0]),
         recipe=f"{task.recipe} resized to {size}",
     )
 
@@ -260,12 +277,13 @@ def split(labels: np.ndarray, valid: float, seed: int) -> tuple[np.ndarray, np.n
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
-    """Short hash of the contents of arrays, for a recipe."""
+def fingerprint(*arrays: Any) -> str:
+    """Short hash of the contents of arrays, or of what is on disk, for a recipe."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        for part in parts_of(array):
+            digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()[:12]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.tasks.inputs.preprocessing import Preprocessing
 from nas.tasks.task import Score, Task, fingerprint, geometric_mean, whole_number
 from nas.text import sentence_piece, tokenizer_files
 from nas.text.tokenizer import Characters, Tokenizer
@@ -60,7 +61,26 @@ def load(
         metric="1 / perplexity",
         training={"batch_size": 32, "learning_rate": 3e-3, "clip": 1.0},
         files={coder.suffix: coder.to_bytes()},
+        labels=characters_of(coder),
+        preprocessing=preprocessing_of(coder),
     )
+
+
+def characters_of(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What each token is, where it is a character; else nothing: its file lies beside the network.
+
+    >>> characters_of(Characters("cab"))
+    ('a', 'b', 'c')
+    """
+    if not isinstance(tokenizer, Characters):
+        return ()
+    return tuple(piece.decode() for piece in tokenizer.pieces)
+
+
+def preprocessing_of(tokenizer: Tokenizer) -> Preprocessing:
+    """What is said of tokens to whoever is handed a network of them."""
+    plain = isinstance(tokenizer, Characters)
+    return Preprocessing("text", tokenizer="characters" if plain else tokenizer.suffix[1:])
 
 
 def next_token(logits: Any, targets: Any) -> Any:

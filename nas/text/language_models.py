@@ -10,7 +10,11 @@ import numpy as np
 from latency.system.atomic_write import atomic_write
 from latency.system.silent_stderr import silent_stderr
 from latency.tflite import convert
+from nas.files.hand_over.attach import write_script
+from nas.files.hand_over.model_card import Origin, without_folders
+from nas.files.writers.tflite.metadata import with_metadata
 from nas.files.writers.written_file import REPORT, CannotWrite
+from nas.tasks.text import characters_of, preprocessing_of
 
 PARITY = 1e-4  # the exported file must give the network's own outputs
 SHORT = 8  # so few tokens are read one by one: a form of their own takes seconds to compile
@@ -202,10 +206,14 @@ class LiteRT:
         return np.array(logits[0, -1])
 
 
-def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) -> int:
+def write_step(
+    path: str | pathlib.Path, model: Any, config: Any, context: int, tokenizer: Any = None
+) -> int:
     """Write the step of one token with a cache of `context` as .tflite; returns its bytes.
 
-    The file is run, and must give the network's own logits within 1e-4, else `CannotWrite`.
+    The file is run, and must give the network's own logits within 1e-4, else `CannotWrite`. It
+    holds a model card, with the vocabulary where `tokenizer` is one of characters; use.py beside it
+    runs it on a text.
     """
     from families import decoder
     from families.layers import copy_weights
@@ -216,6 +224,12 @@ def write_step(path: str | pathlib.Path, model: Any, config: Any, context: int) 
     with silent_stderr():  # under JAX this imports TensorFlow, which greets
         content = convert.bytes_of(step)
     path = pathlib.Path(path)
+    origin = Origin(path.stem, without_folders(model.name))
+    if tokenizer is not None:
+        labels, seen = characters_of(tokenizer), preprocessing_of(tokenizer)
+        origin = dataclasses.replace(origin, labels=labels, preprocessing=seen)
+    content = with_metadata(content, origin.card(step))
+    write_script(path.parent)
     with atomic_write(path) as partial:
         partial.write_bytes(content)
         mine, theirs = LiteRT(partial), Cached(model, config, context)

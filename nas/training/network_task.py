@@ -7,14 +7,22 @@ from typing import Any
 import numpy as np
 
 from compress.examples.data import taken
+from compress.rewriting import graph
+from nas.tasks.inputs.on_disk import chosen, mapped, parts_of, sample
+from nas.tasks.inputs.preprocessing import of_inputs
+from nas.tasks.scoring.classes import BALANCED, ClassWeighted, weighted_loss
 from nas.tasks.scoring.compiled import Compiled
 from nas.tasks.scoring.judgement import CLASSES, WEIGHTS, Judgement, judgement, scorer
 from nas.tasks.task import Task, Tree, classification, pixels, split
 from nas.training import loop
 from nas.training.batches import count, single
+from nas.training.chance import beats_chance
 
 SCALES = {"x / 255": (0.0, 1 / 255), "x": (0.0, 1.0), "x / 127.5 - 1": (127.5, 1 / 127.5)}
 LOOKED = 256  # examples that the scale is chosen on
+RESCALED = (
+    64  # black and white pixels are 255 apart, and no more than this in a network's own scale
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +94,9 @@ def network_task(
     for name, part in zip(("train", "valid"), parts, strict=True):
         _check_finite(name, part)
     notes: list[str] = []
+    notes += [f"data: {note}" for note in task.notes]
     if task.of_network:
-        parts, notes = _raw(parts, model, notes)
+        task, parts, notes = _raw(task, parts, model, notes)
     if target_is_input:
         notes = [*notes, "targets: the inputs"]
         if task.labelled:
@@ -95,13 +104,15 @@ def network_task(
         parts = [(inputs, _inputs_as_targets(inputs)) for inputs, _ in parts]
         rows = split(np.zeros(count(parts[0]), int), 0.2, 0)
         if parts[0][0] is parts[1][0] and all(len(one) for one in rows):
-            parts = [(taken(parts[0][0], one), taken(parts[0][1], one)) for one in rows]
+            parts = [(chosen(parts[0][0], one), chosen(parts[0][1], one)) for one in rows]
     task = dataclasses.replace(task, train=parts[0], valid=parts[1], of_network=False)
     if not task.labelled:
         return task, notes
     names, tensors = output_tensors(model)
     goals = [_by_output(targets, names) for _, targets in parts]
-    known = {name: array for name, array in goals[0].items() if name != WEIGHTS}
+    known = {name: sample(array) for name, array in goals[0].items() if name != WEIGHTS}
+    if metric is None and task.metric == BALANCED:
+        metric = BALANCED
     weighted = WEIGHTS in goals[0]
     each = {
         name: judgement(
@@ -119,7 +130,7 @@ def network_task(
             raise ValueError(
                 f"targets {name} to judge with are missing, those to train with are not"
             )
-        arrays = {name: one.targets(found[name]) for name, one in each.items()}
+        arrays = {name: mapped(found[name], one.targets) for name, one in each.items()}
         if WEIGHTS in found and weighted:
             arrays[WEIGHTS] = np.asarray(found[WEIGHTS], np.float32)
         elif weighted:
@@ -131,10 +142,15 @@ def network_task(
             notes.append(f"warning: all labels are {np.unique(array)[0]}: there is one class only")
     train, valid = ((part[0], converted(found)) for part, found in zip(parts, goals, strict=True))
     judged = valid[1][next(iter(each))] if isinstance(valid[1], dict) else valid[1]
+    weights = task.loss if isinstance(task.loss, ClassWeighted) else None
+    if weights is not None and not classes:
+        raise ValueError(
+            f"class_weights are for one output of integer labels; this one is {first.reason}"
+        )
     default = classes and first.metric == "accuracy" and len(tensors[names[0]].shape) == 2
     default = default and not isinstance(model.output, (dict, list))
     if default and first.loss_name == "sparse_categorical_crossentropy":
-        changes: dict[str, Any] = {"loss": classification}
+        changes: dict[str, Any] = {"loss": weights or classification}
         changes |= {"recipe": task.recipe + (" target=input" if target_is_input else "")}
     else:
         losses = "+".join(one.loss_name for one in each.values())
@@ -142,7 +158,7 @@ def network_task(
             notes.append(f"the metric is that of output {next(iter(each))}")
         name = next(iter(each))
         changes = {
-            "loss": Losses(each, names),
+            "loss": weighted_loss(Losses(each, names), weights),
             "scorer": scorer(
                 lambda outputs, targets: first.score(
                     by_name(outputs, names)[name], targets_of(targets, name, len(each))
@@ -155,7 +171,7 @@ def network_task(
             "recipe": f"{task.recipe} loss={losses} metric={first.metric}",
         }
     task = dataclasses.replace(
-        task, train=train, valid=valid, chance=first.chance(np.asarray(judged)), **changes
+        task, train=train, valid=valid, chance=first.chance(sample(judged)), **changes
     )
     reasons = "; ".join(dict.fromkeys(one.reason for one in each.values()))
     direction = "" if first.higher_is_better else " (lower is better)"
@@ -177,27 +193,6 @@ def _by_output(targets: Any, names: tuple[str, ...]) -> dict[str, Any]:
             "expected targets by these names"
         )
     return goals | {name: array for name, array in targets.items() if name == WEIGHTS}
-
-
-def beats_chance(task: Task, quality: float, spreads: float = 2) -> bool:
-    """Whether a quality is clearly better than a constant answer's; True where that is unknown."""
-    if task.chance is None:
-        return True
-    if not task.higher_is_better:
-        return quality < (1 - spreads / 100) * task.chance
-    spread = np.sqrt(task.chance * (1 - min(task.chance, 1)) / count(task.valid))
-    return bool(quality > min(task.chance + spreads * spread, 0.5 + task.chance / 2))
-
-
-def at_chance(task: Task, quality: float) -> str | None:
-    """A warning where a network does no better on its own data than a constant answer would."""
-    if beats_chance(task, quality):
-        return None
-    return (
-        f"the network is at chance on these data: {task.metric} {quality:.4g}, a constant answer "
-        f"gets {task.chance:.4g}; are scale (--data FILE,scale=1 or 255), order and labels those "
-        "that it was trained with?"
-    )
 
 
 def output_tensors(model: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -253,10 +248,17 @@ def _named(part: tuple[Tree, Any], model: Any) -> tuple[Tree, Any]:
 def _check_finite(part: str, pair: tuple[Tree, Any]) -> None:
     for what, tree in zip(("inputs", "targets"), pair, strict=True):
         for name, array in (tree if isinstance(tree, dict) else {"": tree}).items():
-            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-                rows = array.reshape(len(array), -1)
-                first = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-                bad = int((~np.isfinite(rows)).sum())
+            if array is None or array.dtype.kind != "f":
+                continue
+            start, first, bad = 0, None, 0
+            for part_of in parts_of(array):
+                if not np.isfinite(part_of).all():
+                    wrong = ~np.isfinite(part_of.reshape(len(part_of), -1))
+                    bad += int(wrong.sum())
+                    if first is None:
+                        first = start + int(np.flatnonzero(wrong.any(1))[0])
+                start += len(part_of)
+            if bad:
                 raise ValueError(
                     f"{what}{' ' + name if name else ''} to {part} with: {bad} values are NaN or "
                     f"infinite, the first in example {first}; expected numbers"
@@ -266,54 +268,67 @@ def _check_finite(part: str, pair: tuple[Tree, Any]) -> None:
 def _inputs_as_targets(inputs: Tree) -> Any:
     if isinstance(inputs, dict):
         raise ValueError("--target-is-input is for networks of one input")
-    return pixels(inputs)
+    return mapped(inputs, pixels)
 
 
-def rescales(model: Any) -> str | None:
-    """The name of a first layer that takes raw pixels, 0 to 255, to its own scale; else None."""
-    for layer in model.layers:
-        for tensor in layer.input if isinstance(layer.input, list) else [layer.input]:
-            maker = getattr(getattr(tensor, "_keras_history", None), "operation", None)
-            if type(maker).__name__ != "InputLayer":
-                continue
-            kind = type(layer).__name__
-            if kind == "Rescaling" and np.all(np.abs(np.asarray(layer.scale)) < 1 / 50):
-                return layer.name
-            if kind == "Normalization" and _wide(layer):
-                return layer.name
+def rescales(model: Any, shape: tuple[int, ...]) -> str | None:
+    """The name of what takes raw pixels, 0 to 255, to another scale before any weight; or None.
+
+    shape: of one example. Layers and operations count alike, behind augmentation, too.
+    """
+    import keras
+
+    known, found = {id(tensor) for tensor in model.inputs}, []
+    for node in graph.calls(model):
+        plain = isinstance(node.operation, keras.layers.Normalization)
+        plain = plain or not getattr(node.operation, "weights", ())
+        if plain and all(id(tensor) in known for tensor in node.input_tensors):
+            known |= {id(tensor) for tensor in node.output_tensors}
+            found.append((node.operation.name, node.output_tensors[0]))
+    if not found:
+        return None
+    part = keras.Model(model.input, [tensor for _, tensor in found])
+    black, white = (
+        keras.tree.flatten(part(np.full((1, *shape), value, np.float32), training=False))
+        for value in (0, 255)
+    )
+    for (name, _), first, second in zip(found, black, white, strict=True):
+        if float(np.max(np.abs(np.asarray(second, np.float32) - first))) < RESCALED:
+            return name
     return None
 
 
-def _wide(layer: Any) -> bool:
-    """Whether a Normalization subtracts and divides by what only raw pixels have."""
-    mean, variance = (np.asarray(getattr(layer, one)) for one in ("mean", "variance"))
-    return bool(np.max(np.abs(mean)) > 2 or np.max(variance) > 4)
-
-
 def _raw(
-    parts: list[tuple[Tree, Any]], model: Any, notes: list[str]
-) -> tuple[list[tuple[Tree, Any]], list[str]]:
+    task: Task, parts: list[tuple[Tree, Any]], model: Any, notes: list[str]
+) -> tuple[Task, list[tuple[Tree, Any]], list[str]]:
     """uint8 pixels as they are, in float32, for a network that rescales them itself."""
     inputs: Any = parts[0][0]
-    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8:
-        return parts, notes
-    layer = rescales(model)
+    if getattr(inputs, "dtype", None) != np.uint8:
+        return task, parts, notes
+    layer = rescales(model, inputs.shape[1:])
     if layer is None:
-        return parts, notes
+        return task, parts, notes
     note = f"inputs: raw pixels 0 to 255, for layer {layer} of the network rescales them itself"
-    return [(_mapped(one, 0, 1), targets) for one, targets in parts], [*notes, note]
+    task = _seen_as(task, 0, 1)
+    return task, [(_mapped(one, 0, 1), targets) for one, targets in parts], [*notes, note]
+
+
+def _seen_as(task: Task, offset: float, factor: float) -> Task:
+    """The task whose examples are seen as (x - offset) * factor, which goes with its network."""
+    seen = task.preprocessing or of_inputs(task.train[0])
+    seen = dataclasses.replace(seen, scale=1 / factor, mean=(offset * factor,))
+    return dataclasses.replace(task, preprocessing=seen)
 
 
 def _scaled(task: Task, model: Any, notes: list[str]) -> tuple[Task, list[str]]:
     """uint8 pixels on the scale that the network was trained on, where only one is above chance."""
-    inputs = task.train[0]
-    if not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8 or task.chance is None:
+    if getattr(task.train[0], "dtype", None) != np.uint8 or task.chance is None:
         return task, notes
     if any("inputs: raw" in note for note in notes) or "int" in str(model.inputs[0].dtype):
         return task, notes
-    chosen = np.unique(np.linspace(0, count(task.valid) - 1, LOOKED).astype(int))
+    looked = np.unique(np.linspace(0, count(task.valid) - 1, LOOKED).astype(int))
     few = dataclasses.replace(
-        task, valid=(taken(task.valid[0], chosen), taken(task.valid[1], chosen))
+        task, valid=(taken(task.valid[0], looked), taken(task.valid[1], looked))
     )
     above = []
     for name, (offset, factor) in SCALES.items():
@@ -331,13 +346,16 @@ def _scaled(task: Task, model: Any, notes: list[str]) -> tuple[Task, list[str]]:
             f"{' and on '.join(above)}; say which: --data FILE,scale=1, or scale=127.5,mean=1"
         )
     offset, factor = SCALES[above[0]]
+    task = _seen_as(task, offset, factor)
     parts = [(_mapped(one[0], offset, factor), one[1]) for one in (task.train, task.valid)]
     notes = [*notes, f"inputs: {above[0]}, the only scale on which the network is above chance"]
     recipe = f"{task.recipe} inputs={above[0]}"
     return dataclasses.replace(task, train=parts[0], valid=parts[1], recipe=recipe), notes
 
 
-def _mapped(inputs: Any, offset: float, factor: float) -> np.ndarray:
+def _mapped(inputs: Any, offset: float, factor: float) -> Any:
     if factor == 1 / 255:
-        return pixels(inputs)
-    return (inputs.astype(np.float32) - np.float32(offset)) * np.float32(factor)
+        return mapped(inputs, pixels)
+    return mapped(
+        inputs, lambda array: (array.astype(np.float32) - np.float32(offset)) * np.float32(factor)
+    )

@@ -17,6 +17,9 @@ def table(record: Mapping[str, Any]) -> str:
         pair = [quality(side["quality"], record) for side in (before, after)]
         gained = gain(before["quality"], after["quality"], record)
         cells.append([record["metric"], *pair, gained])
+        if "balanced_accuracy" in before:
+            pair = [f"{percent(side['balanced_accuracy'])} %" for side in (before, after)]
+            cells.append(["balanced accuracy", *pair, "the mean of the classes' own"])
         cells.append(["loss", *[f"{side['loss']:.4f}" for side in (before, after)], ""])
     if record.get("output_error") is not None:
         off = f"{percent(record['output_error'])} %"

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from nas.tasks import task as tasks
+from nas.tasks.scoring.classes import BALANCED, mean_of_classes
+from nas.tasks.scoring.keras_metric import by_example, fields_of, name_of
 from nas.tasks.task import Score
 
 WEIGHTS = "sample_weight"  # among targets: what each example counts in the loss
@@ -14,7 +16,6 @@ CLASSES, SOFT, SIGMOID, NUMBERS = "classes", "soft labels", "sigmoid", "numbers"
 PROBABLE = ("sigmoid", "hard_sigmoid", "softmax")
 ACCURACIES = ("accuracy", "sparse_categorical_accuracy", "categorical_accuracy")
 PASSED = ("Reshape", "Flatten", "Dropout", "Identity", "Permute", "Cropping2D", "ZeroPadding2D")
-LOWER = ("error", "loss", "mse", "mae", "msle", "mape", "entropy", "divergence", "perplexity")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,29 +65,38 @@ def judgement(
         reason = "as given"
     elif compiled is not None and compiled[0] is not None:
         given, reason = compiled[0], "compiled in the network"
+    # Quantiles of one target, (time, event) of one risk: only a loss of one's own knows what fits.
+    own = given is not None and not _of_keras(given) and not _same(targets.shape[1:], shape)
     if given is not None:
         try:
-            kind = _kind_of_loss(_name(given), shape, targets)
-            _check(kind, shape, targets, what)
+            kind = NUMBERS if own else _kind_of_loss(name_of(given), shape, targets)
+            if own:
+                _check_runs(given, shape, targets, what)
+            else:
+                _check(kind, shape, targets, what)
         except ValueError as error:
-            if loss is not None:
-                raise ValueError(f"loss {_name(given)}: {error}") from error
-            given, reason = None, f"the compiled {_name(given)} does not fit; "
+            if own or loss is not None:
+                raise ValueError(f"loss {name_of(given)}: {error}") from error
+            given, reason = None, f"the compiled {name_of(given)} does not fit; "
     if given is None:
         kind = _kind(shape, ending, targets, what)
         reason += f"{what} and targets {_in_words(kind, targets)}"
     if metric is None and compiled is not None and loss is None:
         metric = compiled[1]
-        if kind == NUMBERS and metric is not None and _name(metric) in ACCURACIES:
+        if kind == NUMBERS and metric is not None and name_of(metric) in ACCURACIES:
             metric = None
     name, function = _loss(kind, given, ending)
+    if own and metric is None:
+        scored = _of_loss(name, function)
+    else:
+        scored = _metric(kind, shape, ending, metric, name)
     return Judgement(
         loss=function,
         loss_name=name,
         outputs=kind,
-        targets=_converter(kind, shape),
+        targets=(lambda targets: targets) if own else _converter(kind, shape),
         reason=reason,
-        **_metric(kind, shape, ending, metric, name),
+        **scored,
     )
 
 
@@ -169,6 +179,39 @@ def _check(kind: str, shape: tuple[Any, ...], targets: np.ndarray, what: str) ->
         raise ValueError(f"{found} from {targets.min():g} to {targets.max():g}; expected 0 to 1")
 
 
+def _of_keras(loss: Any) -> bool:
+    """Whether a loss is one of Keras itself, which says what targets it takes."""
+    function = getattr(loss, "fn", loss)  # Keras' own objects wrap a function
+    kind = function if callable(function) and hasattr(function, "__name__") else type(function)
+    return isinstance(loss, str) or kind.__module__.partition(".")[0] == "keras"
+
+
+def _check_runs(loss: Any, shape: tuple[Any, ...], targets: np.ndarray, what: str) -> None:
+    """`ValueError` unless a loss gives a number for each output of this shape and its targets."""
+    outputs = np.zeros((len(targets[:2]), *(size or 1 for size in shape)), np.float32)
+    try:
+        found = np.asarray(_loss(NUMBERS, loss, None)[1](outputs, targets[:2]))
+    except Exception as error:  # whatever a function of the user's raises
+        raise ValueError(
+            f"it fails on targets {targets.dtype} {(None, *targets.shape[1:])} and the {what}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    if found.shape != outputs.shape[:1]:
+        raise ValueError(f"it gives {found.shape} for {len(outputs)} examples; expected one each")
+
+
+def _of_loss(name: str, loss: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """The fields of a `Judgement` that are the metric's, where the loss is all that is known."""
+    return {
+        "metric": name,
+        "score": lambda outputs, targets: np.asarray(loss(outputs, targets)),
+        "average": tasks.mean,
+        "higher_is_better": False,
+        "percent": False,
+        "chance": lambda targets: None,
+    }
+
+
 def _whole(targets: np.ndarray) -> bool:
     return targets.dtype.kind in "iub"
 
@@ -211,7 +254,7 @@ def _loss(kind: str, given: Any, ending: str | None) -> tuple[str, Callable[[Any
     import keras
     from keras import ops
 
-    name = _name(given) if given is not None else ""
+    name = name_of(given) if given is not None else ""
     logits = ending not in PROBABLE
     if kind == CLASSES and name in (
         "",
@@ -245,27 +288,12 @@ def _each(losses: Any) -> Any:
     return ops.mean(losses, tuple(range(1, len(losses.shape)))) if len(losses.shape) > 1 else losses
 
 
-def _name(given: Any) -> str:
-    """What a loss or metric is called, as Keras writes it: mean_squared_error, binary_accuracy."""
-    short = {"mse": "mean_squared_error", "mae": "mean_absolute_error", "acc": "accuracy"}
-    short |= {"bce": "binary_crossentropy", "rmse": "root_mean_squared_error", "r2": "r2_score"}
-    if isinstance(given, str):
-        text = given
-    elif isinstance(given, type) or not hasattr(given, "get_config"):
-        text = getattr(given, "__name__", type(given).__name__)
-    else:
-        text = type(given).__name__
-    if text != text.lower() and text.upper() != text:
-        letters = (f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(text))
-        text = "".join(letters)
-    return short.get(text.lower(), text.lower())
-
-
 def _metric(
     kind: str, shape: tuple[Any, ...], ending: str | None, metric: Any, loss: str
 ) -> dict[str, Any]:
     """The fields of a `Judgement` that are the metric's."""
-    name = _name(metric) if metric is not None else ""
+    name = name_of(metric) if metric is not None else ""
+    name = BALANCED if name == BALANCED.replace(" ", "_") else name
     dense = len(shape) >= 3
     if not name:
         if kind == NUMBERS:
@@ -286,7 +314,7 @@ def _metric(
         return np.argmax(targets, -1) if kind == SOFT else np.asarray(targets)
 
     def right(outputs: Any, targets: Any) -> np.ndarray:
-        return _rows(chosen(outputs) == true(targets))
+        return by_example(chosen(outputs) == true(targets))
 
     def majority(targets: np.ndarray) -> float:
         if kind == SIGMOID:
@@ -303,6 +331,13 @@ def _metric(
             "score": right,
             "average": tasks.mean,
             "chance": majority,
+        }
+    if name == BALANCED and kind == CLASSES and not shape[:-1]:
+        return share | {
+            "metric": BALANCED,
+            "score": lambda y, t: np.stack([np.asarray(t), chosen(y) == true(t)], 1),
+            "average": mean_of_classes,
+            "chance": lambda targets: 1 / len(np.unique(targets)),
         }
     if name in ("mean_iou", "mean_io_u", "iou", "binary_iou") and kind in (CLASSES, SIGMOID):
         classes = 2 if kind == SIGMOID else count
@@ -326,79 +361,13 @@ def _metric(
     if name == "root_mean_squared_error" and kind == NUMBERS:
         return {
             "metric": "RMSE",
-            "score": lambda y, t: _rows(np.square(np.asarray(y, np.float64) - t)),
+            "score": lambda y, t: by_example(np.square(np.asarray(y, np.float64) - t)),
             "average": lambda scores: float(np.sqrt(np.mean(scores))),
             "higher_is_better": False,
             "percent": False,
             "chance": lambda t: float(np.sqrt(np.mean(np.var(np.asarray(t, np.float64), 0)))),
         }
-    return _metric_of_keras(metric if metric is not None else name, name, shape)
-
-
-def _rows(numbers: np.ndarray) -> np.ndarray:
-    """The mean of each example."""
-    return np.mean(np.asarray(numbers).reshape(len(numbers), -1), 1)
-
-
-def _metric_of_keras(metric: Any, name: str, shape: tuple[Any, ...]) -> dict[str, Any]:
-    """A metric of Keras, or a function (targets, outputs) -> numbers."""
-    import keras
-
-    found = metric
-    if isinstance(metric, str):
-        classes = {_name(one): one for one in vars(keras.metrics).values() if isinstance(one, type)}
-        if name not in classes:
-            raise ValueError(
-                f"metric {metric!r}: not one of Keras, such as accuracy, auc, mean_iou, rmse,"
-                " r2_score, mean_absolute_error; expected one, or in Python an object or function"
-            )
-        try:
-            found = classes[name]()
-        except TypeError as error:
-            raise ValueError(
-                f"metric {metric!r} needs arguments; expected an object, in Python: {error}"
-            ) from error
-    label = name if isinstance(metric, str) else getattr(metric, "name", None) or name
-    lower = any(word in name for word in LOWER)
-    if isinstance(found, type):
-        found = found()
-    if isinstance(found, keras.metrics.Metric):
-        lower = getattr(found, "_direction", "down" if lower else "up") == "down"
-
-        def score(outputs: Any, targets: Any) -> np.ndarray:
-            sides = (np.asarray(side, np.float64) for side in (targets, outputs))
-            return np.concatenate([side.reshape(len(side), -1) for side in sides], 1)
-
-        def average(rows: np.ndarray) -> float:
-            size = int(np.prod([axis for axis in shape if axis])) if shape else 1
-            outputs = rows[:, -size:].reshape(len(rows), *shape)
-            targets = rows[:, :-size]
-            if targets.shape[1] == size:
-                targets = targets.reshape(outputs.shape)
-            elif len(shape) > 2:
-                targets = targets.reshape(outputs.shape[:-1])
-            found.reset_state()
-            found.update_state(targets.astype(np.float32), outputs.astype(np.float32))
-            return float(np.mean(keras.ops.convert_to_numpy(found.result())))
-    elif callable(found):
-
-        def score(outputs: Any, targets: Any) -> np.ndarray:
-            return _rows(keras.ops.convert_to_numpy(found(targets, outputs)))
-
-        def average(rows: np.ndarray) -> float:
-            return float(np.mean(rows))
-    else:
-        raise ValueError(
-            f"metric is a {type(metric).__name__}; expected a name, object or function"
-        )
-    return {
-        "metric": {"mean_absolute_error": "MAE"}.get(label, label),
-        "score": score,
-        "average": average,
-        "higher_is_better": not lower,
-        "percent": False,
-        "chance": lambda targets: None,
-    }
+    return fields_of(metric if metric is not None else name, name, shape)
 
 
 def scorer(scores: Callable[[Any, Any], np.ndarray]) -> tasks.Scorer:
