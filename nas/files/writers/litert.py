@@ -191,14 +191,18 @@ def _reported(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The widest of the constants that hold each weight, and why it is wider, or rounded again."""
     stored = {path: max(kind, key=_bits) for path, kind in kinds.items()}
-    left = {path: "the converter left no constant that holds it" for path in record.weights} | left
-    return stored, {
-        path: left[path]
-        for path, weight in record.weights.items()
-        if weight.codes is not None
-        and (path not in stored or path in left)
-        and (_bits(stored.get(path, "float32")) > max(weight.bits, 2) or OWN in left.get(path, ""))
-    }
+    found = {}
+    for path, weight in record.weights.items():
+        if weight.codes is None:
+            continue
+        bits, reason = _bits(stored.get(path, "float32")), left.get(path)
+        if bits > max(weight.bits, 2) or (reason is not None and OWN in reason):
+            found[path] = reason or (
+                "the converter left no constant that holds it"
+                if path not in stored
+                else f"LiteRT stores {weight.bits} bits as INT{bits} here"
+            )
+    return stored, found
 
 
 def _bits(kind: str) -> int:
