@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-HALF = ("float16", "bfloat16")  # also as mixed_float16, mixed_bfloat16
+OTHERS = ("float16", "bfloat16", "float64")  # than float32; also as mixed_float16
 Change = Callable[[keras.layers.Layer, keras.layers.Layer], keras.layers.Layer | None]
 
 
@@ -22,7 +22,11 @@ def check_flat(model: keras.Model) -> None:
         )
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            raise ValueError(f"layer {layer.name} is a model itself; expected leaf layers only")
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model: only its code "
+                "knows what its layers do; call them in the network itself, or write it as "
+                "keras.Model(inputs, outputs)"
+            )
 
 
 def rewrite(model: keras.Model, change: Change) -> keras.Model:
@@ -116,7 +120,7 @@ def own_method(layer: keras.layers.Layer, name: str) -> Callable | None:
 def copy(layer: keras.layers.Layer, float32: bool = False) -> keras.layers.Layer:
     """A layer of the same configuration and weights, under the same paths.
 
-    float32: one in half precision computes, and keeps its weights, in float32.
+    float32: one of half or double precision computes, and keeps its weights, in float32.
     """
     # A Parametrized layer is not copied: its variables belong to the methods that made them.
     if hasattr(layer, "parametrizations"):
@@ -207,14 +211,14 @@ def _line(error: Exception) -> str:
 
 
 def _in_float32(config: Any) -> Any:
-    """A configuration in which all policies of half precision are float32."""
+    """A configuration in which all policies of another precision are float32."""
     if isinstance(config, dict):
         policy = config.get("dtype")
         if isinstance(policy, dict) and policy.get("class_name") == "DTypePolicy":
             policy = policy["config"]["name"]
-        half = isinstance(policy, str) and policy.removeprefix("mixed_") in HALF
+        other = isinstance(policy, str) and policy.removeprefix("mixed_") in OTHERS
         return {
-            key: "float32" if key == "dtype" and half else _in_float32(value)
+            key: "float32" if key == "dtype" and other else _in_float32(value)
             for key, value in config.items()
         }
     if isinstance(config, (list, tuple)):

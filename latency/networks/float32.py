@@ -1,22 +1,22 @@
-"""Networks that compute in half precision, as files and comparisons take them: in float32."""
+"""Networks that compute in half or double precision: files and comparisons take float32."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-HALF = ("float16", "bfloat16")
+OTHERS = ("float16", "bfloat16", "float64")
 
 
-def half_precision(model: Any) -> dict[str, str]:
-    """Name of a layer that computes, or keeps its weights, in half precision -> its policy.
+def other_precision(model: Any) -> dict[str, str]:
+    """Name of a layer that computes, or keeps its weights, in another precision -> its policy.
 
     >>> import keras
     >>> inputs = keras.Input((4,))
     >>> outputs = keras.layers.Dense(2, dtype="mixed_float16", name="head")(inputs)
-    >>> half_precision(keras.Model(inputs, outputs))
+    >>> other_precision(keras.Model(inputs, outputs))
     {'head': 'mixed_float16'}
     """
-    return {layer.name: layer.dtype_policy.name for layer in _half(model)}
+    return {layer.name: layer.dtype_policy.name for layer in _others(model)}
 
 
 def quantized(model: Any) -> dict[str, str]:
@@ -33,11 +33,11 @@ def in_float32(model: Any) -> Iterator[None]:
     """
     import keras  # noqa: PLC0415 (whoever has a model has imported it)
 
-    before = [(layer, layer.dtype_policy) for layer in _half(model)]
+    before = [(layer, layer.dtype_policy) for layer in _others(model)]
     try:
-        for layer, half in before:
+        for layer, other in before:
             policy = keras.DTypePolicy("float32")
-            policy._variable_dtype = half.variable_dtype  # so that Keras casts what it reads
+            policy._variable_dtype = other.variable_dtype  # so that Keras casts what it reads
             layer.dtype_policy = policy
         yield
     finally:
@@ -45,10 +45,10 @@ def in_float32(model: Any) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
-def _half(model: Any) -> list[Any]:
+def _others(model: Any) -> list[Any]:
     return [
         layer
         for layer in model._flatten_layers()
         if layer.dtype_policy.quantization_mode is None
-        and {layer.dtype_policy.compute_dtype, layer.dtype_policy.variable_dtype} & set(HALF)
+        and {layer.dtype_policy.compute_dtype, layer.dtype_policy.variable_dtype} & set(OTHERS)
     ]

@@ -173,13 +173,14 @@ def _network(
     file = tflite
     if file is None and flat.model is model and read_from is not None:
         file = read_from if read_from.suffix == ".keras" else None
-    notes = (_in_float32(flat.half),) if flat.half else ()
+    notes = (_in_float32(flat.others),) if flat.others else ()
     return Network(flat.model, config, source, flat.opaque, file, read_from, notes)
 
 
-def _in_float32(half: dict[str, str]) -> str:
-    policies = ", ".join(sorted(set(half.values())))
-    names = ", ".join(list(half)[:4]) + (f" and {len(half) - 4} more" if len(half) > 4 else "")
+def _in_float32(others: dict[str, str]) -> str:
+    policies = ", ".join(sorted(set(others.values())))
+    more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+    names = ", ".join(list(others)[:4]) + more
     return f"computed in float32 here and in files; these layers are {policies}: {names}"
 
 

@@ -47,6 +47,10 @@ def write(
     from safetensors.numpy import save_file
 
     path = pathlib.Path(path)
+    if (reason := _keeps_more(model)) is not None:
+        raise CannotWrite(
+            f"{model.name}: {reason}, which a .safetensors file does not hold; write a .keras file"
+        )
     parts: dict[str, np.ndarray] = {}
     forms: dict[str, dict[str, Any]] = {}
     stored, left = {}, {}
@@ -81,6 +85,17 @@ def write(
             raise CannotWrite(f"{model.name}, as .safetensors: {reason}") from error
     bits = 8 * sum(array.nbytes for array in parts.values())
     return WrittenFile(path, *sizes(path), bits / model.count_params(), stored, left, checked)
+
+
+def _keeps_more(model: Any) -> str | None:
+    """What a network has beside its weights, in words."""
+    for layer in model._flatten_layers():
+        named = f"layer {layer.name!r} ({type(layer).__name__})"
+        if hasattr(layer, "load_assets"):
+            return f"{named} looks words up in a table"
+        if getattr(layer, "stateful", False):
+            return f"{named} carries state from batch to batch"
+    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
