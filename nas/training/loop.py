@@ -366,10 +366,17 @@ def check(model: Any, task: Task, epochs: int | None = 1, minutes: float | None 
         remedy = ", or give the nas.Task a loss and a scorer of its own"
     else:
         fits, wanted, remedy = True, "", ""
+    batches = {tensor.shape[0] for tensor in model.inputs} - {None}
+    if batches:
+        raise ValueError(
+            f"the model is built for batches of {batches.pop()}, which training changes; build it"
+            " on keras.Input(SHAPE) without a batch"
+        )
     if found != needed or not fits:
         raise ValueError(
             f"the model maps {found} to {made}, the task {task.name} needs {needed}{wanted}: "
-            f"set {' and '.join(task.fields)} of its Config{remedy}"
+            f"build it for these shapes, or set {' and '.join(task.fields)} of its Config where it"
+            f" has one{remedy}"
         )
 
 
