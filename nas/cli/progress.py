@@ -7,7 +7,11 @@ import time
 from typing import Any
 
 from nas.cli.listener import Terminal
-from nas.searching.events import SearchBegins, TrialEvent
+from nas.cli.training_line import SearchLine
+from nas.searching.events import SearchBegins, Step, TrialEvent
+from nas.searching.nearest import Miss, miss_of
+
+FEW = 4  # networks that are timed between two trainings
 
 
 class Progress:
@@ -15,9 +19,14 @@ class Progress:
 
     def __init__(self) -> None:
         self._terminal = Terminal()
+        self._training = SearchLine()
         self._search: _Search | None = None
 
     def __call__(self, event: Any) -> None:
+        if isinstance(event, Step):
+            self._training(event.now)
+            return
+        self._training.end()
         if isinstance(event, SearchBegins):
             self._search = _Search(event)
             for trial in event.finished:
@@ -38,6 +47,8 @@ class _Search:
     first: int | None = None  # networks that were trained when it began
     timed: int = 0  # and not trained, since the last line
     best: tuple[float, str] = (-math.inf, "")
+    nearest: Miss | None = None  # of those that fit no limit, since the last line
+    said: bool = False
 
     def show(self, event: TrialEvent) -> None:
         """Print what there is to say about an event."""
@@ -45,12 +56,23 @@ class _Search:
         match event.kind:
             case "pruned" | "duplicate":
                 self.timed += 1
+                self._miss(event)
             case "failed" | "waiting":
                 self._say(f"trial {number} {event.kind}: {event.message}")
             case "returned":
                 self._say(f"trial {number} was not finished; it is done again")
             case "trained" | "stopped":
                 self._line(event)
+
+    def _miss(self, event: TrialEvent) -> None:
+        """Say by how much all miss that were timed since a training, if they were not few."""
+        profile = event.trial.user_attrs["profile"]
+        miss = miss_of(event.trial.number, profile, self.begins.objective.budgets)
+        if miss is not None and (self.nearest is None or miss.share < self.nearest.share):
+            self.nearest, self.said = miss, False
+        if self.nearest is not None and self.timed >= FEW and not self.said:
+            self._say(f"none of the last {self.timed} fits, the nearest is {self.nearest}")
+            self.said = True
 
     def note(self, trial: Any) -> None:
         """Take note of a trained network, which may be the best one."""
@@ -73,9 +95,11 @@ class _Search:
         share = max(cost / budget for cost, budget in zip(costs, budgets, strict=True))
         notes = f" ({share:4.0%} of budget)" if share else ""
         notes += "".join(f" {name}" for name in profile.get("methods", ()))
+        if chance := trial.user_attrs["evaluation"].get("chance"):
+            notes += f" no better than a constant answer ({chance:.1%})"
         notes += " stopped early" if event.kind == "stopped" else ""
         also = f" | {self.timed} more timed" if self.timed else ""
-        self.timed = 0
+        self.timed, self.nearest, self.said = 0, None, False
         width = len(str(trials))
         self._say(
             f"{event.trained:{width}}/{trials}  trial {trial.number:<4} {quality:6.1%}"

@@ -1,5 +1,6 @@
 """The progress of a training on stderr: a line that is rewritten, and one for each epoch."""
 
+import math
 import shutil
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import numpy as np
 
 from nas.training.batches import count
+from nas.training.chance import beats_chance
 from nas.training.state import Epoch, Now, TrainingBegins
 
 EACH_S = 0.1  # between two states of the line on a terminal; showing the loss waits for the step
@@ -19,7 +21,7 @@ class Line:
 
     def __init__(self, begins: TrainingBegins):
         task = begins.task
-        self._state, self._metric = begins.state, task.metric
+        self._state, self._metric, self._task = begins.state, task.metric, task
         self._epochs = begins.epochs
         self._unit, self._each = "examples", min(begins.batch_size, count(task.train))
         if "length" in task.fields:
@@ -73,10 +75,12 @@ class Line:
         self.end()
         width = len(str(self._epochs or ""))
         epochs = "" if self._epochs is None else f"/{self._epochs}"
+        known = beats_chance(self._task, epoch.quality)
+        chance = "" if known else f" (a constant answer: {self._task.chance:.4f})"
         print(
             f"epoch {epoch.number:{width}}{epochs}  loss {epoch.loss:.4f}  valid "
-            f"{epoch.valid_loss:.4f}  {self._metric} {epoch.quality:.4f}  {self._states()}"
-            f"{self._speed(now)}  "
+            f"{epoch.valid_loss:.4f}  {self._metric} {epoch.quality:.4f}{chance}  "
+            f"{self._states()}{self._speed(now)}  "
             f"{clock(epoch.seconds)}, {self._left(now)} left",
             file=sys.stderr,
             flush=True,
@@ -98,6 +102,36 @@ class Line:
     def _steps(self, now: Now) -> int:
         """How many there were in this run."""
         return now.step - (self._before or 0)
+
+
+class SearchLine:
+    """The training of one network of a search: where it is, as long as there is no other line."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._step, self._first = math.inf, 0
+        self._began = self._shown = 0.0
+
+    def __call__(self, now: Now) -> None:
+        moment = time.monotonic()
+        if now.step < self._step:  # another training
+            self._began = self._shown = moment
+            self._first = now.step
+        self._step = now.step
+        if moment - self._shown < (EACH_S if self._terminal else PLAIN_S):
+            return
+        self._shown = moment
+        left = (moment - self._began) / (now.step - self._first) * max(now.steps - now.step, 0)
+        filled = round(BAR * min(now.step / now.steps, 1.0))
+        text = f"  training {'━' * filled}{'─' * (BAR - filled)} {now.step:,}/{now.steps:,} steps,"
+        text += f" {clock(left)} left"
+        start, end = ("\r", "\x1b[K") if self._terminal else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Erase the line that is being rewritten."""
+        if self._terminal and self._shown > self._began:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -38,21 +38,31 @@ def repaired(
     the finished ones. sizes: choices (d,) of each decision. encode: parameters -> codes. seen:
     whether codes were proposed before.
     """
-    limited, over = _exceeded(trials)
-    if len(limited) < FEWEST or (over[-RECENT:].max(axis=1) <= 0).mean() >= 0.5:
+    limited, names = _limited(trials)
+    over = np.array(
+        [max(trial.constraints[n] for n in names & set(trial.constraints)) for trial in limited]
+    )
+    if len(limited) < FEWEST or (over[-RECENT:] <= 0).mean() >= 0.5:
         return codes
-    known = np.array([encode(trial.params) for trial in limited])
-    model = _Model(sizes, known, over)
+    model = _Model(sizes, [encode(trial.params) for trial in limited], limited, names)
     if model.worst(codes[None])[0] <= 0 and not seen(codes):
         return codes
-    nearest = known[np.argsort(over.max(axis=1), kind="stable")[:NEAREST]]
+    nearest = [encode(limited[n].params) for n in np.argsort(over, kind="stable")[:NEAREST]]
     found = [model.repaired(codes, rng) for _ in range(ORDERS)]
     found += [_mutated(one, sizes, rng) for one in nearest for _ in range(ORDERS)]
     new = np.array([one for one in found if not seen(one)] or found)
     worst = model.worst(new)
     fitting = np.flatnonzero(worst <= 0)
-    found_one = (over.max(axis=1) <= 0).any()
-    return new[int(fitting[0]) if found_one and len(fitting) else int(np.argmin(worst))]
+    known = (over <= 0).any()
+    return new[int(fitting[0]) if known and len(fitting) else int(np.argmin(worst))]
+
+
+def _limited(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], set[str]]:
+    """Trials that have limits, and the names of these."""
+    names = {name for trial in trials for name in trial.constraints}
+    if sum(bool(trial.values) for trial in trials) >= STARTUP:
+        names = {name for name in names if not name.startswith(BUDGET)}
+    return [trial for trial in trials if names & set(trial.constraints)], names
 
 
 def _mutated(codes: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -79,14 +89,25 @@ def _exceeded(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], np.ndar
 class _Model:
     """Logarithms of costs relative to their limits, linear in the choices."""
 
-    def __init__(self, sizes: np.ndarray, codes: np.ndarray, over: np.ndarray) -> None:
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        codes: Sequence[np.ndarray],
+        trials: Sequence[FrozenTrial],
+        names: set[str],
+    ) -> None:
         self._sizes = sizes
-        features = self._features(codes)
-        self._mean = over.mean(axis=0)
-        gram = features.T @ features + RIDGE * np.eye(features.shape[1])
-        self._weights = np.linalg.solve(gram, features.T @ (over - self._mean))
-        error = (features @ self._weights + self._mean - over).std(axis=0)
-        self._margin = np.clip(error, LEAST, MOST)
+        features = self._features(np.array(codes))
+        weights, self._beside = [], []
+        for name in sorted(names):  # what exceeds one limit is not measured against the next
+            rows = [n for n, trial in enumerate(trials) if name in trial.constraints]
+            values = [trials[n].constraints[name] for n in rows]
+            over, x = np.log(np.maximum(1 + np.array(values), FLOOR)), features[rows]
+            gram = x.T @ x + RIDGE * np.eye(x.shape[1])
+            weights.append(np.linalg.solve(gram, x.T @ (over - over.mean())))
+            error = (x @ weights[-1] + over.mean() - over).std()
+            self._beside.append(over.mean() + np.clip(error, LEAST, MOST))
+        self._weights = np.stack(weights, axis=1)
 
     def _features(self, codes: np.ndarray) -> np.ndarray:
         columns = [codes[:, i, None] == np.arange(size) for i, size in enumerate(self._sizes)]
@@ -94,7 +115,7 @@ class _Model:
 
     def worst(self, codes: np.ndarray) -> np.ndarray:
         """By how much (n,) the worst limit is exceeded, with a margin; at most 0: it fits."""
-        return (self._features(codes) @ self._weights + self._mean + self._margin).max(axis=1)
+        return (self._features(codes) @ self._weights + self._beside).max(axis=1)
 
     def repaired(self, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """One decision after the other made cheaper, until it fits; at last as cheap as can be."""

@@ -135,7 +135,7 @@ def finals(rows: Sequence[Network], summary: Mapping[str, Any], target: int) -> 
         if first is None and row is not None and row.costs:
             first = row.costs[target]
         before = None if proxy is None or first is None else (first, 100 * proxy)
-        name = "winner" if number == winner else "finalist"
+        name = study_rows.winner_word(summary) if number == winner else "finalist"
         found.append(Final(number, name, number == winner, (cost, 100 * quality), before))
     best = study_rows.leader(rows, study_rows.goals(summary, rows)) if winner is None else None
     if best is not None:

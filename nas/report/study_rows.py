@@ -8,10 +8,25 @@ from typing import Any
 import optuna
 
 from nas import pareto
+from nas.searching import leases
 
 TRAINED, STOPPED, PROFILED = "trained", "stopped", "profiled"
 LIMITED, DUPLICATE = "limited", "duplicate"
-FAILED, RUNNING = "failed", "running"
+FAILED, GIVEN_BACK = "failed", "given back"
+RUNNING, WAITING = "running", "waiting"
+WORDS = {
+    TRAINED: "trained",
+    STOPPED: "stopped early",
+    PROFILED: "profiled only",
+    LIMITED: "over a limit",
+    DUPLICATE: "seen before",
+    FAILED: "failed",
+    GIVEN_BACK: "given back",
+    RUNNING: "running",
+    WAITING: "waiting",
+}
+FEW = 3  # figures that are equal by chance
+SAME = 0.002  # of latencies: a difference that is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +44,8 @@ class Network:
     macs: int | None
     config: str | None
     methods: tuple[str, ...] = ()  # that it is compressed with
+    failure: str | None = None  # why it failed
+    chance: float | None = None  # the quality of a constant answer, where this one is no better
 
     @property
     def percent(self) -> float:
@@ -80,14 +97,19 @@ def _network(trial: optuna.trial.FrozenTrial, single: bool) -> Network:
         macs=profile.get("macs"),
         config=profile.get("config"),
         methods=tuple(profile.get("methods") or ()),
+        chance=evaluation.get("chance"),
+        failure=(leases.failure(trial) or {}).get("message"),
     )
 
 
 def _state(trial: optuna.trial.FrozenTrial, profile: Mapping, evaluation: Mapping) -> str:
-    if trial.state == optuna.trial.TrialState.FAIL:
+    if leases.failure(trial) is not None:
         return FAILED
+    if trial.state == optuna.trial.TrialState.FAIL:
+        return GIVEN_BACK
     if not trial.state.is_finished():
-        return RUNNING
+        waits = trial.state == optuna.trial.TrialState.WAITING
+        return WAITING if waits else RUNNING
     if profile.get("duplicate_of") is not None:
         return DUPLICATE
     if not profile.get("costs"):
@@ -173,18 +195,44 @@ def estimated(latency: Sequence[Mapping], target: int) -> str:
 
 
 def finalists(summary: Mapping) -> dict[int, Mapping]:
-    """The networks timed again, the winner among them, by number; "quality" only if retrained."""
+    """The finalists and the winner by number; "quality" only where it was trained for longer."""
     listed = {f["number"]: f for f in summary.get("finalists") or () if "number" in f}
     found, best = dict(listed), part(summary, "winner")
     if "number" in best:
         found[best["number"]] = {**found.get(best["number"], {}), **best}
     for number, final in found.items():
-        # One over the budget when timed again, or of an interrupted search, was not trained again.
-        fits = final.get("within_budget") is not False
+        # One over the budget when timed again, or of an interrupted search, was not trained again,
+        # nor is anything of a table, which has no files.
+        fits = final.get("within_budget") is not False and final.get("file_bytes") is not None
         if number not in listed or not final.get("retrained", fits):
             proxy = final.get("proxy_quality") or final.get("quality")
             found[number] = {**final, "quality": None, "proxy_quality": proxy}
     return found
+
+
+def retrained(summary: Mapping) -> dict[int, Mapping]:
+    """The finalists that were trained for longer."""
+    every = finalists(summary).items()
+    return {number: final for number, final in every if final.get("quality") is not None}
+
+
+def timed_again(final: Mapping) -> bool:
+    """Whether the latency of a finalist, or of the winner, is not that of the search."""
+    return bool(final.get("timed_again", final.get("retrained")))
+
+
+def winner_word(summary: Mapping) -> str:
+    """What the network that is handed over is: "nearest" where nothing is within the limits."""
+    return "nearest" if part(summary, "winner").get("within_budget") is False else "winner"
+
+
+def over(final: Mapping, goals: Sequence["Goal"]) -> str:
+    """What a finalist exceeds, in words; "" where it fits."""
+    if final.get("within_budget") is not False:
+        return ""
+    if within(final.get("costs") or (), goals):
+        return "over --max-bytes"
+    return "over budget" + (" when timed again" if timed_again(final) else "")
 
 
 def winner(summary: Mapping) -> Mapping:
@@ -193,23 +241,53 @@ def winner(summary: Mapping) -> Mapping:
     return {} if number is None else part(finalists(summary), number)
 
 
+def warnings(rows: Iterable[Network], goals: Sequence["Goal"]) -> list[str]:
+    """What says that a search had nothing to go by: figures that do not move."""
+    trained = [row for row in rows if row.state == TRAINED]
+    found = []
+    qualities = {row.quality for row in trained}
+    if len(trained) >= FEW and len(qualities) == 1:
+        (quality,) = qualities
+        what = "0" if not quality else f"{quality:.4g}"
+        found.append(
+            f"all {len(trained)} trained networks have quality {what}: the metric does not tell"
+            " them apart; look at the data, its labels, and the loss"
+        )
+    timed = [row for row in rows if row.costs and row.state != DUPLICATE]
+    for target, goal in enumerate(goals):
+        costs = [row.costs[target] for row in timed if target < len(row.costs)]
+        if len(costs) >= FEW and max(costs) < (1 + SAME) * min(costs):
+            found.append(
+                f"all {len(costs)} networks take {costs[0]:.3g} {goal.unit} on {goal.spec}: its"
+                " latency does not depend on the network, and the budget decides nothing"
+            )
+    return found
+
+
 def tally(rows: Iterable[Network]) -> dict[str, int]:
     """How many trials are in each state."""
-    count = dict.fromkeys((TRAINED, STOPPED, PROFILED, LIMITED, DUPLICATE, FAILED, RUNNING), 0)
+    count = dict.fromkeys(WORDS, 0)
     for row in rows:
         count[row.state] += 1
     return count
 
 
+def reasons(rows: Iterable[Network]) -> dict[str, list[int]]:
+    """Why trials failed, and which: the most frequent first."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        if row.failure is not None:
+            found.setdefault(row.failure, []).append(row.number)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def reason(why: str, numbers: Sequence[int]) -> str:
+    """'trials 3, 8 and 2 more: out of memory'."""
+    named = ", ".join(map(str, numbers[:2]))
+    more = f" and {len(numbers) - 2} more" if len(numbers) > 2 else ""
+    return f"trial{'s' if len(numbers) > 1 else ''} {named}{more}: {why}"
+
+
 def tally_words(rows: Iterable[Network]) -> str:
     """'312 trained, 1,240 profiled only, 2 failed': states that occur, in words."""
-    words = {
-        TRAINED: "trained",
-        STOPPED: "stopped early",
-        PROFILED: "profiled only",
-        LIMITED: "over a limit",
-        DUPLICATE: "seen before",
-        FAILED: "failed",
-        RUNNING: "running",
-    }
-    return ", ".join(f"{n:,} {words[state]}" for state, n in tally(rows).items() if n)
+    return ", ".join(f"{n:,} {WORDS[state]}" for state, n in tally(rows).items() if n)

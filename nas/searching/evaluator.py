@@ -14,21 +14,31 @@ from nas.searching.candidate import Candidate
 class Limits:
     """Hard limits on what a network, as it runs on a device, may hold; None: no limit.
 
-    >>> Limits(params=1e6).exceeded({"params": 2_000_000, "macs": 5})
-    'params 2e+06 > 1e+06'
+    >>> limits = Limits(params=1e6)
+    >>> limits.shares({"params": 1_500_000}), limits.exceeded({"params": 1_500_000})
+    ({'--max-params': 1.5}, '1,500,000 params, over --max-params 1,000,000')
     """
 
     params: float | None = None
     macs: float | None = None
     file_bytes: float | None = None
 
+    def shares(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """How much of each limit there is a profile record takes."""
+        return {flag: record[name] / most for name, flag, most in self._limits()}
+
     def exceeded(self, record: Mapping[str, Any]) -> str | None:
         """Which limit a profile record exceeds, in words."""
-        for field in dataclasses.fields(self):
-            limit = getattr(self, field.name)
-            if limit is not None and record[field.name] > limit:
-                return f"{field.name} {record[field.name]:.3g} > {limit:.3g}"
+        for name, flag, most in self._limits():
+            if record[name] > most:
+                unit = name.removeprefix("file_")
+                return f"{record[name]:,.0f} {unit}, over {flag} {most:,.0f}"
         return None
+
+    def _limits(self) -> list[tuple[str, str, float]]:
+        named = {"params": "--max-params", "macs": "--max-macs", "file_bytes": "--max-bytes"}
+        every = [(name, flag, getattr(self, name)) for name, flag in named.items()]
+        return [one for one in every if one[2] is not None]
 
 
 def no_device(name: str) -> Target:
@@ -50,6 +60,8 @@ class Evaluator(Protocol):
     """
 
     kinds: list[str | None]  # of the figures that the study began with, one a target
+    epochs: float | None  # that a candidate is trained for; None where there are only figures
+    watch: Listener | None  # is called after each step of a training, with its `Now`
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -58,10 +70,6 @@ class Evaluator(Protocol):
     @property
     def metric(self) -> str | None:
         """What the quality is, such as "accuracy"; None where that is not known."""
-
-    @property
-    def epochs(self) -> int | None:
-        """Epochs that a candidate is trained for; None where there are only figures."""
 
     @property
     def candidates(self) -> list[dict[str, Any]] | None:
@@ -97,16 +105,17 @@ class Evaluator(Protocol):
         self,
         candidate: Candidate,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         on_epoch: OnEpoch | None = None,
         keep: Keep | None = None,
         final: bool = False,
     ) -> dict[str, Any]:
         """{"quality" (0..1), "curve" (of its epochs), "stopped", ...}.
 
-        `on_epoch(epoch, quality)` ends the training where it returns True. `final`: as what is kept
-        is trained, at the size it is deployed at. `keep(make_network, record)` is called with what
-        was judged; "cached" in the result: its figures were known, and it was not trained.
+        `epochs`: 0.3 are one epoch of so much of the examples. `on_epoch(epoch, quality)` ends the
+        training where it returns True. `final`: as what is kept is trained, at the size it is
+        deployed at. `keep(make_network, record)` is called with what was judged; "cached" in the
+        result: its figures were known, and it was not trained.
         """
 
     def measure_again(self, network: Candidate | pathlib.Path, name: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Literal
 from optuna.trial import FrozenTrial
 
 from nas.searching.objective import Objective
+from nas.training.state import Now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,3 +37,10 @@ class TrialEvent:
     trial: FrozenTrial
     trained: int
     message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of the training of one network: of the base network, a candidate or a finalist."""
+
+    now: Now

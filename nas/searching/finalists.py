@@ -17,19 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 from latency.system.atomic_write import atomic_write
 from latency.system.json_records import write_json
 from nas import locks, pareto
+from nas.files.hand_over.attach import write_script
 from nas.profiling.wait_for_device import wait_for_device
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import Evaluator, MakeNetwork
 from nas.searching.loop import trained
 from nas.searching.objective import Objective
-
-# A finalist is trained for so many times the epochs of the search.
-FINALIST_EPOCHS = 3
+from nas.searching.plan import FINALIST_EPOCHS
 
 
-def final_epochs_of(evaluator: Evaluator) -> int | None:
+def final_epochs_of(evaluator: Evaluator, multiple: int = FINALIST_EPOCHS) -> float | None:
     """How long finalists, and the base network beside them, are trained; None of a table."""
-    return None if evaluator.epochs is None else evaluator.epochs * FINALIST_EPOCHS
+    return None if evaluator.epochs is None else evaluator.epochs * multiple
 
 
 def ranked(study: optuna.Study, objective: Objective) -> list[FrozenTrial]:
@@ -108,25 +107,28 @@ def train_finalists(
     objective: Objective,
     *,
     most: int,
-    epochs: int | None,
+    epochs: float | None,
     end: float = math.inf,
+    each: float = 0.0,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Train and time again the `most` best networks, write the winner; {"winner", "finalists"}.
 
     A short training picks wrong winners, and the luckiest measurement wins: so each of the best is
     timed afresh, trained for `epochs`, written, and its file timed. Each is done once: killed in
-    between, the next call goes on with the rest. After `end` (a `time.monotonic()`) one must do.
+    between, the next call goes on with the rest. Where the next would not be done at `end` (a
+    `time.monotonic()`), of `each` so many seconds or more, what there is must do.
     """
     done: list[dict[str, Any]] = []
     over: list[dict[str, Any]] = []
     candidates = ranked(study, objective)
     for trial in candidates:
-        if len(done) == most or (
-            done and (objective.excess(_costs(trial)) or time.monotonic() > end)
-        ):
+        late = time.monotonic() + each > end
+        if len(done) == most or (done and (objective.excess(_costs(trial)) or late)):
             break
+        started = time.monotonic()
         finalist = _finalist(folder, trial, evaluator, objective, epochs, say)
+        each = max(each, time.monotonic() - started)
         (done if finalist["within_budget"] else over).append(finalist)
         if len(over) > most:
             break
@@ -166,13 +168,22 @@ def _trained_already(folder: pathlib.Path, ranking: list[FrozenTrial]) -> list[d
 
 
 def train_baseline(
-    folder: pathlib.Path, evaluator: Evaluator, candidate: Candidate, epochs: int | None
+    folder: pathlib.Path, evaluator: Evaluator, candidate: Candidate, epochs: float | None
 ) -> float:
     """Quality of the base network, trained as the finalists are: what to compare them with."""
     path = folder / "finalists" / "baseline.json"
-    if not path.exists():
-        write_json(path, evaluator.train(candidate, epochs=epochs, final=True))
+    if not _trained_for(path, epochs):
+        record = evaluator.train(candidate, epochs=epochs, final=True)
+        write_json(path, record | {"epochs": epochs})
     return json.loads(path.read_text())["quality"]
+
+
+def _trained_for(path: pathlib.Path, epochs: float | None) -> dict[str, Any] | None:
+    """The record in a file, unless it is of a shorter training than is wanted now."""
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    return record if epochs is None or record.get("epochs", epochs) >= epochs else None
 
 
 def _baseline_quality(folder: pathlib.Path) -> dict[str, Any]:
@@ -242,6 +253,8 @@ def _publish(folder: pathlib.Path, stem: pathlib.Path, files: Iterable[str] = ()
         if source.exists():  # a tabular benchmark has no network
             with atomic_write(folder / name) as partial:
                 shutil.copyfile(source, partial)
+    if stem.with_name(f"{stem.name}.tflite").exists():
+        write_script(folder)
 
 
 def _costs(trial: FrozenTrial) -> list[float]:
@@ -253,7 +266,7 @@ def _finalist(
     trial: FrozenTrial,
     evaluator: Evaluator,
     objective: Objective,
-    epochs: int | None,
+    epochs: float | None,
     say: Callable[[str], None] = lambda text: None,
     insist: bool = False,
 ) -> dict[str, Any]:
@@ -261,10 +274,8 @@ def _finalist(
     (folder / "finalists").mkdir(exist_ok=True)
     stem = folder / "finalists" / str(trial.number)
     path = stem.with_suffix(".json")
-    if path.exists():
-        record = json.loads(path.read_text())
-        if record.get("retrained") or not insist:
-            return record
+    if (record := _trained_for(path, epochs)) and (record.get("retrained") or not insist):
+        return record
     candidate = evaluator.candidate(trial)
     if evaluator.epochs is None:  # a table: nothing to build, nothing varies
         quality = evaluator.train(candidate)["quality"]
@@ -273,14 +284,17 @@ def _finalist(
         again = functools.partial(evaluator.measure_again, name=f"{folder.name}:{trial.number}")
         latencies = wait_for_device(lambda: again(candidate), say)
         costs = [latency["median_ms"] for latency in latencies]
-        size, quality = None, trial.user_attrs["evaluation"]["quality"]
+        size, judged = None, trial.user_attrs["evaluation"]
         if insist or not objective.excess(costs):
-            say(f"retraining trial {trial.number}")
-            size, quality = _trained(evaluator, candidate, epochs, stem)
+            say(f"training trial {trial.number} for {epochs:g} epochs")
+            size, judged = _trained(evaluator, candidate, epochs, stem)
             latencies = wait_for_device(lambda: again(stem.with_suffix(".tflite")), say)
             costs = [latency["median_ms"] for latency in latencies]
+        quality = judged["quality"]
         record = _record(trial, candidate, objective, quality, costs, size)
-        record |= {"latency": latencies, "retrained": size is not None}
+        record |= {"latency": latencies, "timed_again": True}
+        record |= {"chance": judged["chance"]} if "chance" in judged else {}
+        record |= {"retrained": size is not None, "epochs": epochs}
         if not _fits(evaluator, size):
             record["within_budget"] = False
             say(f"finalist {trial.number} has become a file of {size} bytes, over --max-bytes")
@@ -291,22 +305,27 @@ def _finalist(
     say(
         f"finalist {trial.number}: quality {record['proxy_quality']:.2%} -> {quality:.2%}, "
         + ", ".join(f"{cost:.3g} ms" for cost in record["costs"])
+        + (
+            f", no better than a constant answer, {record['chance']:.2%}"
+            if "chance" in record
+            else ""
+        )
         + (" (over budget when timed again)" if objective.excess(record["costs"]) else "")
     )
     return record
 
 
 def _trained(
-    evaluator: Evaluator, candidate: Candidate, epochs: int | None, stem: pathlib.Path
-) -> tuple[int, float]:
-    """The bytes of the file, and the quality, of a network that is trained and written."""
+    evaluator: Evaluator, candidate: Candidate, epochs: float | None, stem: pathlib.Path
+) -> tuple[int, dict[str, Any]]:
+    """The bytes of the file, and the evaluation, of a network that is trained and written."""
     sizes = []
 
     def keep(network: MakeNetwork, evaluation: dict[str, Any]) -> None:
         sizes.append(evaluator.write(network(), stem))
 
     record = evaluator.train(candidate, epochs=epochs, keep=keep, final=True)
-    return sizes[-1], record["quality"]
+    return sizes[-1], record
 
 
 def _record(
@@ -325,6 +344,8 @@ def _record(
         "costs": costs,
         "search_costs": profile["costs"],
         "within_budget": objective.excess(costs) == 0,
+        "retrained": False,  # for longer than the search did
+        "timed_again": False,
         "params": profile.get("params"),
         "macs": profile.get("macs"),  # params and macs of the deployed form, as timed
         "form": profile.get("form"),  # its Config, where it is not that of the trained one

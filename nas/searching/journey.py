@@ -9,28 +9,31 @@ from typing import Any
 
 import optuna
 
+from latency.system.json_records import write_json
 from nas import interruption
 from nas.controllers.random import Random
 from nas.events import Listener, Message, ignore
-from nas.searching import finalists
+from nas.searching import finalists, nearest
 from nas.searching import study as studies
 from nas.searching import workers as processes
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import Evaluator
-from nas.searching.events import SearchBegins
+from nas.searching.events import SearchBegins, Step
+from nas.searching.failures import EveryCandidateFails
 from nas.searching.leases import Worker
 from nas.searching.loop import explore, trained
 from nas.searching.objective import Objective
 from nas.searching.parts import Parts
+from nas.searching.plan import FINALIST_EPOCHS, SEARCH_SHARE, Plan
 from nas.searching.result import Study
 from nas.searching.start import begin, evaluator_of, filter_of, profiles_of, sampler_of
 from nas.searching.study import Settings
 
 # The time of a search without a number of trials: the first one ends within five minutes.
 DEFAULT_MINUTES = 4.0
-# The share of the minutes after which no further candidate is tried: the rest is the finalists'.
-SEARCH_SHARE = 0.75
 DEFAULT_TRIALS = 16
+# Networks that are timed, where each must be trained, before one is that is over the budget.
+PATIENCE = 32
 DEFAULT_ONE_SHOT_TRIALS = 400  # in a supernet a network is judged in less than a second
 
 
@@ -81,18 +84,27 @@ def search(
     started, minutes = time.monotonic(), minutes or math.inf
     summary: dict[str, Any] = {}
     workers: processes.Workers = ()
-    interrupted = False
+    interrupted, failed = False, None
     try:
         evaluator.prepare(minutes, on_event)
+        evaluator.watch = lambda now: on_event(Step(now))
         run.objective = begin(
-            study, settings, run.worker, evaluator, baseline, on_event
+            study,
+            settings,
+            run.worker,
+            evaluator,
+            baseline,
+            on_event,
+            minutes=minutes,
+            profiles=run.profiles,
         )
         if not child:
-            run.announce()
+            run.announce(trials, minutes, most_finalists)
             workers = start_workers()
         search_for = functools.partial(
             run.explore, trials, started + 60 * minutes * SEARCH_SHARE, score
         )
+        summary["before_s"] = time.monotonic() - started
         ended = search_for()
         if child:
             return run.study_found({})
@@ -102,7 +114,15 @@ def search(
         run.say_end(ended)
         if prove:
             summary["prove"] = run.prove()
+        after = time.monotonic()
         summary |= run.finish(most_finalists, started + 60 * minutes)
+        summary["finalists_s"] = time.monotonic() - after
+    except EveryCandidateFails as error:
+        processes.end(workers)
+        if child or run.objective is None:
+            raise
+        failed = error
+        summary |= finalists.best_as_searched(folder, study, evaluator, run.objective, run.say)
     except KeyboardInterrupt:
         interruption.hand_over()
         if child or run.objective is None:
@@ -117,6 +137,8 @@ def search(
     summary["seconds"] = time.monotonic() - started
     found = run.study_found(summary, interrupted)
     found.write()
+    if failed is not None:
+        raise failed
     return found
 
 
@@ -138,6 +160,10 @@ class _Run:
         self.worker = worker
         self.evaluator, self.baseline, self.on_event = evaluator, baseline, on_event
         self.objective: Objective | None = None
+        options = {"reward": None, "candidates": evaluator.candidates}
+        self.profiles = profiles_of(
+            parts, settings, parts.controller(seed=settings.seed, **options)
+        )
 
     def say(self, text: str) -> None:
         self.on_event(Message(text))
@@ -146,7 +172,7 @@ class _Run:
         self, trials: int, deadline: float, score: Callable[[Candidate], float] | None
     ) -> str:
         """Search until there are so many networks, or it is so late; why it ended."""
-        study, objective = self.study, self._goal
+        study, objective, parts = self.study, self._goal, self.parts
         self.on_event(SearchBegins(objective, trials, deadline, finished=tuple(trained(study))))
         sampler = sampler_of(self.parts.controller, self.settings, objective, self.evaluator)
         study.sampler = sampler
@@ -156,7 +182,8 @@ class _Run:
             objective,
             trials=trials,
             worker=self.worker,
-            profiles=profiles_of(self.parts, self.settings, sampler),
+            profiles=self.profiles if self._plan is None else self._plan.profiles,
+            patience=PATIENCE if parts.table is None and parts.one_shot is None else 0,
             score=score,
             deadline=deadline,
             on_event=self.on_event,
@@ -168,8 +195,14 @@ class _Run:
         assert self.objective is not None  # `begin` comes first
         return self.objective
 
-    def announce(self) -> None:
-        """Say what is searched for."""
+    @property
+    def _plan(self) -> Plan | None:
+        """None of a study of before there were plans, and of a table."""
+        kept = self.study.user_attrs.get("plan")
+        return None if kept is None else Plan.of(kept)
+
+    def announce(self, trials: int, minutes: float, most_finalists: int) -> None:
+        """Say what is searched for, and how long it will take."""
         settings, attributes = self.settings, self.study.user_attrs
         kept = attributes["objective"]
         self.say(
@@ -186,31 +219,36 @@ class _Run:
                 line = f"budget {budget:.3f} ms on {target}"
             if baseline.get("costs"):
                 line += f" (the base network takes {baseline['costs'][index]:.3f} ms"
-                line += f", {baseline['quality']:.1%})"
+                quality = baseline.get("quality")
+                line += ")" if quality is None else f", {quality:.1%})"
             self.say(line)
         if kept["beta"] is not None:
             self.say(f"beta {kept['beta']}")
-        if done := len(trained(self.study)):
+        done = len(trained(self.study))
+        if self._plan is not None:
+            words = self._plan.words(trials - done, minutes, most_finalists)
+            if words:
+                self.say(words)
+        if done:
             self.say(f"resuming: {done} networks are trained already")
 
     def say_end(self, ended: str) -> None:
         """Say why the search ended; `ValueError` where it is that no network can be trained."""
         if ended == "deadline":
             self.say("time for the finalists; the same command goes on with the search")
-        if ended != "converged":
-            return
         if trained(self.study):
-            self.say("stopped: the last proposals were all known, or far over budget")
+            if ended == "converged":
+                self.say("stopped: the last proposals were all known, or far over budget")
             return
-        profiles = [trial.user_attrs["profile"] for trial in self.study.get_trials(deepcopy=False)]
-        cheapest = min((p["costs"] for p in profiles if p["costs"]), default=None)
-        if cheapest is None:
-            raise ValueError(
-                f"every network exceeds a limit, the last of them: {profiles[-1]['excess']}"
-            )
+        trials = self.study.get_trials(deepcopy=False)
+        miss = nearest.nearest(trials, self._goal.budgets)
+        if miss is None:
+            return
+        self.study_found({}).write()
         raise ValueError(
-            f"every network is far over budget: the cheapest of {len(profiles)} takes {cheapest} ms"
-            f" of {list(self._goal.budgets)}; raise --budget-ms"
+            f"no network was trained: of {len(trials)} each is over a limit, or far over budget;"
+            f" the nearest is {miss}; raise what it exceeds (a new --study), or have this one:"
+            f" nas export {self.folder} --trial {miss.number}"
         )
 
     def prove(self) -> dict[str, Any]:
@@ -253,7 +291,16 @@ class _Run:
             return finalists.best_as_searched(
                 self.folder, self.study, self.evaluator, self._goal, self.say
             )
-        epochs = finalists.final_epochs_of(self.evaluator)
+        plan, rest = self._plan, end - time.monotonic()
+        multiple = FINALIST_EPOCHS if plan is None else plan.multiple(rest)
+        if multiple == 1:
+            self.say("no time to train the best for longer: it is handed over as it was judged")
+            return finalists.best_as_searched(
+                self.folder, self.study, self.evaluator, self._goal, self.say
+            )
+        epochs = finalists.final_epochs_of(self.evaluator, multiple)
+        pace = None if plan is None else plan.pace
+        each = 0.0 if pace is None or epochs is None else pace.finalist(epochs)
         found = finalists.train_finalists(
             self.folder,
             self.study,
@@ -262,10 +309,16 @@ class _Run:
             most=most,
             epochs=epochs,
             end=end,
+            each=each,
             say=self.say,
         )
-        if self.baseline is not None and time.monotonic() < end:
-            self.say("retraining the base network, for comparison")
+        if found:
+            write_json(self.folder / "result.json", self.study_found(found).content)
+        if self.baseline is not None and epochs is not None:
+            if time.monotonic() + each > end:
+                self.say("no time left to train the base network as long, for comparison")
+                return found
+            self.say(f"training the base network for {epochs:g} epochs, for comparison")
             found["baseline_quality"] = finalists.train_baseline(
                 self.folder, self.evaluator, self.baseline, epochs
             )

@@ -1,12 +1,13 @@
 """Latencies of candidates: measured once for all studies, never measured and estimated at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from latency.target import Target
+from latency.target import Target, TargetUnavailable
 from nas import cache
 from nas.networks import build
 from nas.profiling import history
+from nas.searching.failures import OtherKind
 from nas.searching.form import Form
 
 
@@ -30,8 +31,36 @@ def latency_of(target: Target, form: Form, runs: int) -> dict[str, Any]:
     return summary | {"cached": known}
 
 
-class OtherKind(ValueError):
-    """A device gives figures of another kind than those that a study began with."""
+def measured_again(
+    targets: Sequence[Target],
+    device: Callable[[str], Target],
+    artifact: Any,
+    name: str,
+    *,
+    networks: Sequence[str] | None,
+    runs: int,
+) -> list[dict[str, Any]]:
+    """Latency records, with their samples, of a `keras.Model` or a file, one a target.
+
+    Where a target only stands for a device, the device itself, of its name, is asked; if it cannot
+    be reached, the prediction stays one, and "unchecked" says why.
+    """
+
+    def timed(target: Target) -> dict[str, Any]:
+        found = history.profile(target, {name: artifact}, networks=networks, runs=runs)
+        return found[0].to_json()
+
+    records = []
+    for target in targets:
+        unchecked = {}
+        try:
+            if target.learned_from is not None:
+                records.append(timed(device(target.learned_from)))
+                continue
+        except TargetUnavailable as error:
+            unchecked = {"unchecked": str(error)}
+        records.append(timed(target) | unchecked)
+    return records
 
 
 def refuse_other_kinds(

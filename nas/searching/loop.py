@@ -23,7 +23,7 @@ from nas import interruption, pareto
 from nas.events import Listener, Message, ignore
 from nas.profiling.wait_for_device import wait_for_device
 from nas.proposals.chooser import chooser_of
-from nas.searching import failures, leases
+from nas.searching import failures, leases, storage
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import Evaluator, MakeNetwork
 from nas.searching.events import TrialEvent
@@ -60,11 +60,14 @@ def explore(
     deadline: float = math.inf,
     on_event: Listener = ignore,
     keep: Callable[[MakeNetwork, dict, dict], None] | None = None,
+    patience: int = 0,
 ) -> Ended:
     """Search until `trials` networks are trained; why it stopped.
 
     `deadline` is a `time.monotonic()`: no round starts that would probably end after it, but until
-    a network is trained, for without one there is nothing to hand over.
+    a network is trained, for without one there is nothing to hand over; unless none may be.
+    Of `patience` networks that are timed one after the other none is trained, if none is within
+    the budgets: then one may come that is.
     `score(candidate)` of a network that need not be trained for it, higher is better, decides which
     of a round are left to the controller; where that has no opinion, which one is trained.
     `keep(make_network, profile, evaluation)` sees each network just trained, before the study does.
@@ -72,7 +75,7 @@ def explore(
     of this worker are given back before. `failures.EveryCandidateFails` where no candidate gets
     through.
     """
-    loop = _Loop(study, evaluator, objective, worker, profiles, on_event, keep, score)
+    loop = _Loop(study, evaluator, objective, worker, profiles, on_event, keep, score, patience)
     try:
         return loop.run(trials, deadline)
     except BaseException:
@@ -91,6 +94,8 @@ class _Loop:
     on_event: Listener
     keep: Callable[[MakeNetwork, dict, dict], None] | None
     score: Callable[[Candidate], float] | None
+    patience: int
+    idle: int = 0  # trials since the last training
     trained: int = 0
     longest: float = 0.0
     looked: float = -math.inf
@@ -117,7 +122,7 @@ class _Loop:
                 self.broken += 1
                 if self.broken == MOST_BROKEN:
                     raise
-                reason = f"the storage broke off: {failures.reason(error)}"
+                reason = f"the storage broke off: {storage.reason(error)}"
             for trial in leases.give_back_own(self.study, self.worker):
                 self.on_event(TrialEvent("returned", trial, self.trained, reason))
             self.on_event(Message(f"a round is dropped: {reason}"))
@@ -126,20 +131,21 @@ class _Loop:
         """Do one round, or say why there is none to do."""
         interruption.check()
         started = time.monotonic()
+        self.patience = self.patience if started < deadline else 0
         just_looked = started > self.looked + LOOK_S
         if just_looked:
             self.looked = started
             self.take_back()
         # One worker at a time decides to go on, and the next sees its trial: else two would train
-        # the last network. Who is at work is read first: who ends meanwhile is counted twice, not
-        # left out.
+        # the last network.
         with self.worker.lock(leases.ASK):
-            at_work = self.others_at_work()
-            self.refresh()
+            every = self.study.get_trials(deepcopy=False)
+            at_work = self.others_at_work(every)
+            self.refresh(every)
             ended: Ended | None = None
             if self.trained + at_work >= trials:
                 ended = "trials"
-            elif self.trained and started + self.longest > deadline:
+            elif (self.trained or self.nothing_new) and started + self.longest > deadline:
                 ended = "deadline"
             elif self.nothing_new >= CONVERGED:
                 ended = "converged"
@@ -162,12 +168,14 @@ class _Loop:
                 why = "its worker died; proposal kept"
                 self.on_event(TrialEvent("returned", trial, self.trained, why))
 
-    def refresh(self) -> None:
+    def refresh(self, every: list[FrozenTrial]) -> None:
         """Learn of the trials that other workers, or earlier processes, finished."""
-        finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+        finished = [trial for trial in every if trial.state in FINISHED]
         if len(finished) != self._read:
             for trial in finished:
                 self._learn(trial)
+        since = (n for n, one in enumerate(reversed(finished)) if "evaluation" in one.user_attrs)
+        self.idle = next(since, len(finished))
         self._read = len(finished)
 
     def _learn(self, trial: FrozenTrial) -> None:
@@ -183,9 +191,9 @@ class _Loop:
             if not evaluation.get("stopped") and evaluation.get("curve"):
                 self.curves.append((record["costs"], self._values(evaluation["curve"], record)))
 
-    def others_at_work(self) -> int:
+    def others_at_work(self, every: list[FrozenTrial]) -> int:
         """Rounds that other workers have not ended yet: each will train one network."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = [trial for trial in every if trial.state == TrialState.RUNNING]
         return len({trial.user_attrs.get("round", trial.number) for trial in running})
 
     def round(self, first: int) -> None:
@@ -207,7 +215,8 @@ class _Loop:
             trial.set_user_attr("round", name)  # all of its parameters are known
             errors.append(self._profile(trial, candidate))
         new = [i for i, trial in enumerate(asked) if self._is_candidate(trial)]
-        chosen = new[self._choose([asked[i] for i in new])] if new else None
+        wait = self.idle < self.patience and not any(self._fits(asked[i]) for i in new)
+        chosen = new[self._choose([asked[i] for i in new])] if new and not wait else None
         self.nothing_new = 0 if new else self.nothing_new + self.profiles
         if chosen is not None:
             self._train(asked[chosen], candidates[chosen])
@@ -247,6 +256,8 @@ class _Loop:
             self._note(trial, error)
             record["costs"], failed = [], error
         trial.set_user_attr("profile", record)
+        for limit, over in self.objective.constraints(record).items():
+            trial.set_constraint(limit, over)
         return failed
 
     def _note(self, trial: Trial, error: Exception) -> str:
@@ -316,7 +327,7 @@ class _Loop:
         """Train a network and tell the study; of several workers with the same one, one does."""
         profile = trial.user_attrs["profile"]
         with self._only_one(trial, f"train/{profile['key']}"):
-            self.refresh()
+            self.refresh(self.study.get_trials(deepcopy=False))
             earlier = self.known.get(profile["key"]) or self.failed.get(profile["key"])
             if earlier is None:
                 self._train_new(trial, candidate, profile)

@@ -20,18 +20,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from compress.method import NotApplicable
-from latency.target import DoesNotFit, Target, TargetUnavailable
+from latency.target import DoesNotFit, Target
 from nas import cache
 from nas.events import Listener
 from nas.files import network_files
 from nas.networks import build
 from nas.profiling import history
-from nas.searching import compression
+from nas.searching import compression, handed_over
 from nas.searching.candidate import Alternatives, Candidate
 from nas.searching.compression import Product
 from nas.searching.evaluator import Keep, Limits, OnEpoch, no_device
 from nas.searching.form import Form
-from nas.searching.latencies import latency_of, refuse_other_kinds
+from nas.searching.latencies import latency_of, measured_again, refuse_other_kinds
+from nas.searching.plan import shortened
 from nas.searching.weights import NewWeights, Weights
 
 SUFFIXES = (".keras", ".tflite", ".py")
@@ -49,6 +50,7 @@ class Networks:
     task_name: of `task`, for the command that repeats what was found; None: it has none.
     device: the target that a predictor stands for, of its name.
     known: profile records by key, where what was profiled once is not profiled again.
+    watch: is called after each step of a training. command: of the study, for its files.
     """
 
     sample: Callable[[Any], Any]
@@ -56,7 +58,7 @@ class Networks:
     task_of: Callable[[Any, bool], Any]
     targets: list[Target]
     fields: Mapping[str, Any]
-    epochs: int
+    epochs: float | None
     seed: int = 0
     limits: Limits = Limits()
     runs: int = 50
@@ -65,6 +67,8 @@ class Networks:
     task_name: str | None = None
     device: Callable[[str], Target] = no_device
     known: dict[str, dict[str, Any]] | None = None
+    watch: Listener | None = None
+    command: str = "nas search"
     kinds: list[str | None] = dataclasses.field(default_factory=list)
     _excess: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     _products: dict[str, Product] = dataclasses.field(default_factory=dict)  # of this round
@@ -195,16 +199,17 @@ class Networks:
         }
         if form.config is not None:
             record["form"] = repr(form.config)
-        if limited:
-            if self.limits.file_bytes is not None:
-                record["file_bytes"] = form.file_bytes()
-            if excess := self.limits.exceeded(record):
-                return record | {"excess": excess, "costs": []}
+        if self.limits.file_bytes is not None:
+            record["file_bytes"] = form.file_bytes(self._origin(candidate).card(form.model))
+        record["of_limits"] = self.limits.shares(record)
+        if limited and (excess := self.limits.exceeded(record)):
+            return record | {"excess": excess, "costs": []}
         started = time.perf_counter()
         try:
             latencies = [latency_of(target, form, self.runs) for target in self.targets]
         except DoesNotFit as error:  # a limit of the device like the others
-            return record | {"excess": str(error), "costs": []}
+            shares = record["of_limits"] | {"the device": 2.0}  # how much too large is not known
+            return record | {"excess": str(error), "costs": [], "of_limits": shares}
         refuse_other_kinds(self.targets, latencies, self.kinds)
         return record | {
             "costs": [latency["median_ms"] for latency in latencies],
@@ -213,11 +218,7 @@ class Networks:
         }
 
     def measure_again(self, network: Candidate | pathlib.Path, name: str) -> list[dict[str, Any]]:
-        """Latency records, with their samples, of a candidate as deployed, or of a file.
-
-        Where a target only stands for a device, the device itself is asked; if it cannot be
-        reached, the prediction stays one, and "unchecked" says why.
-        """
+        """Latency records, with their samples, of a candidate as deployed, or of a file."""
         known = None
         artifact: Any = network
         if not isinstance(network, pathlib.Path):
@@ -226,22 +227,9 @@ class Networks:
             else:
                 form = build.deploy(network.config)
                 artifact, known = build.build(form), [build.key(form)]
-
-        def timed(target: Target) -> dict[str, Any]:
-            found = history.profile(target, {name: artifact}, networks=known, runs=4 * self.runs)
-            return found[0].to_json()
-
-        records = []
-        for target in self.targets:
-            unchecked = {}
-            try:
-                if target.learned_from is not None:
-                    records.append(timed(self.device(target.learned_from)))
-                    continue
-            except TargetUnavailable as error:
-                unchecked = {"unchecked": str(error)}
-            records.append(timed(target) | unchecked)
-        return records
+        return measured_again(
+            self.targets, self.device, artifact, name, networks=known, runs=4 * self.runs
+        )
 
     # --- Quality --------------------------------------------------------------------------------
 
@@ -256,7 +244,7 @@ class Networks:
         self,
         candidate: Candidate,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         on_epoch: OnEpoch | None = None,
         keep: Keep | None = None,
         final: bool = False,
@@ -267,18 +255,21 @@ class Networks:
         it judge without a training.
         """
         from nas.training import loop
+        from nas.training.chance import chance_of
 
-        epochs = epochs or self.epochs
-        task = self.task_of(candidate.config, final)
+        wanted = epochs or self.epochs
+        assert wanted is not None  # of networks
+        task, whole = shortened(self.task_of(candidate.config, final), wanted, self.seed)
         small = dataclasses.replace(candidate, config=self._as_trained(candidate.config, task))
-        if not final and (record := self._judged(small)) is not None:
+        if not final and (judged := self._judged(small)) is not None:
+            judged |= chance_of(task, judged["quality"])
             if keep is not None:
-                keep(functools.partial(self.untrained, candidate), record)
-            return record
+                keep(functools.partial(self.untrained, candidate), judged)
+            return judged
         identity = {
             "network": self.key(small),
             "task": task.recipe,
-            "epochs": epochs,
+            "epochs": whole,
             "seed": self.seed,
             "engine": loop.identity(task),
         }
@@ -286,13 +277,13 @@ class Networks:
         made: list[Product] = []
 
         def compute(stop: OnEpoch | None) -> dict[str, Any]:
-            product, training = self._trained(small, task, epochs, stop)
+            product, training = self._trained(small, task, whole, stop)
             made.append(product)
             return {
                 "quality": training.quality,
                 "curve": list(training.curve),
-                "stopped": len(training.curve) < epochs,
-                "transient": len(training.curve) < epochs,
+                "stopped": len(training.curve) < whole,
+                "transient": len(training.curve) < whole,
                 "train_s": training.seconds,
                 "cached": False,
             }
@@ -307,6 +298,7 @@ class Networks:
         else:
             record, known = cache.remember("quality", identity, lambda: compute(on_epoch))
             record["cached"] = known
+        record |= chance_of(task, record["quality"])
         if keep is not None:
             keep(network, record)
         return record
@@ -330,6 +322,7 @@ class Networks:
 
         rate = self.weights.learning_rate * recipe_of(task).learning_rate
         options: dict[str, Any] = {"on_epoch": on_epoch, "learning_rate": rate}
+        options["watch"] = self.watch
         if not candidate.methods:
             model = self.weights.initial(candidate.config)
             training = loop.fit(model, task, epochs, self.seed, **options)
@@ -382,20 +375,18 @@ class Networks:
 
     def write(self, network: Product, stem: pathlib.Path) -> int:
         """Write the files of a network; the bytes of its .tflite."""
-        if network.compressed is None:
-            config = network.candidate.config
-            return network_files.write_network(network.model, config, stem, dict(self.files))
-        network_files.save_model(network.model, stem)
-        tflite = stem.with_suffix(".tflite")
-        compression.write_tflite(tflite, network)
-        stem.with_suffix(".py").write_text(compression.as_python(network, self._command(network)))
-        network_files.write_files(dict(self.files), stem)
-        return tflite.stat().st_size
+        origin = self._origin(network.candidate)
+        command = None if network.compressed is None else self._command(network)
+        return handed_over.write(network, stem, dict(self.files), origin, command)
+
+    def _origin(self, candidate: Candidate) -> Any:
+        return handed_over.origin_of(candidate, self.task, self.command)
 
     def _command(self, product: Product) -> list[str] | None:
         from nas.training.recipe import recipe_of
 
-        if self.task_name is None or not self.weights.repeatable:
+        whole = self.epochs is None or self.epochs == int(self.epochs)
+        if self.task_name is None or not self.weights.repeatable or not whole:
             return None
         rate = recipe_of(self.task).learning_rate
         return compression.command(product, self.task_name, self.seed, rate)

@@ -54,6 +54,23 @@ class Objective:
             )
         )
 
+    def constraints(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """By how much a profiled network exceeds each limit, and each budget, relative to it.
+
+        For Optuna: above 0 is too much. None of a table, whose records have no limits.
+
+        >>> goal = Objective((2.0,), Reward("absolute", (2.0,)))
+        >>> goal.constraints({"of_limits": {"--max-bytes": 0.5}, "costs": [3.0]})
+        {'--max-bytes': -0.5, 'budget 1': 0.5}
+        """
+        if "of_limits" not in record:
+            return {}
+        found = {name: share - 1 for name, share in record["of_limits"].items()}
+        if self.reward is not None and record["costs"]:
+            both = zip(record["costs"], self.budgets, strict=True)
+            found |= {f"budget {n}": c / b - 1 for n, (c, b) in enumerate(both, 1)}
+        return found
+
     def excess(self, costs: Sequence[float]) -> float:
         """By how much the worst cost exceeds its budget, relative to it; 0 within all budgets.
 

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from latency.system.json_records import write_json
 from latency.target import Latency
+from nas.files.hand_over.attach import SCRIPT, card_in
 from nas.files.readers import config_file
 from nas.searching import finalists
 from nas.searching import study as studies
@@ -143,6 +144,8 @@ class Study:
         if self._summary is None and path.exists():
             return json.loads(path.read_text())
         found = summarize(self._study, self.settings, self._summary or {})
+        if found["winner"] and (tflite := self.folder / "best.tflite").exists():
+            found["card"] = card_in(tflite)
         return json.loads(json.dumps(found))
 
     @property
@@ -229,7 +232,7 @@ class Study:
         """Copy what was found, not the study itself, to another folder."""
         target = pathlib.Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        names = [*self.folder.glob("best.*"), self.folder / "config.py"]
+        names = [*self.folder.glob("best.*"), self.folder / "config.py", self.folder / SCRIPT]
         names += [self.folder / name for name in ("result.json", "pareto.png", "report.html")]
         for path in names:
             if path.exists():
@@ -239,7 +242,7 @@ class Study:
         self,
         trial: int | None = None,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         out: str | pathlib.Path | None = None,
     ) -> Exported:
         """Build the network of any trial again, train it, write its files.
@@ -282,7 +285,8 @@ class Study:
             number,
             quality,
             [one["median_ms"] for one in latencies],
-            [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")],
+            [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]
+            + [str(target / SCRIPT)],
         )
 
     def _trial(self, number: int | None) -> FrozenTrial:

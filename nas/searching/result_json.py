@@ -5,6 +5,7 @@ import importlib.metadata
 
 import optuna
 
+from nas.searching import leases
 from nas.searching.study import Settings
 
 
@@ -48,9 +49,19 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
             text: latency.get("conditions", {})
             for text, latency in zip(settings.targets, timed, strict=True)
         },
-        "time_s": {**spent, "total": found.get("seconds")},
+        "time_s": {
+            "base network": found.get("before_s"),
+            **spent,
+            "finalists": found.get("finalists_s"),
+            "total": found.get("seconds"),
+        },
         "counts": {state: states.count(state) for state in sorted(set(states))}
         | {"duplicates": sum("duplicate_of" in record for record in records)},
+        "failures": [  # candidates that failed for good
+            {"number": trial.number, **failure}
+            for trial in every
+            if (failure := leases.failure(trial)) is not None
+        ],
         "versions": _versions(),
         "command": f"nas search --study {study.study_name}",
     }

@@ -1,5 +1,6 @@
 """What a search needs before its first trial: evaluator, budgets, exponent, controller."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -11,13 +12,15 @@ import optuna
 from nas.controllers.random import Random
 from nas.events import Listener, Message
 from nas.proposals.chooser import chooser_of
+from nas.report.format import duration
 from nas.searching import study as studies
 from nas.searching.candidate import Alternatives, Candidate
 from nas.searching.evaluator import Evaluator, Limits
-from nas.searching.finalists import FINALIST_EPOCHS
+from nas.searching.handed_over import command_of
 from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.parts import Parts
+from nas.searching.plan import FINALIST_EPOCHS, Plan, planned, watch
 from nas.searching.reward import calibrate
 from nas.searching.study import Settings
 from nas.searching.table_evaluator import TableEvaluator
@@ -68,6 +71,7 @@ def evaluator_of(
         weights=_weights_of(parts, settings, sample, task, folder),
         alternatives=_with_teachers(parts.alternatives),
         task_name=parts.task_name,
+        command=command_of(settings),
         device=parts.device,
     )
     if parts.baseline is None:
@@ -159,8 +163,15 @@ def begin(
     evaluator: Evaluator,
     baseline: Candidate | None,
     on_event: Listener,
+    *,
+    minutes: float = math.inf,
+    profiles: int = 1,
 ) -> Objective:
-    """The objective of the study; whoever comes first measures what it needs."""
+    """The objective of the study; whoever comes first measures what it needs.
+
+    minutes: of the whole search. profiles: networks timed for each one trained. With them it is
+    planned how long candidates are trained, unless --epochs says so: of a study the same for all.
+    """
     with worker.lock("begin"):
         if "objective" not in study.user_attrs:
             measured = None if baseline is None else _measured(evaluator, baseline, on_event)
@@ -172,6 +183,12 @@ def begin(
                     f"--task {settings.task}: no base network is known: give --budget-ms"
                 )
             budgets = budgets or [None] * len(settings.targets)
+            if measured is not None and baseline is not None:
+                plan = _planned(
+                    evaluator, baseline, measured, settings, minutes, profiles, on_event
+                )
+                evaluator.epochs = plan.epochs
+                study.set_user_attr("plan", dataclasses.asdict(plan))
             beta = settings.beta
             if beta == "auto":
                 beta = _calibrated(study, settings, evaluator, budgets, on_event)
@@ -179,6 +196,8 @@ def begin(
             studies.remember_objective(study, budgets, beta, measured)
             if evaluator.metric is not None:
                 study.set_user_attr("metric", evaluator.metric)
+    if "plan" in study.user_attrs:
+        evaluator.epochs = study.user_attrs["plan"]["epochs"]
     kept = study.user_attrs["objective"]["baseline"]
     if kept is not None:
         evaluator.kinds = [latency.get("kind") for latency in kept["latency"]]
@@ -206,8 +225,43 @@ def _measured(
     if "excess" in record:
         on_event(Message(f"the base network cannot be timed: {record['excess']}"))
         return None
-    record["quality"] = evaluator.train(baseline)["quality"]
+    if over := evaluator.limits.exceeded(record):
+        on_event(Message(f"the base network itself is over a limit: {over}"))
     return record | {"config": repr(baseline.config)}
+
+
+def _planned(
+    evaluator: Evaluator,
+    baseline: Candidate,
+    measured: dict[str, Any],
+    settings: Settings,
+    minutes: float,
+    profiles: int,
+    on_event: Listener,
+) -> Plan:
+    """How long candidates are trained; "quality" in `measured`, if the base network can be judged.
+
+    Its training shows how long one takes, and goes to its end only where that is soon.
+    """
+    epochs = evaluator.epochs
+    if epochs is None:
+        return Plan(1, profiles)
+    on_event(Message("training the base network"))
+    seen = watch(evaluator, baseline, measured, minutes, on_event)
+    if seen.record is not None:
+        measured["quality"] = seen.record["quality"]
+    if seen.record is not None or seen.pace is None:
+        return Plan(epochs, profiles, seen.pace)
+    on_event(
+        Message(
+            f"to train the base network for {epochs:g} epochs takes {duration(seen.seconds)}:"
+            " it waits until after the candidates"
+        )
+    )
+    if math.isinf(minutes):
+        return Plan(epochs, profiles, seen.pace)
+    plan = planned(seen.pace, epochs, 60 * minutes, profiles)
+    return Plan(settings.epochs or plan.epochs, settings.profiles or plan.profiles, plan.pace)
 
 
 def _calibrated(

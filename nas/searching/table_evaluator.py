@@ -21,6 +21,8 @@ class TableEvaluator:
 
     table: Table
     kinds: list[str | None] = dataclasses.field(default_factory=list)
+    epochs: float | None = None  # nothing is trained
+    watch: Listener | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -30,10 +32,6 @@ class TableEvaluator:
     @property
     def metric(self) -> None:
         """Not known."""
-
-    @property
-    def epochs(self) -> None:
-        """Nothing is trained."""
 
     @property
     def candidates(self) -> list[dict[str, Any]] | None:
@@ -78,7 +76,7 @@ class TableEvaluator:
         self,
         candidate: Candidate,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         on_epoch: OnEpoch | None = None,
         keep: Keep | None = None,
         final: bool = False,

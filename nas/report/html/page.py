@@ -31,6 +31,7 @@ def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> 
     else:
         sections += [
             _cards(best, summary, goals, rows),
+            _warnings(rows, goals),
             _fronts(rows, summary, goals),
             trials.table(rows, summary, goals),
             _progress(rows, summary, goals),
@@ -38,6 +39,7 @@ def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> 
             choice_effects.html(rows, goals, best.get("choices", {})),
         ]
     sections += [
+        trials.failed(rows),
         _conditions(rows, summary, goals),
         _time(summary),
         _reproduce(study, summary, best),
@@ -108,11 +110,13 @@ def _cards(
         return ""
     baseline = study_rows.part(summary, "baseline")
     cards = []
-    again = best["number"] in study_rows.finalists(summary)
+    won = study_rows.finalists(summary).get(best["number"], {})
+    again = study_rows.timed_again(won)
     final, proxy = best.get("quality"), best.get("proxy_quality")
     quality = proxy if final is None else final
     if quality is not None:
-        name = f"{'Winner' if again else 'Best so far'}: trial {best['number']}"
+        name = study_rows.winner_word(summary).capitalize() if won else "Best so far"
+        name += f": trial {best['number']}"
         note = "not retrained" if final is None else "retrained"
         if final is not None and proxy is not None:
             note = f"retrained; {percent(proxy)} % in the search"
@@ -165,6 +169,11 @@ def _cards(
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
+def _warnings(rows: Sequence[Network], goals: Sequence[Goal]) -> str:
+    texts = study_rows.warnings(rows, goals)
+    return "".join(f'<p class="lede"><b>Warning:</b> {escape(text)}.</p>' for text in texts)
+
+
 def _fronts(rows: Sequence[Network], summary: Mapping[str, Any], goals: Sequence[Goal]) -> str:
     key = ['<span>trial 0<i class="ramp"></i>' + f"{rows[-1].number:,}</span>"]
     if any(row.state == study_rows.STOPPED for row in rows):
@@ -207,7 +216,7 @@ def _architecture(best: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     baseline = study_rows.part(summary, "baseline").get("config")
     drawn = architecture.html(best.get("config"), baseline)
     won = best.get("number") in study_rows.finalists(summary)
-    name = "The winner" if won else "The best so far"
+    name = f"The {study_rows.winner_word(summary)}" if won else "The best so far"
     if methods := best.get("methods"):
         drawn += f'<p class="note">compressed: {escape(" ".join(methods))}</p>'
     return f"<h2>{name}, block by block</h2>{drawn}" if drawn else ""
@@ -273,11 +282,11 @@ def _time(summary: Mapping[str, Any]) -> str:
         return ""
     work = sum(spent.values())
     if total and total > work:
-        spent["other"] = total - work
+        spent["proposals, files and waiting"] = total - work
     whole = sum(spent.values())
     parts, key = [], []
     for index, (name, seconds) in enumerate(spent.items()):
-        tone = "var(--hair)" if name == "other" else f"var(--o{min(1 + 2 * index, 5)})"
+        tone = "var(--hair)" if name.startswith("proposals") else f"var(--o{min(1 + 2 * index, 5)})"
         part = f"{name} {duration(seconds)} ({seconds / whole:.0%})"
         parts.append(
             f'<div title="{escape(part)}" style="flex:{seconds:.3f};background:{tone}"></div>'

@@ -20,7 +20,7 @@ def _cells(values: Sequence[tuple[str, Any]]) -> str:
 
 def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> str:
     """The front and the finalists, then all trained networks; sortable."""
-    retrained = study_rows.finalists(summary)
+    finalists, retrained = study_rows.finalists(summary), study_rows.retrained(summary)
     winner = study_rows.winner(summary).get("number")
     front = {row.number for row in study_rows.front(rows)}
     head = ["trial", "quality %", *(["retrained %"] if retrained else [])]
@@ -29,20 +29,21 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
     heads = "".join(f"<th>{escape(name)}</th>" for name in head)
 
     def line(row: Network) -> str:
-        final = retrained.get(row.number, {})
-        words = {"winner": row.number == winner, "finalist": bool(final) and row.number != winner}
+        final = finalists.get(row.number, {})
+        words = {study_rows.winner_word(summary): row.number == winner}
+        words["finalist"] = bool(final) and row.number != winner
         words |= {
             "front": row.number in front,
             "over budget": not study_rows.within(row.costs, goals),
         }
-        words["over budget when timed again"] = final.get("within_budget") is False
+        words[study_rows.over(final, goals)] = final.get("within_budget") is False
         note = ", ".join([*(word for word, holds in words.items() if holds), *row.methods])
         cells: list[tuple[str, Any]] = [(str(row.number), row.number)]
         cells.append((percent(row.quality), row.quality))
         if retrained:
             cells.append((percent(final.get("quality")), final.get("quality")))
         for target, value in enumerate(row.costs):
-            again = study_rows.cost(final, target)
+            again = study_rows.cost(final, target) if study_rows.timed_again(final) else None
             arrow = "" if again is None else f" → {figure(again)}"
             cells.append((figure(value) + arrow, value))
         macs = None if row.macs is None else row.macs / 1e6
@@ -59,7 +60,7 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
         )
 
     trained = [row for row in rows if row.state == study_rows.TRAINED]
-    kept = [row for row in trained if row.number in front or row.number in retrained]
+    kept = [row for row in trained if row.number in front or row.number in finalists]
     ranked = sorted(trained, key=lambda row: -row.rank)
     left = f" (the best {MOST_ROWS} of {len(ranked):,})" if len(ranked) > MOST_ROWS else ""
     about = "Quality and latency as the search saw them"
@@ -74,6 +75,18 @@ def table(rows: Sequence[Network], summary: Mapping, goals: Sequence[Goal]) -> s
         + drawn(sorted(kept, key=lambda row: row.costs), _baseline(summary, goals, bool(retrained)))
         + f"<details><summary>All trained networks{left}</summary>{drawn(ranked[:MOST_ROWS])}"
         "</details>"
+    )
+
+
+def failed(rows: Sequence[Network]) -> str:
+    """Why candidates failed, and which."""
+    reasons = study_rows.reasons(rows)
+    if not reasons:
+        return ""
+    lines = "".join(f"<li>{escape(study_rows.reason(*one))}</li>" for one in reasons.items())
+    return (
+        '<h2>What failed</h2><p class="lede">Candidates that could not be built, timed or trained;'
+        f" the search went on without them.</p><ul>{lines}</ul>"
     )
 
 

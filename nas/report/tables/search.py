@@ -14,6 +14,7 @@ from nas.report.format import MISSING, count, duration, figure, percent, size
 from nas.report.study_rows import Goal, Network
 from nas.report.tables.columns import WIDTH, columns, facts, render
 
+_REASONS = 3  # of failures, that are written out
 _LEFT_OUT = ("MMACs", "params", "retrained %")  # columns that go first where there is no room
 
 
@@ -44,7 +45,7 @@ def table(
         lines += facts([("quality", f"{summary['metric']}, in %")])
     if not any(row.quality is not None for row in rows):
         lines.append(f"No network is trained yet ({study_rows.tally_words(rows) or 'no trials'}).")
-        return "\n".join(lines)
+        return "\n".join([*lines, *facts(_failed(rows))])
     goals = study_rows.goals(summary, rows)
     lines += _front(rows, summary, goals, limit, color)
     return "\n".join([*lines, "", *facts(_summary(rows, summary, goals, folder))])
@@ -57,23 +58,25 @@ def _front(
     limit: int,
     color: bool,
 ) -> list[str]:
-    retrained = study_rows.finalists(summary)
-    winner = study_rows.winner(summary).get("number")
+    finalists = study_rows.finalists(summary)
+    winner, word = study_rows.winner(summary).get("number"), study_rows.winner_word(summary)
     front = study_rows.front(rows)
     on_front = {row.number for row in front}
-    shown = {row.number: row for row in _thin(front, limit, retrained)}
-    best = None if retrained else study_rows.leader(rows, goals)
-    shown.update({row.number: row for row in rows if row.number in retrained or row is best})
+    shown = {row.number: row for row in _thin(front, limit, finalists)}
+    best = None if finalists else study_rows.leader(rows, goals)
+    shown.update({row.number: row for row in rows if row.number in finalists or row is best})
     head = ["trial", "quality %", "retrained %", *(_heading(goal, len(goals)) for goal in goals)]
     cells, styles = [[*head, "params", "MMACs", "note"]], ["dim"]
     for row in sorted(shown.values(), key=lambda row: (row.costs, row.number)):
-        final = retrained.get(row.number, {})
-        note = "winner" if row.number == winner else "finalist" if final else ""
+        final = finalists.get(row.number, {})
+        note = word if row.number == winner else "finalist" if final else ""
         note = "best so far" if row is best else note
-        note += ", over budget when timed again" if final.get("within_budget") is False else ""
+        note = ", ".join(filter(None, [note, study_rows.over(final, goals)]))
         if row.number not in on_front:
             note += " (off the front)" if row.state == study_rows.TRAINED else f" ({row.state})"
-        note = "; ".join(filter(None, [note.strip(), " ".join(row.methods)]))
+        chance = final.get("chance", None if final else row.chance)
+        said = "" if chance is None else f"no better than a constant answer, {percent(chance)} %"
+        note = "; ".join(filter(None, [note.strip(), said, " ".join(row.methods)]))
         quality = [percent(row.quality), percent(final.get("quality"))]
         weight = [row.params or final.get("params"), row.macs or final.get("macs")]
         cells.append([str(row.number), *quality, *_costs(row.costs, goals), *_size(*weight), note])
@@ -82,7 +85,7 @@ def _front(
     baseline = study_rows.part(summary, "baseline")
     if baseline:
         quality = [percent(baseline.get("proxy_quality"))]
-        quality += [percent(baseline.get("quality")) if retrained else MISSING]
+        quality += [percent(baseline.get("quality")) if finalists else MISSING]
         costs = _costs(baseline.get("costs") or (), goals)
         weight = [baseline.get("params"), baseline.get("macs")]
         cells.append(["-", *quality, *costs, *_size(*weight), "baseline"])
@@ -135,8 +138,10 @@ def _summary(
 ) -> list[tuple[str, str]]:
     winner, baseline = study_rows.winner(summary), study_rows.part(summary, "baseline")
     known: list[tuple[str, str]] = []
+    word = study_rows.winner_word(summary)
     if winner:
-        known.append(("winner", _winner(winner)))
+        over = study_rows.over(winner, goals)
+        known.append((word, _winner(winner) + (f"; {over}, as all there is" if over else "")))
     elif best := study_rows.leader(rows, goals):
         known.append(("leader", f"trial {best.number}: the best so far, not yet retrained"))
     for target, goal in enumerate(goals):
@@ -147,7 +152,7 @@ def _summary(
         if value is not None:
             state = "within" if value <= goal.budget else f"over by {value / goal.budget - 1:.1%}"
             estimated = study_rows.estimated(winner.get("latency") or (), target)
-            landing += f"; winner {figure(value)} {goal.unit}"
+            landing += f"; {word} {figure(value)} {goal.unit}"
             landing += f" {estimated}, not measured," if estimated else ""
             landing += f" = {value / goal.budget:.1%}, {state}"
         known.append(("budget", landing))
@@ -157,10 +162,12 @@ def _summary(
             figures = f"those on {goal.spec} are {'+'.join(sorted(kinds))}, not measured"
             known.append(("figures", figures))
     if winner and baseline:
-        known.append(("baseline", _against(winner, baseline, goals)))
+        known.append(("baseline", _against(winner, baseline, goals, word)))
+    known += [("warning", text) for text in study_rows.warnings(rows, goals)]
     spent = study_rows.part(summary, "time_s").get("total")
     took = f" in {duration(spent)}" if spent else ""
     known.append(("search", f"{len(rows):,} trials: {study_rows.tally_words(rows)}{took}"))
+    known += _failed(rows)
     volume = study_rows.part(study_rows.part(summary, "prove"), "hypervolume")
     if volume:
         ours, random = volume.get("controller"), volume.get("random")
@@ -171,6 +178,14 @@ def _summary(
         names = sorted(path.name for path in Path(folder).glob("*") if path.suffix in kept)
         known.append(("files", f"{folder}" + (": " + ", ".join(names) if names else "")))
     return [(name, text) for name, text in known if text]
+
+
+def _failed(rows: Sequence[Network]) -> list[tuple[str, str]]:
+    """Why trials failed, most frequent first."""
+    reasons = study_rows.reasons(rows)
+    known = [("failed", study_rows.reason(*one)) for one in list(reasons.items())[:_REASONS]]
+    left = len(reasons) - _REASONS
+    return known + ([("failed", f"for {left} more reasons: nas show --json")] if left > 0 else [])
 
 
 def _winner(winner: Mapping) -> str:
@@ -188,7 +203,7 @@ def _winner(winner: Mapping) -> str:
     return ", ".join(parts)
 
 
-def _against(winner: Mapping, baseline: Mapping, goals: Sequence[Goal]) -> str:
+def _against(winner: Mapping, baseline: Mapping, goals: Sequence[Goal], word: str) -> str:
     parts = []
     for target, goal in enumerate(goals):
         ours, theirs = study_rows.cost(winner, target), study_rows.cost(baseline, target)
@@ -202,4 +217,4 @@ def _against(winner: Mapping, baseline: Mapping, goals: Sequence[Goal]) -> str:
         parts.append(f"{gain:+.2f} points of quality")
     if winner.get("params") and baseline.get("params"):
         parts.append(f"{winner['params'] / baseline['params']:.2f}x its parameters")
-    return "winner is " + ", ".join(parts) if parts else ""
+    return f"{word} is " + ", ".join(parts) if parts else ""
