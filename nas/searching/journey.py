@@ -1,5 +1,6 @@
 """The journey behind `nas.search` and `nas search`: objects in, a `Study` and its folder out."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -28,6 +29,7 @@ from nas.searching.plan import FINALIST_EPOCHS, SEARCH_SHARE, Plan
 from nas.searching.result import Study
 from nas.searching.start import begin, evaluator_of, filter_of, profiles_of, sampler_of
 from nas.searching.study import Settings
+from nas.supernets.one_shot import NotReady, stepped_aside
 
 # The time of a search without a number of trials: the first one ends within five minutes.
 DEFAULT_MINUTES = 4.0
@@ -68,10 +70,10 @@ def search(
     """
     if trials is None and minutes is None:
         minutes = DEFAULT_MINUTES
-    if trials is None:
-        trials = DEFAULT_TRIALS if parts.one_shot is None else DEFAULT_ONE_SHOT_TRIALS
-    if trials < 1 or most_finalists < 0:
+    if trials is not None and trials < 1 or most_finalists < 0:
         raise ValueError("trials must be at least 1, finalists at least 0")
+    if parts.one_shot is not None and stepped_aside(folder):
+        parts = dataclasses.replace(parts, one_shot=None)
     evaluator, baseline = evaluator_of(parts, settings, folder)
     score = filter_of(parts, settings, evaluator)
     worker = studies.worker_of(folder, storage)
@@ -86,14 +88,20 @@ def search(
     workers: processes.Workers = ()
     interrupted, failed = False, None
     try:
-        evaluator.prepare(minutes, on_event)
+        try:
+            evaluator.prepare(minutes, on_event)
+        except NotReady as error:
+            run.say(str(error))
+            evaluator = run.train_instead()
         evaluator.watch = lambda now: on_event(Step(now))
+        if trials is None:
+            trials = DEFAULT_TRIALS if run.parts.one_shot is None else DEFAULT_ONE_SHOT_TRIALS
         run.objective = begin(
             study,
             settings,
             run.worker,
             evaluator,
-            baseline,
+            run.baseline,
             on_event,
             minutes=minutes,
             profiles=run.profiles,
@@ -160,13 +168,15 @@ class _Run:
         self.worker = worker
         self.evaluator, self.baseline, self.on_event = evaluator, baseline, on_event
         self.objective: Objective | None = None
-        options = {"reward": None, "candidates": evaluator.candidates}
-        self.profiles = profiles_of(
-            parts, settings, parts.controller(seed=settings.seed, **options)
-        )
 
     def say(self, text: str) -> None:
         self.on_event(Message(text))
+
+    def train_instead(self) -> Evaluator:
+        """Train candidates by themselves from here on; what does."""
+        self.parts = dataclasses.replace(self.parts, one_shot=None)
+        self.evaluator, self.baseline = evaluator_of(self.parts, self.settings, self.folder)
+        return self.evaluator
 
     def explore(
         self, trials: int, deadline: float, score: Callable[[Candidate], float] | None
@@ -182,7 +192,7 @@ class _Run:
             objective,
             trials=trials,
             worker=self.worker,
-            profiles=self.profiles if self._plan is None else self._plan.profiles,
+            profiles=self.profiles,
             patience=PATIENCE if parts.table is None and parts.one_shot is None else 0,
             score=score,
             deadline=deadline,
@@ -194,6 +204,15 @@ class _Run:
     def _goal(self) -> Objective:
         assert self.objective is not None  # `begin` comes first
         return self.objective
+
+    @property
+    def profiles(self) -> int:
+        """Networks timed for each one trained, as planned."""
+        if self._plan is not None:
+            return self._plan.profiles
+        options = {"reward": None, "candidates": self.evaluator.candidates}
+        sampler = self.parts.controller(seed=self.settings.seed, **options)
+        return profiles_of(self.parts, self.settings, sampler)
 
     @property
     def _plan(self) -> Plan | None:

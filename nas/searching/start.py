@@ -16,7 +16,6 @@ from nas.report.format import duration
 from nas.searching import study as studies
 from nas.searching.candidate import Alternatives, Candidate
 from nas.searching.evaluator import Evaluator, Limits
-from nas.searching.handed_over import command_of
 from nas.searching.leases import Worker
 from nas.searching.objective import Objective
 from nas.searching.parts import Parts
@@ -45,6 +44,7 @@ def evaluator_of(
     """
     if parts.table is not None:
         return TableEvaluator(parts.table), None
+    from nas.searching.handed_over import command_of  # which loads Keras, as what follows
     from nas.searching.networks import Networks
 
     task, sample = parts.task, parts.sample
@@ -112,8 +112,11 @@ def _weights_of(
 ) -> Weights:
     if parts.one_shot is None:
         return NewWeights()
+    from nas.supernets.one_shot import stepped_aside
     from nas.supernets.shared_weights import SharedWeights
 
+    if stepped_aside(folder):
+        return NewWeights()
     return SharedWeights(sample, task, folder, parts.one_shot, settings.seed)
 
 

@@ -5,6 +5,7 @@ further by themselves. All else is as in a search that trains each candidate.
 """
 
 import dataclasses
+import pathlib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,3 +30,17 @@ class OneShot:
                 raise ValueError(
                     f"--evaluator supernet: {field.name}={value!r}; expected a whole number >= 1"
                 )
+
+
+class NotReady(Exception):
+    """A supernet that there is too little time for; what it would need, in words."""
+
+
+def aside(folder: pathlib.Path) -> pathlib.Path:
+    """The file that says, in the folder of a study, why its networks are trained after all."""
+    return folder / "supernet.aside"
+
+
+def stepped_aside(folder: pathlib.Path) -> bool:
+    """Whether the networks of the study in this folder are trained, for lack of time."""
+    return aside(folder).exists()

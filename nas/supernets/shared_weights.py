@@ -5,17 +5,22 @@ import functools
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from nas.events import Listener, Message
 from nas.locks import locked
-from nas.supernets.one_shot import OneShot
+from nas.supernets.one_shot import NotReady, OneShot, aside, stepped_aside
 from nas.supernets.supernet import EXAMPLES, Supernet, outline, recipe_of_supernet
 from nas.training.batches import count
+from nas.training.state import Now
 
 STEPS = 6000  # of the supernet's training, where its epochs are not given
 SHARE = 0.4  # of the minutes of a search, which it may take
+# The share of its steps before which it cannot tell networks apart; it is looked at after so much
+# of its time, when its pace is known.
+READY, LOOK = 0.25, 0.3
 
 
 @dataclasses.dataclass
@@ -34,6 +39,7 @@ class SharedWeights:
     # Inherited weights are nearly good.
     learning_rate: float = 0.5
     repeatable: bool = False
+    _began: float = 0.0  # the training of the supernet
 
     def check(self, config: Any) -> None:
         """`ValueError` of networks that no supernet has."""
@@ -47,9 +53,12 @@ class SharedWeights:
         """Train the supernet, or go on with it, unless this study has it already.
 
         `minutes` are those of the whole search. Of several workers one trains, the others wait.
+        Raises `NotReady`, for ever, where that is too little time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / "supernet.lock"):
+            if stepped_aside(self.folder):
+                raise NotReady(aside(self.folder).read_text())
             if not self._path.exists():
                 self._train(SHARE * minutes, on_event)
 
@@ -69,6 +78,7 @@ class SharedWeights:
             "seed": self.seed,
             **dataclasses.asdict(recipe),
         }
+        self._began = time.monotonic()
         checkpoint = Checkpoint(self.folder / "supernet.checkpoint.npz", identity)
         on_event(
             Message(
@@ -83,7 +93,7 @@ class SharedWeights:
                 trained.model,
                 self.task,
                 checkpoint,
-                on_event,
+                functools.partial(self._look, on_event, epochs * (examples // batch), limit),
                 epochs=epochs,
                 seed=self.seed,
                 recipe=recipe,
@@ -92,9 +102,28 @@ class SharedWeights:
             )
         except ValueError as error:
             raise ValueError(f"the supernet: {error}") from error
+        except NotReady as error:
+            checkpoint.delete()
+            aside(self.folder).write_text(str(error))
+            raise
         trained.save(self._path)
         checkpoint.delete()
         vars(self)["supernet"] = trained
+
+    def _look(self, on_event: Listener, steps: int, limit: float | None, event: Any) -> None:
+        """Pass an event on; `NotReady` as soon as it shows that the time is too short."""
+        on_event(event)
+        if not isinstance(event, Now) or limit is None or self.options.epochs is not None:
+            return
+        spent = time.monotonic() - self._began
+        if spent > LOOK * 60 * limit and event.steps < READY * steps:
+            needed = spent * steps / event.step / 60
+            raise NotReady(
+                f"the supernet would take {event.steps:,} of {steps:,} steps in its"
+                f" {limit:.3g} minutes, too few to tell networks apart: candidates are trained by"
+                f" themselves (--minutes {math.ceil(READY * needed / SHARE)} would do at least,"
+                f" --minutes {math.ceil(needed / SHARE)} for all steps)"
+            )
 
     @functools.cached_property
     def supernet(self) -> Supernet:

@@ -209,8 +209,8 @@ def _against(winner: Mapping, baseline: Mapping, goals: Sequence[Goal], word: st
         ours, theirs = study_rows.cost(winner, target), study_rows.cost(baseline, target)
         if ours and theirs:
             faster = theirs / ours
-            word = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x slower"
-            parts.append(word + (f" on {goal.spec}" if len(goals) > 1 else ""))
+            speed = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x slower"
+            parts.append(speed + (f" on {goal.spec}" if len(goals) > 1 else ""))
     quality = winner.get("quality", winner.get("proxy_quality"))
     if quality is not None and baseline.get("quality") is not None:
         gain = 100 * (quality - baseline["quality"])
