@@ -37,6 +37,9 @@ class DoesNotFit(ValueError):
         self.needed_mb = needed_mb
         self.available_mb = available_mb
 
+    def __reduce__(self) -> tuple[type["DoesNotFit"], tuple[str, float | None, float | None]]:
+        return DoesNotFit, (str(self), self.needed_mb, self.available_mb)
+
 
 class Kind(enum.StrEnum):
     """Where a figure comes from."""

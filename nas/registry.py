@@ -19,6 +19,7 @@ import pathlib
 import pkgutil
 import sys
 import traceback
+import typing
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -245,10 +246,26 @@ def space(text: str) -> tuple[Callable[[Any], Any], Any]:
 def target(text: str) -> Any:
     """A `latency.target.Target`, such as `cpu:threads=1`.
 
+    Where a target is made of others, as `ray:android:SERIAL1+SERIAL2` is, the name of these comes
+    first, then what tells one from the other, and they take the options that the outer one has not.
+
     >>> target("cpu:threads=1")
     CPU(threads=1)
     """
-    return _called("target", text)
+    _, make, named = _thing("target", text)
+    accepted = inspect.signature(make).parameters
+    first = next(iter(accepted.values()), None)
+    if (
+        first is not None
+        and typing.get_args(first.annotation) == (_contract("target"), ...)
+        and isinstance(named.value, str)
+    ):
+        others = [f",{name}={value}" for name, value in named.options if name not in accepted]
+        own = tuple((name, value) for name, value in named.options if name in accepted)
+        kind, colon, devices = named.value.partition(":")
+        specs = (kind + colon + one + "".join(others) for one in devices.split("+"))
+        named = dataclasses.replace(named, value=tuple(map(target, specs)), options=own)
+    return call(make, named)
 
 
 def target_class(name: str) -> type:

@@ -13,6 +13,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--history", action="store_true", help="how devices changed since their first figures"
     )
     devices.add_argument("--target", action="append", help="only these, in --history")
+    devices.add_argument(
+        "--ray-resources",
+        action="store_true",
+        help="what `ray start --resources=` declares of them on this machine, as JSON",
+    )
     devices.set_defaults(run=run_devices)
     device = commands.add_parser("device", help="learn a device: a predictor of its latencies")
     actions = device.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -17,6 +17,11 @@ def devices(arguments: argparse.Namespace) -> int:
     """`nas devices`: what there is, or with `--history` how it changed."""
     if arguments.history:
         return _history(arguments)
+    if arguments.ray_resources:
+        from latency.ray_cluster.cluster import HANGS_HERE, resources_here
+
+        print(json.dumps(resources_here(find(map(registry.target_class, HANGS_HERE)))))
+        return 0
     found = find(registry.target_class(name) for name in registry.listing("target"))
     if arguments.json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))

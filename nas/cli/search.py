@@ -8,11 +8,14 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from latency.system.end_with_parent import end_with_parent
+from nas.cli import ray_workers
 
 if TYPE_CHECKING:
+    from nas.searching import workers as processes
     from nas.searching.parts import Parts
     from nas.searching.result import Study
     from nas.searching.study import Settings
@@ -118,10 +121,16 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     where = search.add_argument_group("where it runs and what it leaves")
     where.add_argument("--study", help="name of the study (made of the flags)")
     where.add_argument("--out", default="runs", help="folder of the studies (%(default)s)")
-    where.add_argument("--storage", help="Optuna RDB URL (a journal file in the study's folder)")
+    where.add_argument(
+        "--storage",
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE of a study on several machines, or sqlite:///FILE;"
+        " the password in PGPASSWORD or ~/.pgpass (a journal file in the study's folder)",
+    )
     where.add_argument(
         "--workers", type=int, default=1, help="processes on this machine (%(default)s)"
     )
+    ray_workers.add(where)
     where.add_argument("--child", type=int, metavar="PARENT", help=argparse.SUPPRESS)
     search.set_defaults(run=run)
     show = commands.add_parser("show", parents=[common], help="print a study's result again")
@@ -149,26 +158,37 @@ def run(arguments: argparse.Namespace) -> int:
     """Begin or resume a study and print what it found; 0, or 130 where it was interrupted."""
     if arguments.child is not None:
         end_with_parent(arguments.child)
+    ray_workers.check(arguments)
     from nas import backend
     from nas.cli.progress import Progress
-    from nas.searching import journey
+    from nas.searching import journey, storage
+    from nas.searching import study as studies
 
     if arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}; expected at least 1")
     settings = _settings(arguments)
-    backend.threads(max(1, (os.cpu_count() or 1) // arguments.workers))
+    folder = pathlib.Path(arguments.out) / (arguments.study or settings.name())
+    if arguments.workers > 1:
+        storage.refuse_more_than_one_worker(studies.location_of(folder, arguments.storage))
+    threads = max(1, (os.cpu_count() or 1) // arguments.workers)
+    backend.threads(ray_workers.threads(arguments) if arguments.ray else threads)
+    parts, progress = parts_of(settings), Progress()
+    start_workers: Callable[[], processes.Workers]
+    start_workers = functools.partial(_start_workers, arguments.argv, arguments.workers - 1)
+    if arguments.ray:
+        start_workers = ray_workers.starter(arguments, folder, parts, progress)
     study = journey.search(
-        parts_of(settings),
+        parts,
         settings,
-        pathlib.Path(arguments.out) / (arguments.study or settings.name()),
+        folder,
         trials=arguments.trials,
         minutes=arguments.minutes,
         most_finalists=arguments.finalists,
         storage=arguments.storage,
         prove=arguments.prove,
         child=arguments.child is not None,
-        start_workers=functools.partial(_start_workers, arguments.argv, arguments.workers - 1),
-        on_event=Progress(),
+        start_workers=start_workers,
+        on_event=progress,
     )
     if arguments.child is None:
         _print(study, arguments.json)

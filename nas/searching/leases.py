@@ -16,6 +16,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from latency.system import device_lock
 from nas.locks import Locks
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -39,6 +40,8 @@ class Worker:
         self.id, self.host = uuid.uuid4().hex, socket.gethostname()
         self._held = contextlib.ExitStack()
         self._held.enter_context(self.lock(f"worker/{self.id}"))
+        # Of a PostgreSQL: no other machine times a phone that this worker times.
+        self._held.enter_context(device_lock.beyond(locks.lock))
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Wait for a lock among the workers of this study."""
