@@ -3,7 +3,7 @@
 The signal sets a flag, which whatever turns asks for (`check`). An exception out of the signal's
 handler could vanish: Python prints it and goes on where it is raised within a callback, such as
 that of JAX at garbage collection. Where nothing asks for two seconds (a device is waited for, a
-network is compiled) KeyboardInterrupt is raised there, and again until a journey takes it. A second
+network is compiled) KeyboardInterrupt is raised there, and once more where that vanished. A second
 Ctrl-C is raised at once.
 
 In a program of the user's, signals are listened to while a journey runs, in the main thread (others
@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -125,6 +126,15 @@ def _listening() -> Iterator[Request]:
         yield _request
         return
     _request = request = Request()
+    unraisable = sys.unraisablehook
+
+    def vanished(error: Any) -> None:
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            request.ticks = _PATIENCE  # at the next tick again
+        else:
+            unraisable(error)
+
+    sys.unraisablehook = vanished
     usual = {number: one for number, one in _USUAL.items() if signal.getsignal(number) == one}
     for number in usual:
         signal.signal(number, _asked)
@@ -134,6 +144,7 @@ def _listening() -> Iterator[Request]:
         _stop_ticking(request)
         for number, one in usual.items():
             signal.signal(number, one)
+        sys.unraisablehook = unraisable
         _request = None
 
 
