@@ -19,6 +19,7 @@ from latency.roofline import device_limits, explanation, gpu_chips, kernel_times
 from latency.roofline.explanation import Explanation
 from latency.system import device_lock
 from latency.system.json_records import utc_now, write_json
+from latency.system.spared import keep_json
 from latency.target import (
     DoesNotFit,
     FoundDevice,
@@ -314,7 +315,7 @@ class GPU(Target):
             # Without "cpu" the plugin looks for CUDA itself, and fails.
             environment = {"JAX_PLATFORMS": "cpu"}
             answer = process.ask(request, model, environment=environment, limit_s=self.limit_s)
-            write_json(path, answer)
+            keep_json(path, answer)
         return [kernel_times.Kernel(**row) for row in answer["kernels"]], answer["memory_mb"]
 
     def _calibration(self, how: str) -> dict[str, Any] | None:

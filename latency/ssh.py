@@ -15,7 +15,8 @@ from latency.benchmark_tool import invocations
 from latency.boards import benchmark_tool, board_state, openssh, python_runtime
 from latency.roofline import of_tflite
 from latency.roofline.explanation import Explanation
-from latency.system.json_records import utc_now, write_json
+from latency.system.json_records import utc_now
+from latency.system.spared import keep_json
 from latency.target import (
     FoundDevice,
     Kind,
@@ -243,7 +244,7 @@ class SSH(Target):
         spec = ",".join([f"ssh:{self.host}", *changed])
         record = {"spec": spec, "device": about.name, "options": options, "date": utc_now()}
         name = hashlib.sha256(spec.encode()).hexdigest()[:16]
-        write_json(_known() / f"{name}.json", record)
+        keep_json(_known() / f"{name}.json", record)
 
 
 def _known() -> Path:

@@ -16,7 +16,8 @@ from latency.networks import keras_file
 from latency.roofline import device_limits, explanation
 from latency.roofline.explanation import Explanation
 from latency.system import device_lock
-from latency.system.json_records import utc_now, write_json
+from latency.system.json_records import utc_now
+from latency.system.spared import keep_json
 from latency.target import (
     DoesNotFit,
     FoundDevice,
@@ -169,9 +170,9 @@ class TPU(Target):
                     limit_s=_LIMIT_S,
                 )
             if index:
-                write_json(index, {"program": answer["program"]})
-            record = _record(folder, answer)
-            assert record is not None, "the worker keeps the record that it names"
+                keep_json(index, {"program": answer["program"]})
+            record = answer.get("record") or _record(folder, answer)
+            assert record is not None, "the worker keeps the record that it names, or gives it"
         if short := record.get("out_of_memory"):
             raise DoesNotFit(
                 f"{self.device}, batch {batch_size}, {self.dtype}: {short['message']}",

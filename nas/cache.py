@@ -1,7 +1,7 @@
 """What was computed once is never computed again: one JSON file a result, shared by all studies.
 
 An entry is computed under a lock of its own, so of several workers that come to the same network at
-once one works and the others wait for its result.
+once one works and the others wait for its result. Where the cache is full or read-only, each works.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from latency.system.json_records import write_json
+from latency.system.spared import keep_json, spared
 from latency.target import cache_directory
 from nas.locks import locked
 
@@ -24,13 +24,15 @@ def remember(
     """
     text = json.dumps(identity, sort_keys=True, default=repr)
     path = cache_directory() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock")):
-        with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.ExitStack() as stack:
+        with spared():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(path.with_suffix(".lock")))
+        with contextlib.suppress(OSError, ValueError, LookupError):
             entry = json.loads(path.read_text())
             if entry["identity"] == json.loads(text):
                 return entry["record"], True
         record = compute()
         if not record.get("transient"):
-            write_json(path, {"identity": identity, "record": record})
+            keep_json(path, {"identity": identity, "record": record})
         return record, False

@@ -5,6 +5,7 @@ or wait for ever: `latency.apple.worker` is the other side. On a machine without
 converted and kept, and the error names what is missing to time it.
 """
 
+import atexit
 import hashlib
 import importlib.util
 import platform
@@ -22,6 +23,7 @@ from latency.networks import keras_file
 from latency.system import worker_process
 from latency.system.atomic_write import atomic_write
 from latency.system.json_records import utc_now
+from latency.system.spared import spared
 from latency.system.worker_process import WorkerDied, WorkerTimeout
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 
@@ -78,9 +80,20 @@ def convert(model: Any, batch_size: int, precision: str, save: str | None) -> Pa
             "package": str(made),
         }
         ask(request, _CONVERT_S)
-        with atomic_write(place) as partial:
-            shutil.copytree(made, partial)
-    return place
+        if save is not None:
+            _put(made, place)
+            return place
+        with spared():
+            _put(made, place)
+            return place
+        apart = Path(tempfile.mkdtemp(prefix="nas_coreml_"))  # for as long as this process lives
+        atexit.register(shutil.rmtree, apart, ignore_errors=True)
+        return Path(shutil.move(made, apart / place.name))
+
+
+def _put(made: Path, place: Path) -> None:
+    with atomic_write(place) as partial:
+        shutil.copytree(made, partial)
 
 
 def ask(request: dict[str, Any], limit_s: float) -> dict[str, Any]:

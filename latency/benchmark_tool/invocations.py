@@ -17,6 +17,7 @@ from latency.benchmark_tool import benchmark_model
 from latency.measuring import stopwatch
 from latency.system import device_lock
 from latency.system.json_records import utc_now
+from latency.system.spared import spared
 from latency.target import Kind, TargetUnavailable, Timing, cache_directory
 from latency.tflite import convert
 
@@ -92,7 +93,8 @@ def alone(family: str, device: str, name: str) -> Iterator[Path]:
     """
     # What a device calls itself may be "..": never a path.
     folder = cache_directory() / family / hashlib.sha256(device.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    with spared():
+        folder.mkdir(parents=True, exist_ok=True)
     with device_lock.alone(f"{family} {device}", name, anywhere=True):
         yield folder
 
@@ -107,17 +109,21 @@ def temporary_folder(
     unplugged, this process killed) is removed when the device is used next.
     """
     name = f"nas-{secrets.token_hex(8)}"
-    (records / name).touch()
+    with spared():
+        (records / name).touch()
     try:
         yield make(name)
     finally:
         with contextlib.suppress(TargetUnavailable):
+            remove(name)
+            (records / name).unlink(missing_ok=True)
             remove_left(records, remove)
 
 
 def remove_left(records: Path, remove: Callable[[str], None]) -> None:
     """Calls `remove` for the name of each folder that is recorded as left on the device."""
-    names = [one.name for one in records.iterdir() if re.fullmatch(r"nas-[0-9a-f]{16}", one.name)]
+    found = records.iterdir() if records.is_dir() else ()
+    names = [one.name for one in found if re.fullmatch(r"nas-[0-9a-f]{16}", one.name)]
     for name in names:
         remove(name)
         (records / name).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from latency.roofline.device_limits import DeviceLimits
-from latency.system.json_records import utc_now, write_json
+from latency.system.json_records import utc_now
+from latency.system.spared import keep_json
 from latency.target import Kind, Target, cache_directory
 from latency.tflite.graph import SAME, Graph
 
@@ -39,7 +40,7 @@ def measured(target: Target) -> tuple[DeviceLimits, bool]:
         pairs = tuple((size, speed) for size, speed in stored.pop("bandwidths"))
         return DeviceLimits(bandwidths=pairs, **stored), True
     limits = _measure(target)
-    write_json(path, {"about": about, "roof": dataclasses.asdict(limits)})
+    keep_json(path, {"about": about, "roof": dataclasses.asdict(limits)})
     return limits, False
 
 

@@ -74,8 +74,12 @@ def compile_model(request: dict[str, Any], model: Any) -> dict[str, Any]:
             raise
         record = {"out_of_memory": worker.out_of_memory(str(error))}
     record |= {"compile_s": round(time.monotonic() - started, 1), "devices": len(devices)}
-    write_json(path, record)
-    return {"program": program, "compiled": True}
+    answer = {"program": program, "compiled": True}
+    try:
+        write_json(path, record)
+    except OSError:  # a full or read-only cache: the caller, who keeps an index there, says so
+        answer["record"] = record
+    return answer
 
 
 def versions() -> dict[str, str]:

@@ -8,13 +8,13 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from latency.system import spared
 from latency.system.json_records import utc_now
 from latency.target import Latency, Target, cache_directory
 from nas import interruption
@@ -79,7 +79,8 @@ def add(latency: Latency, name: str, network: str) -> None:
             connection.execute(_PROFILES.insert(), row)
     except (sa.exc.SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
-        print(f"warning: not recorded in {location()}: {reason}", file=sys.stderr)
+        named = "NAS_PROFILES" in os.environ
+        spared.say(reason, f"figures are not recorded in {location()}" if named else None)
 
 
 def digest(model: Any) -> str:

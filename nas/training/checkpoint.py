@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from latency.system.atomic_write import atomic_write
+from latency.system.spared import spared
 from nas.training.state import Epoch, State
 
 LARGEST_SHARE = 0.05  # of the time may go into writing, however short the interval
@@ -84,7 +85,8 @@ class Checkpoint:
         arrays |= {f"best_{n}": array for n, array in enumerate(state.best)}
         arrays |= {name: np.array(getattr(state, name), float) for name in ("losses", "rates")}
         arrays["state"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
-        with atomic_write(self.path) as partial, open(partial, "wb") as file:
+        kept = spared(f"the checkpoint {self.path}")  # it trains on
+        with kept, atomic_write(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
             os.fsync(file.fileno())
