@@ -182,6 +182,7 @@ class Advisory(Locks):
     def __init__(self, url: str):
         import sqlalchemy
 
+        self._sql: Any = sqlalchemy
         self._engine = sqlalchemy.create_engine(
             url,
             poolclass=sqlalchemy.NullPool,
@@ -207,8 +208,6 @@ class Advisory(Locks):
             self._connection.close()
 
     def _take(self, name: str, *, wait: bool) -> bool:
-        import sqlalchemy
-
         with self._one_at_a_time:
             if name not in self._names:
                 try:
@@ -218,7 +217,7 @@ class Advisory(Locks):
                         return False
                     self._names.add(name)
                     return True
-                except sqlalchemy.exc.DBAPIError as error:
+                except self._sql.exc.DBAPIError as error:
                     if _state(error) != LOCK_NOT_AVAILABLE:
                         raise
                     return False
@@ -227,17 +226,13 @@ class Advisory(Locks):
         return False
 
     def _release(self, name: str) -> None:
-        import sqlalchemy
-
-        with self._one_at_a_time, contextlib.suppress(sqlalchemy.exc.DBAPIError):
+        with self._one_at_a_time, contextlib.suppress(self._sql.exc.DBAPIError):
             if name in self._names:
                 self._names.discard(name)  # first: a new connection is not to take it again
                 self._scalar("SELECT pg_advisory_unlock(:key)", name)
 
     def _ask(self, question: str, name: str = "") -> Any:
         """The one value that PostgreSQL answers; asked again where the connection broke."""
-        import sqlalchemy
-
         with self._one_at_a_time:
             until = time.monotonic() + PATIENCE_S
             while True:
@@ -245,16 +240,14 @@ class Advisory(Locks):
                     if self._connection.invalidated:
                         self._connect()
                     return self._scalar(question, name)
-                except sqlalchemy.exc.DBAPIError:
+                except self._sql.exc.DBAPIError:
                     if not self._connection.invalidated or time.monotonic() > until:
                         raise
                 time.sleep(PING_S / 2)
 
     def _scalar(self, question: str, name: str = "") -> Any:
-        import sqlalchemy
-
         values = {"key": _key(name)} if ":key" in question else {}
-        return self._connection.execute(sqlalchemy.text(question), values).scalar()
+        return self._connection.execute(self._sql.text(question), values).scalar()
 
     def _connect(self, settle_s: float = SETTLE_S) -> None:
         """Connect, take again what was held, and wait until all others could do so, too."""
@@ -269,10 +262,8 @@ class Advisory(Locks):
 
     def _keep_alive(self) -> None:
         """Notice a broken connection at once, not when the next lock is asked for."""
-        import sqlalchemy
-
         while not self._closed.wait(PING_S):
-            with self._one_at_a_time, contextlib.suppress(sqlalchemy.exc.DBAPIError):
+            with self._one_at_a_time, contextlib.suppress(self._sql.exc.DBAPIError):
                 if self._connection.invalidated:
                     self._connect()
                 elif not self._closed.is_set():

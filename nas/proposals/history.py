@@ -88,7 +88,8 @@ class History:
         finished: trials in state COMPLETE or PRUNED that have parameters, by number; never FAIL.
         pending: trials of lower number still RUNNING or WAITING (other workers, the same round).
         count: how many of both have a lower number than the asking trial: where in its random
-            streams a search stands. Unlike `trial.number` it does not move when a trial fails.
+            streams a search stands. Unlike `trial.number` it does not move when a trial fails,
+            unless its proposal describes no candidate at all.
         distributions: the parameters that all finished trials have in common, those with a choice.
     After `encode`:
         codes: int (len(finished), d).
@@ -110,6 +111,7 @@ class History:
         self.unchanged = 0
         self.distributions: dict[str, BaseDistribution] = {}
         self._numbers: list[int] = []
+        self._nothing: list[int] = []  # of proposals that describe nothing
         self._open: dict[int, int] = {}  # number -> trial id
         self._next = 0  # lowest number never looked at
         self._read_for: int | None = None
@@ -139,8 +141,11 @@ class History:
             self._open.pop(number, None)
             if candidate.state != TrialState.FAIL and candidate.params:
                 self._insert(candidate)
+            elif "failures" in candidate.user_attrs and "round" not in candidate.user_attrs:
+                bisect.insort(self._nothing, number)  # else it would be proposed again, for ever
         self.pending = sorted(pending, key=lambda t: t.number)
-        self.count = bisect.bisect_left(self._numbers, trial.number) + len(pending)
+        past = (self._numbers, self._nothing)
+        self.count = len(pending) + sum(bisect.bisect_left(one, trial.number) for one in past)
         return self
 
     def _fetch(self, storage: Any, study_id: int, below: int) -> list[FrozenTrial]:

@@ -8,10 +8,13 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
 from latency.target import TargetUnavailable
 from nas.events import Listener, Message
-from nas.searching.latencies import OtherKind
 
 MOST_IN_A_ROW = 5
 _LONGEST = 300  # of a message that a trial keeps, in characters
+
+
+class OtherKind(ValueError):
+    """A device gives figures of another kind than those that a study began with."""
 
 
 class EveryCandidateFails(ValueError):

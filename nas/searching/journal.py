@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
@@ -34,7 +34,7 @@ class Journal(JournalFileBackend):
         with self._locked():
             self._heal()
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Whole lines from this number on; without the damaged ones, which have no number."""
         number, start = self.next_log if self.next_log[0] <= log_number_from else (0, 0)
         with open(self._file_path, "rb") as file:

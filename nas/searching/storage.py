@@ -5,6 +5,7 @@ decided there, too (`nas.locks`).
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import time
@@ -19,6 +20,7 @@ from nas.searching.journal import JOURNAL, Journal
 from nas.searching.journal_snapshot import SnapshotStorage
 
 DRIVER = "psycopg"  # of the extra [postgresql]
+_OTHERS = 10  # times that other processes may be just making the tables
 _EXPECTED = "expected postgresql://USER@HOST/DATABASE, sqlite:///FILE, or none: a journal"
 
 
@@ -33,9 +35,24 @@ def open_storage(location: str | os.PathLike[str]) -> optuna.storages.BaseStorag
         return SnapshotStorage(Journal(folder / JOURNAL))
     url = str(location)
     with one_line(url):
-        storage = optuna.storages.RDBStorage(_driven(url), engine_kwargs={"pool_pre_ping": True})
+        storage = _database(url)
     _connect_patiently(storage.engine)
     return storage
+
+
+def _database(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's tables in a database, made if they are missing."""
+    import sqlalchemy
+
+    make = functools.partial(
+        optuna.storages.RDBStorage, _driven(url), engine_kwargs={"pool_pre_ping": True}
+    )
+    for _ in range(_OTHERS):
+        try:
+            return make()
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            time.sleep(0.2)  # another process was just making them, too
+    return make()
 
 
 def locks_of(location: str | None, folder: pathlib.Path) -> Locks:
@@ -47,8 +64,14 @@ def locks_of(location: str | None, folder: pathlib.Path) -> Locks:
         with one_line(location):
             return Advisory(_driven(location))
     if backend == "sqlite":
-        in_memory = database in (None, "", ":memory:")
-        return Flock(folder / "locks" if in_memory else pathlib.Path(f"{database}.locks"))
+        if database in (None, "", ":memory:"):
+            return Flock(folder / "locks")
+        if not pathlib.Path(database).parent.is_dir():
+            raise ValueError(
+                f"--storage {location}: there is no folder {pathlib.Path(database).parent}; make it"
+                " first, or name a file in one that there is"
+            )
+        return Flock(f"{database}.locks")
     raise ValueError(f"--storage {without_password(location)}: {_EXPECTED}")
 
 
@@ -87,7 +110,7 @@ def one_line(location: str) -> Iterator[None]:
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
         raise ValueError(
-            f"--storage {without_password(location)}: {_reason(error)}; {_remedy(error, location)}"
+            f"--storage {without_password(location)}: {reason(error)}; {_remedy(error, location)}"
         ) from error
 
 
@@ -109,7 +132,7 @@ def _driven(location: str) -> str:
     return url.render_as_string(hide_password=False)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What a driver says, without the statement and its values, in one line."""
     import sqlalchemy
 
@@ -122,14 +145,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException, location: str) -> str:
-    reason = _reason(error).lower()
-    if "password" in reason or "authentication" in reason:
+    said = reason(error).lower()
+    if "password" in said or "authentication" in said:
         return "give the password in the URL, in PGPASSWORD or in ~/.pgpass"
-    if "does not exist" in reason:
+    if "does not exist" in said:
         return "create it first (createdb), or name one that there is"
     if _url(location).get_backend_name() == "sqlite":
         return "name a file that is one of SQLite, in a folder that can be written"
-    if "no such database" in reason:
+    if "no such database" in said:
         return _EXPECTED
     return "is the server there, and reachable from this machine? The same command goes on then"
 

@@ -131,7 +131,14 @@ def create(
     with worker.lock("open"):
         if path.exists():
             _refuse_other(settings, read_settings(folder), f"{folder} holds another study")
-        else:
+        study = _open(folder, settings, location)
+        if "settings" not in study.user_attrs:
+            study.set_user_attr("settings", dataclasses.asdict(settings))
+        elif location is not None:
+            shared = Settings(**study.user_attrs["settings"])
+            name = f"{storage.without_password(location)} holds another study {folder.name}"
+            _refuse_other(settings, shared, name)
+        if not path.exists():
             described: dict[str, Any] = {
                 "study": folder.name,
                 "settings": dataclasses.asdict(settings),
@@ -140,13 +147,6 @@ def create(
             if not by_name:
                 described["by_name"] = False
             write_json(path, described)
-        study = _open(folder, settings, location)
-        if "settings" not in study.user_attrs:
-            study.set_user_attr("settings", dataclasses.asdict(settings))
-        elif location is not None:
-            shared = Settings(**study.user_attrs["settings"])
-            name = f"{storage.without_password(location)} holds another study {folder.name}"
-            _refuse_other(settings, shared, name)
         return study
 
 
@@ -162,10 +162,13 @@ def _refuse_other(settings: Settings, earlier: Settings, what: str) -> None:
         )
 
 
-def load(folder: pathlib.Path) -> tuple[Settings, optuna.Study]:
-    """Open the study of a folder."""
+def load(folder: pathlib.Path, location: str | None = None) -> tuple[Settings, optuna.Study]:
+    """Open the study of a folder.
+
+    location: the URL of its database with the password, where there is one.
+    """
     settings = read_settings(folder)
-    return settings, _open(folder, settings, location_of(folder, None))
+    return settings, _open(folder, settings, location_of(folder, location))
 
 
 def read_settings(folder: pathlib.Path) -> Settings:
@@ -199,18 +202,17 @@ def _open(folder: pathlib.Path, settings: Settings, location: str | None) -> opt
     budgets = (math.inf,) * len(settings.targets)
     reward = None if settings.reward == "pareto" else Reward(settings.reward, budgets)
     kept, name = storage.open_storage(location or folder), _name(folder)
-    with storage.one_line(location or str(folder)):
-        if location is None and "study" not in _described(folder):
-            # Of before the name was kept: a renamed folder has one study of another name.
-            names = [one.study_name for one in kept.get_all_studies()]
-            if name not in names and len(names) == 1:
-                (name,) = names
-        return optuna.create_study(
-            study_name=name,
-            storage=kept,
-            directions=Objective(budgets, reward).directions,
-            load_if_exists=True,
-        )
+    if location is None:
+        # Of before the name was kept: a renamed folder has one study, of another name.
+        names = [one.study_name for one in kept.get_all_studies()]
+        if name not in names and len(names) == 1:
+            (name,) = names
+    return optuna.create_study(
+        study_name=name,
+        storage=kept,
+        directions=Objective(budgets, reward).directions,
+        load_if_exists=True,
+    )
 
 
 def objective(study: optuna.Study, settings: Settings) -> Objective:

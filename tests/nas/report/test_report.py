@@ -220,13 +220,28 @@ def test_trials_that_were_not_trained_for_are_not_on_the_front(networks):
     assert all(row.number < 3 for row in study_rows.front(study_rows.networks(study)))
     states = [row.state for row in study_rows.networks(study)[3:]]
     assert states == [
-        study_rows.FAILED,
+        study_rows.GIVEN_BACK,
         study_rows.DUPLICATE,
         study_rows.STOPPED,
         study_rows.LIMITED,
     ]
     assert "Pareto" not in search.table(study, {})
     assert "1 stopped early" in search.table(study, {})
+
+
+def test_why_candidates_failed_is_in_the_table_and_on_the_page(networks, tmp_path):
+    study = make_study(networks[:3], train=lambda index: True)
+    for message in ("ValueError: no <op>", "out of memory", "ValueError: no <op>"):
+        trial = study.ask()
+        trial.set_user_attr("profile", {"key": message, "costs": [1.0]})
+        trial.set_user_attr("training", True)
+        trial.set_user_attr("failures", [{"kind": "x", "message": message}])
+        study.tell(trial, state=TrialState.PRUNED)
+    text = " ".join(search.table(study, {}).split())
+    assert "3 failed" in text
+    assert "failed trials 3, 5: ValueError: no <op> failed trial 4: out of memory" in text
+    html = html_page.write(tmp_path / "report.html", study, {}).read_text()
+    assert "<li>trials 3, 5: ValueError: no &lt;op&gt;</li>" in html
 
 
 def test_table_holds_the_figures_of_the_study(networks):
