@@ -35,6 +35,7 @@ from adbd import Adbd, install_tool  # noqa: E402
 from ray_nodes import RayNodes  # noqa: E402
 
 TRIALS, WORKERS, PROCESSES = 24, 3, 6
+ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 SLOW = '''"""Random search that thinks for a while: there is time to kill it in."""
 
 import time
@@ -154,7 +155,7 @@ def finished(study: optuna.Study) -> list:
     """The trials that trained a network: what others knew already is left out."""
     return [
         one
-        for one in study.get_trials(deepcopy=False)
+        for one in study.get_trials(deepcopy=False, states=ENDED)
         if "evaluation" in one.user_attrs and "duplicate_of" not in one.user_attrs["profile"]
     ]
 

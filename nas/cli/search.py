@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from latency.system.end_with_parent import end_with_parent
 from nas.cli import ray_workers
+from nas.cli.follow import follow
 
 if TYPE_CHECKING:
     from nas.searching import workers as processes
@@ -135,6 +136,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     search.set_defaults(run=run)
     show = commands.add_parser("show", parents=[common], help="print a study's result again")
     show.add_argument("folder", metavar="run", help="folder of the study, e.g. runs/mnas1")
+    show.add_argument(
+        "--follow", action="store_true", help="again whenever it changes, until the search ends"
+    )
     show.set_defaults(run=run_show)
     export = commands.add_parser(
         "export", parents=[common], help="rebuild, train and write the network of any trial"
@@ -197,6 +201,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> None:
     """Print the result of a study, finished or not."""
+    if arguments.follow:
+        if arguments.json:
+            raise ValueError("--follow prints tables: leave out --json, or --follow")
+        return follow(pathlib.Path(arguments.folder))
     from nas.searching.result import Study
 
     _print(Study.load(arguments.folder), arguments.json)
