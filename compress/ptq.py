@@ -107,8 +107,8 @@ class PTQ(Method):
         if self.activations not in (None, 8, 16):
             raise ValueError(f"activations={self.activations!r}; expected 8, 16 or none")
         if self.io is not None and self.io not in ENDS.get(self.activations, ()):
-            wanted = ", ".join(ENDS.get(self.activations, ())) or "none beside activations=none"
-            raise ValueError(f"io={self.io!r}; expected {wanted}")
+            wanted = ", ".join(ENDS.get(self.activations, ())) or "none, as activations are float"
+            raise ValueError(f"ptq io={self.io!r}; expected {wanted}")
 
     def prepare(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
         taken = functions(model, OnLevels)

@@ -103,6 +103,18 @@ def _convert(name: str, *_: int) -> bytes:
         return into.read_bytes()
 
 
+def convert_graph(folder: str | Path) -> bytes:
+    """The `.tflite` file of the function that a SavedModel serves, made in another process."""
+    with tempfile.TemporaryDirectory(prefix="nas_litert_") as made, Process() as process:
+        into = Path(made) / "model.tflite"
+        files = {"folder": str(Path(folder).absolute()), "into": str(into)}
+        try:
+            process.run("convert_graph", _CONVERT_S, **files)
+        except ValueError as error:
+            raise ValueError(_about(str(folder), error)) from None
+        return into.read_bytes()
+
+
 def fixed(path: str | Path, shapes: dict[str, Any], signature: str | None = None) -> bytes:
     """`latency.tflite.fixed_shapes.fixed` of a file, in another process."""
     path = Path(path)

@@ -61,7 +61,41 @@ def fix(file: str, into: str, shapes: dict[str, list[int]], signature: str | Non
     return {}
 
 
-_JOBS = {job.__name__: job for job in (check, profile, convert, fix)}
+def convert_graph(folder: str, into: str) -> dict[str, Any]:
+    """Writes the `.tflite` file of the function that a SavedModel serves, and checks it."""
+    import tensorflow as tf
+    from ai_edge_litert import schema_py_generated as schema
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    from latency.tflite.signature import signed
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(Path(folder, "saved_model.pb").read_bytes())
+    known = saved.meta_graphs[0].signature_def
+    names = [name for name in known if known[name].inputs and known[name].outputs]
+    if not names:
+        raise ValueError("it has no signature, so no function that could be called")
+    name = "serving_default" if "serving_default" in names else names[0]
+    # The loader of TensorFlow 1 needs no objects, which those of Keras 2 are not in TensorFlow 2.
+    converter = tf.compat.v1.lite.TFLiteConverter.from_saved_model(
+        folder, tag_set=set(saved.meta_graphs[0].meta_info_def.tags), signature_key=name
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    tflite = converter.convert()
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite)).subgraphs[0]
+    sides = []
+    for indices, entries in (
+        (graph.inputs, known[name].inputs),
+        (graph.outputs, known[name].outputs),
+    ):
+        keys = {entry.name.removesuffix(":0"): key for key, entry in entries.items()}
+        found = [graph.tensors[index].name.decode().removesuffix(":0") for index in indices]
+        sides.append([keys.get(one, one) for one in found])
+    Path(into).write_bytes(signed(tflite, *sides))
+    return check(into, 1)
+
+
+_JOBS = {job.__name__: job for job in (check, profile, convert, convert_graph, fix)}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

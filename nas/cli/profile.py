@@ -163,7 +163,8 @@ def _network(name: str, of_layers: bool, shapes: Any, signature: str | None) -> 
             return Network(None, None, name, {}, path)
         return open_network(path, shapes, signature)
     if path.exists() and ":" not in name and path.suffix != ".py":
-        raise ValueError(f"{name}: expected a .tflite or .keras file, or FAMILY:VARIANT")
+        backend.load()
+        return open_network(path, shapes, signature)
     registry.known("family", registry.parse(name).name)
     backend.load()
     family, config = registry.network(name)

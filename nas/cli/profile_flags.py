@@ -23,7 +23,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EPILOG,
     )
-    profile.add_argument("model", nargs="+", help=".tflite or .keras file, or family:variant")
+    profile.add_argument(
+        "model", nargs="+", help=".tflite, .keras or .h5 file, SavedModel, or family:variant"
+    )
     profile.add_argument(
         "--target", action="append", help="device; repeat for several (cpu:threads=1)"
     )

@@ -47,6 +47,8 @@ def write(
         if own is not None:
             users = given_file.given(network.read_from, path.suffix) or own  # own: of fixed shapes
             before = given_file.describe(users, path.suffix, network.model.count_params())
+            if users is own and network.made is not None:  # of a SavedModel: the user has no such
+                before = {name: before[name] for name in before.keys() - {"path", "dtype"}}
         else:
             before = write_one(original, network.model, network.config, None, data)
         after = write_one(path, done.model, network.config, done.record, data, prefer, origin)

@@ -24,7 +24,8 @@ _RUN = ("best.keras", "config.py", "study.json")  # one of them is in every fold
 class Network:
     """A network as every command takes it, and where it is from.
 
-    keras_model: a flat Functional `keras.Model`; None for a .tflite file. config: its family's
+    keras_model: a flat Functional `keras.Model`; None for a .tflite file, and for a SavedModel that
+    is taken as one. config: its family's
     Config; None where it is unknown. source: where it is from, in words. opaque: name of a layer
     whose inside cannot be rewritten -> the reason. file: a file of the same network that targets
     can time as it is; None where there is none. read_from: the file or folder that the weights were
@@ -51,8 +52,8 @@ class Network:
         """The flat `keras.Model`; `ValueError` for a .tflite file, which holds none."""
         if self.keras_model is None:
             raise ValueError(
-                f"{self.source}: a .tflite file holds no Keras layers, it can be profiled only; "
-                "give the .keras file that it was made of"
+                f"{self.source}: a .tflite file holds no Keras layers; expected the .keras file "
+                f"that it was made of{''.join(f' ({note})' for note in self.notes)}"
             )
         return self.keras_model
 
@@ -232,10 +233,31 @@ def _from_folder(path: pathlib.Path) -> Network:
     from nas.files.readers import saved_model
 
     if (path / saved_model.GRAPH).is_file():
-        return _network(saved_model.read(path), None, f"SavedModel {path}", path)
+        try:
+            return _network(saved_model.read(path), None, f"SavedModel {path}", path)
+        except ValueError as error:
+            return _of_graph(path, str(error).removeprefix(f"{path}: "))
     if any((path / name).is_file() for name in _RUN):
         return _of_run(path)
     return _of_checkpoint(path)
+
+
+def _of_graph(path: pathlib.Path, reason: str) -> Network:
+    """A SavedModel whose layers cannot be built again: the function that it serves, as .tflite.
+
+    `ValueError`, for both reasons, where there is no such file either.
+    """
+    from latency.tflite import process
+
+    try:
+        tflite = process.convert_graph(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {reason}; and as .tflite: {error}") from None
+    folder = tempfile.TemporaryDirectory(prefix="nas_graph_")
+    file = pathlib.Path(folder.name) / f"{path.name}.tflite"
+    file.write_bytes(tflite)
+    note = f"taken as the .tflite file that TensorFlow makes of its graph, for {reason}"
+    return Network(None, None, f"SavedModel {path}", {}, file, path, (note,), folder)
 
 
 def _of_checkpoint(path: pathlib.Path) -> Network:

@@ -173,6 +173,8 @@ def _outside_of_keras(run: Any, arrays: list[Any], specs: list[tuple[tuple, str]
         return list(jax.pure_callback(run, kinds, *arrays))
     import tensorflow as tf
 
+    if tf.executing_eagerly():
+        return [tf.convert_to_tensor(one) for one in run(*arrays)]
     found = tf.numpy_function(run, arrays, [kind for _, kind in specs])
     made = found if isinstance(found, list) else [found]  # one that is alone comes as it is
     return [

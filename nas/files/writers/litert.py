@@ -95,6 +95,11 @@ def write(
     stored, left = _reported(record, kinds, left)
     checked = verify(tflite, floats, models, inputs, record, found, arrays, left)
     ends = integer_ends.ends(File(tflite))
+    if record.io is not None and (floating := integer_ends.floating(File(tflite))):
+        raise CannotWrite(
+            f"io={record.io}: {', '.join(floating)} stay float32, for their operators have no"
+            " kernels in integers; leave io out"
+        )
     if loops and asked is not None:
         left["activations"] = (
             f"float, beside integer weights: loops ({', '.join(sorted(loops))}), as of LSTM and GRU"

@@ -1,9 +1,9 @@
 """Networks as safetensors: codes packed bit by bit, kept weights only where others were pruned.
 
-Of a weight `path` the file holds `path`, float32; or `path:codes`, `path:levels`, `path:scale`; or
-`path:values`. With `path:mask`, a bit a weight, codes and values are those of the kept ones only.
-Codes of b bits follow each other without gaps, lowest bit first: 4 a byte of 2 bits, 2 of 4 bits,
-8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON, and the paths in their
+Of a weight `path` the file holds `path`, float32 or float16; or `path:codes`, `path:levels`,
+`path:scale`; or `path:values`. With `path:mask`, a bit a weight, codes and values are those of the
+kept ones only. Codes of b bits follow each other without gaps, lowest first: 4 a byte of 2 bits, 2
+of 4 bits, 8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON, and the paths in their
 order: a layer that holds others may name them anew when it is built again.
 """
 
@@ -61,6 +61,8 @@ def write(
         if known is not None and packed.bytes() >= value.nbytes:
             left[variable.path] = "levels, scales and codes take no less than float32"
             packed = _PackedWeight({variable.path: value}, None, "float32")
+        if record.floats == 16:
+            packed = packed.halved()
         stored[variable.path] = packed.kind
         parts |= packed.arrays
         if packed.form is not None:
@@ -228,6 +230,17 @@ class _PackedWeight:
     def bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
+    def halved(self) -> "_PackedWeight":
+        """Without codes: the same values, which float16 holds, in its bytes."""
+        if not self.kind.endswith("float32"):
+            return self
+        arrays = {
+            name: array.astype(np.float16) if array.dtype == np.float32 else array
+            for name, array in self.arrays.items()
+        }
+        kind = f"{self.kind.removesuffix('float32')}float16"
+        return dataclasses.replace(self, arrays=arrays, kind=kind)
+
 
 def _packed(path: str, value: np.ndarray, known: Weight | None) -> _PackedWeight:
     if known is None or (known.codes is None and known.mask is None):
@@ -251,7 +264,7 @@ def _packed(path: str, value: np.ndarray, known: Weight | None) -> _PackedWeight
 def _unpacked(
     arrays: dict[str, np.ndarray], forms: dict[str, Any], architecture: str
 ) -> PackedFile:
-    weights = {name: array for name, array in arrays.items() if ":" not in name}
+    weights = {n: np.asarray(array, np.float32) for n, array in arrays.items() if ":" not in n}
     record = {}
     for path, form in forms.items():
         shape = tuple(form["shape"])

@@ -48,6 +48,7 @@ def calibrate(
     }
     biases = _biases(floats)
     file = File(_quantized(floats.pack(), examples, bits, ends))
+    _align_signatures(file, floats)
     tensors: dict[str, list] = {}
     for number, graph in enumerate(file.graphs):
         for index, tensor in enumerate(graph.tensors):
@@ -66,6 +67,18 @@ def calibrate(
     if ends == "uint8":
         integer_ends.unsigned(file)
     return file.pack(), kinds, left
+
+
+def _align_signatures(file: File, before: File) -> None:
+    """Names of inputs and outputs, in their order: the quantizer forgets those read within, too."""
+    for now, was in zip(file.model.signatureDefs, before.model.signatureDefs, strict=True):
+        for side in ("inputs", "outputs"):
+            order = list(getattr(before.graphs[was.subgraphIndex], side))
+            places = {entry.name: order.index(entry.tensorIndex) for entry in getattr(was, side)}
+            for entry in getattr(now, side):
+                entry.tensorIndex = int(
+                    getattr(file.graphs[now.subgraphIndex], side)[places[entry.name]]
+                )
 
 
 def _original(tensor: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from nas.files.writers.tflite.editable_file import File
+from nas.files.writers.tflite.editable_file import FLOAT32, File
 
 _UINT8 = schema.TensorType.UINT8
 _TYPES = {
@@ -34,6 +34,18 @@ def ends(file: File) -> dict[str, dict[str, End]]:
         for name, side in (("inputs", signature.inputs), ("outputs", signature.outputs))
         if (found := _of_side(file, signature.subgraphIndex, side))
     }
+
+
+def floating(file: File) -> list[str]:
+    """The inputs and outputs that are float32, by the main signature."""
+    signature = file.model.signatureDefs[0]
+    tensors = file.graphs[signature.subgraphIndex].tensors
+    return [
+        f"{kind} {bytes(entry.name).decode()!r}"
+        for kind, side in (("input", signature.inputs), ("output", signature.outputs))
+        for entry in side or ()
+        if tensors[entry.tensorIndex].type == FLOAT32
+    ]
 
 
 def _of_side(file: File, graph: int, side: Any) -> dict[str, End]:

@@ -113,7 +113,7 @@ def verify(
     )
 
 
-REMEDY = "leave activations float: ptq:8,activations=none"
+REMEDY = "give them 16 bits, or leave them float: ptq:8,activations=16 or ptq:8,activations=none"
 
 
 def constant_channels(
