@@ -3,8 +3,8 @@
 Of a weight `path` the file holds `path`, float32 or float16; or `path:codes`, `path:levels`,
 `path:scale`; or `path:values`. With `path:mask`, a bit a weight, codes and values are those of the
 kept ones only. Codes of b bits follow each other without gaps, lowest first: 4 a byte of 2 bits, 2
-of 4 bits, 8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON, and the paths in their
-order: a layer that holds others may name them anew when it is built again.
+of 4 bits, 8 in 3 bytes of 3 bits. The layers are in the metadata, as Keras' JSON, and the paths in
+their order: a layer that holds others may name them anew when it is built again.
 """
 
 import base64
