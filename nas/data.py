@@ -166,7 +166,7 @@ def _labels(data: Any) -> tuple[str, ...]:
 
 def _columns(data: Any) -> tuple[Any, Any]:
     """Inputs and targets of a Hugging Face dataset, by the names of its columns."""
-    if hasattr(data, "__getitem__"):
+    if hasattr(data, "__len__"):
         rows = data.with_format("numpy")
         batches: Iterable[Any] = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
     else:  # an IterableDataset

@@ -107,7 +107,7 @@ class Stack:
         self._count += len(batch)
         if self._file is None:
             self._parts.append(batch)
-            if self._bytes <= self._most:
+            if self._bytes <= self._most or batch.ndim < 2:  # labels are looked at as a whole
                 return
             # Not /tmp, which on many systems is memory; gone as the process ends.
             folder = None if "TMPDIR" in os.environ or not _VAR.is_dir() else _VAR

@@ -105,6 +105,8 @@ def _examples(files: Sequence[str]) -> Iterator[dict[str, Any]]:
 
     for file in files:
         kind = "GZIP" if file.endswith(".gz") else ""
+        if not kind:
+            _check_whole(file)
         try:
             for record in tf.data.TFRecordDataset(file, compression_type=kind):
                 example = tf.train.Example.FromString(record.numpy())
@@ -124,6 +126,20 @@ def _examples(files: Sequence[str]) -> Iterator[dict[str, Any]]:
             if type(error).__name__ != "DecodeError":
                 raise
             raise ValueError(f"{file}: its records are no tf.train.Example") from error
+
+
+def _check_whole(file: str) -> None:
+    """`ValueError` where the last record is cut: TensorFlow takes that for the end of the file.
+
+    A record is its length (8 bytes), a checksum (4), its bytes, a checksum (4).
+    """
+    size, place = pathlib.Path(file).stat().st_size, 0
+    with open(file, "rb") as content:
+        while place < size:
+            content.seek(place)
+            place += 16 + int.from_bytes(content.read(8), "little")
+    if place != size:
+        raise ValueError(f"{file}: its last record is cut, or it is no TFRecord file")
 
 
 def _first_line(error: Exception) -> str:

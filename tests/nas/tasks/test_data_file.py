@@ -71,7 +71,7 @@ def test_python_and_numpy_files(tmp_path, monkeypatch):
 
 
 def test_other_files_say_what_to_do(tmp_path):
-    remedies = {"a.tfrecord": "no records of tf.train.Example", "a.txt": "expected .npz"}
+    remedies = {"a.tfrecord": "it is no TFRecord file", "a.txt": "expected .npz"}
     if importlib.util.find_spec("pyarrow") is None:
         remedies["a.parquet"] = "pip install pyarrow, or save it as .csv"
     for name, words in remedies.items():

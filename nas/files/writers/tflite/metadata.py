@@ -46,8 +46,9 @@ def with_metadata(tflite: bytes, card: dict[str, Any]) -> bytes:
     whole = io.BytesIO(file.pack())
     with zipfile.ZipFile(whole, "a") as archive:
         for name, data in files.items():
-            # Not by name alone: the time of day would change the file.
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+            # Not by name alone: the time of day would change the file. Not deflated: MediaPipe
+            # maps the file into memory and refuses it ("Expected uncompressed zip archive").
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_STORED)
     return whole.getvalue()
 
 
