@@ -16,10 +16,11 @@ if TYPE_CHECKING:  # heavy
 
     from compress.method import Method
     from latency.target import Target
+    from nas.compression.goals.goal import Goal
     from nas.compression.journey import Compressed
     from nas.files.given_shapes import Shapes
     from nas.files.open_network import Network
-    from nas.profiling.results import Failure, Profile, Profiles
+    from nas.profiling.results import Profiles
     from nas.training.journey import Trained
     from nas.training.recipe import Recipe
 
@@ -27,10 +28,7 @@ Path = str | pathlib.Path
 
 
 def open(
-    source: keras.Model | Network | Path,
-    *,
-    shapes: Shapes = (),
-    signature: str | None = None,
+    source: keras.Model | Network | Path, *, shapes: Shapes = (), signature: str | None = None
 ) -> Network:
     """The network that something is or holds, as every function here takes it.
 
@@ -38,9 +36,8 @@ def open(
         .safetensors or .bin (llama2.c) file, of a SavedModel, of a Hugging Face folder or of the
         folder of a search; or a name of the catalog, `family[:variant][,field=value...]`, with
         `weights=FILE` for trained ones.
-    shapes: sizes of inputs in place of open ones, as {"image": (1, 224, 224, 3)}, or one tuple
-        where there is one input. The first is the batch, which stays open where it is 1.
-    signature: of a .tflite file with several, that which is to run.
+    shapes: sizes for open ones, as {"image": (1, 224, 224, 3)}, or a tuple for the only input; a
+        batch of 1 stays open. signature: of a .tflite file with several, that which is to run.
 
     `.model` of the result is the flat `keras.Model`, `.config` its Config where that is known.
     Raises `ValueError`, one line, where there is no network to be read.
@@ -131,11 +128,12 @@ def train(
 
 def compress(
     network: keras.Model | Network | Path,
-    methods: Method | Sequence[Method],
+    methods: Method | Sequence[Method] | Goal,
     data: Any = None,
     *,
     valid: Any = None,
     out: Path | Sequence[Path] = (),
+    front: Path | None = None,
     targets: Target | Sequence[Target] | Mapping[str, Target] = (),
     epochs: int | None = None,
     recipe: Recipe | None = None,
@@ -153,13 +151,15 @@ def compress(
 
     network: a `keras.Model`, the path of one, or an opened `nas.Network`; it is not changed. A
         classification may end in logits or in softmax.
-    methods: objects such as `compress.qat.QAT(bits=4)`, in any order.
+    methods: objects such as `compress.qat.QAT(bits=4)`, in any order; or a `nas.Goal`, such as
+        `Goal(max_drop=1)`, which finds them: files are made, judged and, where it counts, timed.
     data: what to train, calibrate and judge on: a `nas.Task`; arrays x or (x, y), x a dict where
         there are several inputs; a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of
         batches. Without labels it serves to calibrate only.
     valid: the same to judge on; None: a fifth of `data`.
     out: files to write: .keras, .tflite, .mlpackage, .safetensors. With them there are checkpoints:
-        the same call goes on after Ctrl-C or a kill.
+        the same call goes on after Ctrl-C or a kill. front: of a goal, a folder for the files of
+        which no other is better.
     targets: one or several objects such as `latency.cpu.CPU(threads=1)`, or a dict by name, to time
         before and after.
     epochs: times through the data (the task's, or 10, where a method trains; else 0).
@@ -181,15 +181,14 @@ def compress(
     backend.load()
     from nas.compression import journey
     from nas.compression.examples import EXAMPLES
+    from nas.compression.goals.goal import Goal
+    from nas.compression.goals.journey import towards
     from nas.data import task_of
     from nas.profiling.journey import targets_by_name
 
     if isinstance(network, (str, pathlib.Path)):
         network = open(network)
-    return journey.compress(
-        network,
-        list(methods) if isinstance(methods, Sequence) else [methods],
-        None if data is None else task_of(data, valid),
+    options: dict[str, Any] = dict(
         out=[out] if isinstance(out, (str, pathlib.Path)) else list(out),
         targets=list(targets_by_name(targets).items()),
         epochs=epochs,
@@ -204,6 +203,13 @@ def compress(
         shapes=shapes,
         on_event=on_event,
     )
+    task = None if data is None else task_of(data, valid)
+    if isinstance(methods, Goal):
+        return towards(network, methods, task, front=front, **options)
+    if front is not None:
+        raise ValueError("front: files of which none is better come of a goal, nas.Goal")
+    given = list(methods) if isinstance(methods, Sequence) else [methods]
+    return journey.compress(network, given, task, **options)
 
 
 def profile(
@@ -222,9 +228,9 @@ def profile(
 ) -> Profiles:
     """The latency of each network on each target: `nas.Profiles`, a list of `nas.Latency`.
 
-    networks: one or several of what `nas.open` takes, or a dict of them by name.
+    networks: one or several of what `nas.open` takes, or a dict of them by name; shapes and
+        signature as of `open`, for all of them.
     targets: one or several objects such as `latency.cpu.CPU(threads=1)`, or a dict by name.
-    shapes, signature: as of `open`, of all networks; needed where sizes decide what is timed.
     runs: timed runs. warmup: runs before them that do not count.
     batch_sizes: examples a run, one after the other. operations: measure memory and the time of
         each operation, too. explain: find what bounds each operation, too.
@@ -241,29 +247,19 @@ def profile(
     """
     backend.load()
     from nas.profiling import journey
-    from nas.profiling.results import Profiles
 
-    opened = {
-        name: open(network, shapes=shapes, signature=signature)
-        for name, network in journey.named(networks).items()
-    }
-    profiles: list[Profile] = []
-    failures: list[Failure] = []
-    for name, target in journey.targets_by_name(targets).items():
-        found = journey.profile(
-            {each: network.for_target(target) for each, network in opened.items()},
-            {name: target},
-            runs=runs,
-            warmup=warmup,
-            batch_sizes=batch_sizes,
-            operations=operations,
-            explain=explain,
-            skip_failures=skip_failures,
-            on_event=on_event,
-        )
-        profiles += found.profiles
-        failures += found.failures
-    return Profiles(profiles, failures)
+    named = journey.named(networks).items()
+    return journey.profile(
+        {name: open(one, shapes=shapes, signature=signature) for name, one in named},
+        targets,
+        runs=runs,
+        warmup=warmup,
+        batch_sizes=batch_sizes,
+        operations=operations,
+        explain=explain,
+        skip_failures=skip_failures,
+        on_event=on_event,
+    )
 
 
 def search(
@@ -311,7 +307,6 @@ def search(
     """
     backend.load()
     from nas.data import task_of
-    from nas.events import ignore
     from nas.profiling.journey import targets_by_name
     from nas.searching import journey, names
     from nas.searching.candidate import NONE
@@ -320,13 +315,10 @@ def search(
     from nas.tasks.table import Table
 
     controller, controller_name = names.sampler_maker(controller, registry.controller)
+    described: dict[str, Any]
     if isinstance(space, Table):
         parts = Parts(table=space, controller=controller)
-        described: dict[str, Any] = {
-            "space": "table",
-            "task": f"table {space.name}",
-            "targets": space.cost_names,
-        }
+        described = {"space": "table", "task": f"table {space.name}", "targets": space.cost_names}
     else:
         task, targets = task_of(task), targets_by_name(target)
         alternatives = tuple(
@@ -350,20 +342,15 @@ def search(
             "methods": tuple("|".join(choice) for choice in alternatives),
             "evaluator": "train" if evaluator is None else repr(evaluator),
         }
-    several = isinstance(budget_ms, (list, tuple))
-    budgets = None if budget_ms is None else tuple(budget_ms if several else [budget_ms])
-    named_settings = Settings(
-        **described, budgets_ms=budgets, controller=controller_name, **settings
-    )
-    folder = (
-        pathlib.Path("runs", re.sub(r"[^\w.-]+", "_", named_settings.name()))
-        if out is None
-        else out
-    )
+    several = budget_ms if isinstance(budget_ms, (list, tuple)) else [budget_ms]
+    budgets = None if budget_ms is None else tuple(several)
+    described |= {"budgets_ms": budgets, "controller": controller_name, **settings}
+    named_settings = Settings(**described)
+    own_name = re.sub(r"[^\w.-]+", "_", named_settings.name())
     return journey.search(
         parts,
         named_settings,
-        pathlib.Path(folder),
+        pathlib.Path("runs", own_name) if out is None else pathlib.Path(out),
         trials=trials,
         minutes=minutes,
         most_finalists=finalists,
@@ -399,7 +386,6 @@ def scale(
     Raises `ValueError` where the base cannot be scaled or the task has no images.
     """
     backend.load()
-    from nas.events import ignore
     from nas.scaling import journey
     from nas.searching import names
     from nas.searching.study import Settings

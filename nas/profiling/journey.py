@@ -8,6 +8,7 @@ from typing import Any
 from latency.target import Latency, Target, TargetUnavailable
 from nas import interruption
 from nas.events import Listener, Message, ignore
+from nas.files.open_network import Network
 from nas.profiling import history
 from nas.profiling.results import Failure, Profile, Profiles
 
@@ -30,8 +31,8 @@ def profile(
     """The latency of each model on each target; every figure is kept in the history.
 
     Args:
-        models: a `keras.Model` or the path of a `.tflite` or `.keras` file, several of them, or a
-            dict of them by name.
+        models: a `keras.Model`, the path of a `.tflite` or `.keras` file, or an opened `Network`;
+            several of them, or a dict of them by name.
         targets: a `Target`, several of them, or a dict of them by name.
         runs: timed runs. warmup: runs before them that do not count.
         batch_sizes: examples a run, one after the other.
@@ -125,6 +126,11 @@ def targets_by_name(targets: Any) -> dict[str, Target]:
     return found
 
 
+def _on(target: Target, model: Any) -> Any:
+    """What the target times."""
+    return model.for_target(target) if isinstance(model, Network) else model
+
+
 def _timed(
     target: Target,
     target_name: str,
@@ -134,7 +140,8 @@ def _timed(
 ) -> Iterator[tuple[str, Latency]]:
     """Each network's latency; of several, those that can be timed stay where one cannot."""
     try:
-        yield from zip(models, history.profile(target, models, **options), strict=True)
+        ready = {name: _on(target, model) for name, model in models.items()}
+        yield from zip(models, history.profile(target, ready, **options), strict=True)
     except _EXPECTED as error:
         if failures is None:
             raise
@@ -155,7 +162,8 @@ def _explained(
     """The profile with its explanation, where there is one."""
     on_event(Message(f"explaining {profile.model} on {profile.target}"))
     try:
-        found = targets[profile.target].explain(models[profile.model], profile.latency)
+        target = targets[profile.target]
+        found = target.explain(_on(target, models[profile.model]), profile.latency)
     except (ValueError, TargetUnavailable) as error:
         if failures is None:
             raise
