@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 BUDGET = "budget"  # how names of limits begin that a reward steers to, once there is a model of it
 STARTUP = 10  # evaluated trials, until then
 RECENT = 16  # where half of the last ones fit, nothing need be done
-FEWEST = 4  # trials that can be learned from
+FEWEST = 3  # trials that can be learned from
 RIDGE = 0.1
 ORDERS = 24  # of decisions, that are tried
 NEAREST = 2  # trials to the limits, of which neighbours are tried, too

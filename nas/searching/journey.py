@@ -119,6 +119,8 @@ def search(
         processes.wait(workers)
         if workers:
             ended = search_for()  # what a killed worker left undone
+        if ended == "deadline" and not trained(study):  # then there is nothing to do after it
+            ended = run.explore(trials, started + 60 * minutes, score)
         run.say_end(ended)
         if prove:
             summary["prove"] = run.prove()
@@ -244,7 +246,7 @@ class _Run:
         if kept["beta"] is not None:
             self.say(f"beta {kept['beta']}")
         done = len(trained(self.study))
-        if self._plan is not None:
+        if self._plan is not None and trials > done:
             words = self._plan.words(trials - done, minutes, most_finalists)
             if words:
                 self.say(words)
@@ -253,7 +255,7 @@ class _Run:
 
     def say_end(self, ended: str) -> None:
         """Say why the search ended; `ValueError` where it is that no network can be trained."""
-        if ended == "deadline":
+        if ended == "deadline" and trained(self.study):
             self.say("time for the finalists; the same command goes on with the search")
         if trained(self.study):
             if ended == "converged":

@@ -142,7 +142,7 @@ class _Clock:
 
     limit: float
     on_event: Listener
-    begun: float = dataclasses.field(default_factory=time.monotonic)
+    begun: float = dataclasses.field(default_factory=lambda: time.monotonic())
     first: float = math.nan
     done: int = 0  # steps, before the second one that is seen
     steps: int = 0  # of all

@@ -12,14 +12,15 @@ import pytest
 from latency.cpu import CPU
 from nas import backend, registry
 from nas.cli.command_line import main
+from nas.cli.progress import Progress
 from nas.cli.search import parts_of
 from nas.controllers.random import Random
 from nas.events import Message
 from nas.files.writers.config_file import as_python
-from nas.searching import journey
+from nas.searching import journey, plan
 from nas.searching import study as studies
 from nas.searching.candidate import Candidate
-from nas.searching.events import SearchBegins, TrialEvent
+from nas.searching.events import SearchBegins, Step, TrialEvent
 from nas.searching.loop import trained
 from nas.searching.parts import Parts
 from nas.searching.result import Study
@@ -183,6 +184,50 @@ def test_the_winner_is_what_is_handed_over_though_all_were_trained_before(
     )
     assert any("once more" in text for text in said)
     assert lost.winner.number == winner.number and handed_over(lost) == winner.quality
+
+
+def test_a_limit_that_nothing_meets_ends_with_what_is_nearest(
+    family, tmp_path, capsys, monkeypatch
+):
+    """It is told as it happens, and does not end with an empty success."""
+    monkeypatch.setattr("nas.searching.loop.CONVERGED", 6)
+    settings = dataclasses.replace(NAMES, max_params=20)
+    base = parts(family, baseline=family.Config(units=16))
+    nearest = (
+        r"the nearest is trial \d+: 35 params, over --max-params 20 \(1.75 times .* nas export"
+    )
+    with pytest.raises(ValueError, match=nearest):
+        journey.search(base, settings, tmp_path / "run", trials=2, on_event=Progress())
+    said = capsys.readouterr().err
+    assert "the base network itself is over a limit: 131 params, over --max-params 20" in said
+    assert "fits, the nearest is trial" in said and "35 params" in said
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["winner"] is None and not (tmp_path / "run" / "best.keras").exists()
+
+
+def test_a_slow_base_network_waits_until_after_the_candidates(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "BASE_SHARE", 0.0)
+    monkeypatch.setattr(plan, "WATCHED_S", -1.0)
+    events = []
+    found = journey.search(
+        parts(family, baseline=family.Config(units=16)),
+        NAMES,
+        tmp_path / "run",
+        trials=2,
+        minutes=5,
+        most_finalists=1,
+        on_event=events.append,
+    )
+    told = [str(event) for event in events if isinstance(event, (Message, TrialEvent))]
+    first = next(n for n, text in enumerate(told) if "kind='trained'" in text)
+    waits = next(n for n, text in enumerate(told) if "it waits until after" in text)
+    plans = next(n for n, text in enumerate(told) if text.startswith("plan for 5 min: about 2"))
+    compared = next(n for n, text in enumerate(told) if "for comparison" in text)
+    assert waits < plans < first < compared
+    assert any(isinstance(event, Step) for event in events)
+    baseline = found.content["baseline"]
+    assert baseline["proxy_quality"] is None and baseline["quality"] is not None
+    assert found.winner.record["retrained"] and found.winner.record["timed_again"]
 
 
 def test_a_config_of_a_script_is_refused_at_once(family, tmp_path, monkeypatch):

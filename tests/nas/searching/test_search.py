@@ -120,6 +120,45 @@ def test_late_as_it_is_one_network_is_trained(tmp_path):
     assert why == "deadline" and len(trained(study)) == 1
 
 
+class Limited(Towers):
+    """Towers that may have so many units at most, as real networks have limits."""
+
+    most = 40.0
+
+    def profile(self, candidate):
+        record = super().profile(candidate)
+        share = sum(candidate.config) / self.most
+        costs = record["costs"] if share <= 1 else []
+        return record | {"of_limits": {"--max-params": share}, "costs": costs}
+
+
+def test_a_limit_that_nothing_meets_ends_at_the_deadline(tmp_path):
+    """Without a training, and without going on until everything is known."""
+    study, objective = a_study(tmp_path)
+    evaluator = Limited(tmp_path / "log")
+    evaluator.most = 3.0
+    worker = Worker(Flock(tmp_path / "locks"), "s")
+    why = explore(
+        study, evaluator, objective, trials=5, worker=worker, deadline=time.monotonic() - 1
+    )
+    worker.leave()
+    assert why == "deadline" and not trained(study)
+    assert [trial.constraints["--max-params"] > 0 for trial in study.trials] == [True]
+
+
+@pytest.mark.parametrize("budget", [4.0, 3.0])
+def test_what_is_trained_fits_where_something_fits(tmp_path, budget):
+    """Random towers cost 6 on average, and one in 30 or 100 at most these budgets."""
+    objective = Objective((budget,), Reward("absolute", (budget,)))
+    study, _ = a_study(tmp_path)
+    worker = Worker(Flock(tmp_path / "locks"), "s")
+    options = {"trials": 3, "worker": worker, "profiles": 2, "patience": 32}
+    explore(study, Limited(tmp_path / "log"), objective, **options)
+    worker.leave()
+    costs = [trial.user_attrs["profile"]["costs"][0] for trial in trained(study)]
+    assert len(costs) == 3 and max(costs) <= budget
+
+
 def test_nothing_is_trained_twice(tmp_path):
     study, why = run(tmp_path, trials=1000, controller="random", layers=2)
     log = Counter((tmp_path / "log").read_text().split())
