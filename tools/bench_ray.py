@@ -80,7 +80,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(int(sys.argv[3])):
     latency = target.profile(sys.argv[2], warmup=1, runs=3)
-    print(latency.conditions["ray_resource"], latency.conditions["queue_s"], flush=True)
+    print(latency.conditions.get("ray_resource"), latency.conditions.get("queue_s"), flush=True)
 """
 
 
@@ -100,13 +100,13 @@ class Scene:
         self.nodes = RayNodes(cpus=2)
         self.nodes.add("other", WORKERS, {"other": 100})
 
-    def search(self, study: str) -> subprocess.Popen:
+    def search(self, study: str, *more: str) -> subprocess.Popen:
         """The command of a user, in three workers on the other node."""
         command = [sys.executable, "-m", "nas", "search", "--task", "table:t.csv"]
         command += ["--controller", "./slow_search.py", "--budget-ms", "12", "--finalists", "0"]
         command += ["--trials", str(TRIALS), "--study", study, "--storage", self.database]
         command += ["--ray", self.nodes.address, "--workers", str(WORKERS)]
-        command += ["--worker-resources", "cpu=1,other=1"]
+        command += ["--worker-resources", "cpu=1,other=1", *more]
         with open(self.folder / f"{study}.log", "ab") as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
 
@@ -315,9 +315,9 @@ class Phones:
         resources = {f"phone:{one.serial}": 1 for one in self.all}
         self.scene.nodes.add("phones", 0, resources, **self.settings)
 
-    def clients(self, count: int, each: int) -> list[subprocess.Popen]:
+    def clients(self, count: int, each: int, **environment: str) -> list[subprocess.Popen]:
         command = [sys.executable, "-c", CLIENT, self.spec, str(self.model), str(each)]
-        settings = os.environ | {"RAY_ADDRESS": self.scene.nodes.address}
+        settings = os.environ | {"RAY_ADDRESS": self.scene.nodes.address} | environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         found = [subprocess.Popen(command, env=settings, **pipes) for _ in range(count)]
         for one in found:
@@ -370,6 +370,29 @@ def farm(scene: Scene, each: int = 8) -> dict:
             "invocations": [len(one) for one in spans],
             "queue_s_mean": round(sum(float(line[1]) for line in lines) / max(1, len(lines)), 2),
         }
+    finally:
+        scene.nodes.kill("phones")
+        phones.stop()
+
+
+def gang_search(scene: Scene) -> dict:
+    """A search whose workers are gangs, and what one of these measures on a phone that it holds."""
+    from latency.ray_cluster import cluster
+    from nas.ray_cluster.gangs import gang
+
+    process = scene.search("gangs", "--worker-resources", "other=1")
+    row = scene.judged("gangs", process)
+    phones = Phones(scene)
+    try:
+        phones.plug()
+        ray = cluster.connect(scene.nodes.address)
+        while f"phone:{phones.all[0].serial}" not in ray.cluster_resources():
+            time.sleep(0.1)
+        with gang(ray, [{f"phone:{one.serial}": 1} for one in phones.all]) as group:
+            name = ray.util.placement_group_table(group)["name"]
+            (client,) = phones.clients(1, 2, **{cluster.GROUP: name})
+            told = client.communicate("\n", timeout=120)[0].splitlines()
+        return row | {"measured_in_a_gang": len(told)}
     finally:
         scene.nodes.kill("phones")
         phones.stop()
@@ -434,6 +457,7 @@ SCENES = {
     "phones_node": phones_node,
     "farm": farm,
     "gangs": gangs,
+    "gang_search": gang_search,
 }
 
 

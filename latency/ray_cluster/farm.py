@@ -129,18 +129,21 @@ class Farm:
         name = cluster.resource(device.target)
         try:
             task = cluster.measuring_task(ray, device.target, models, options)
+            result = asyncio.wrap_future(task.future())
         except (TargetUnavailable, ValueError) as error:
             return error
         try:
             while True:
-                done, _ = await asyncio.wait([_result(task)], timeout=_LOOK_S)
+                done, _ = await asyncio.wait([result], timeout=_LOOK_S)
                 if done:
-                    return done.pop().result()
+                    return result.result()
                 # A task whose node is gone is pending for ever, without a word.
                 cluster.node_of(ray, name)
-        except (TargetUnavailable, ValueError) as error:
+        except TargetUnavailable as error:
             ray.cancel(task, force=True)
             return error
+        except ray.exceptions.RayTaskError as error:  # what nobody expected of the target
+            return error.cause
         except ray.exceptions.RayError:
             return None
         except asyncio.CancelledError:
@@ -165,7 +168,3 @@ def of(targets: tuple[Target, ...]) -> Any:
         max_concurrency=1000,
     )
     return made.remote(targets)
-
-
-def _result(task: Any) -> Any:
-    return asyncio.wrap_future(task.future())

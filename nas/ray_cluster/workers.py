@@ -84,11 +84,10 @@ def run(
         for _ in range(count):
             if len(bundles) > 1:
                 group = stack.enter_context(gang(ray, bundles))
-                options = _options({}) | {
-                    "scheduling_strategy": (
-                        ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, 0)
-                    )
-                }
+                # Of the first bundle; devices are left to those who measure on them.
+                own = {name: n for name, n in bundles[0].items() if name.lower() in _BUILT_IN}
+                there = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, 0)
+                options = _options(own) | {"scheduling_strategy": there}
                 settings[cluster.GROUP] = ray.util.placement_group_table(group)["name"]
             else:
                 options = _options(bundles[0])
