@@ -100,8 +100,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--profiles",
         type=int,
-        help="networks to time for each one trained (4 if the"
-        " controller can choose among them, else 1)",
+        help="networks to time for each one trained (4 if the controller can choose among them,"
+        " else 1; fewer where timing takes most of --minutes)",
     )
     how.add_argument(
         "--filter",
@@ -109,13 +109,17 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="train only what this score of untrained networks favours among those timed (none)",
     )
     how.add_argument(
-        "--epochs", type=int, help="epochs of a candidate (a third of the task's, or 4)"
+        "--epochs",
+        type=int,
+        help="epochs of a candidate (a third of the task's, or 4; less, to a part of one, where"
+        " --minutes are too few for some candidates)",
     )
     how.add_argument(
         "--finalists",
         type=int,
         default=3,
-        help="best networks retrained for three times the epochs (%(default)s)",
+        help="best networks that are then trained for up to three times the epochs and timed again;"
+        " 0: the best as it was judged (%(default)s)",
     )
     how.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     how.add_argument("--prove", action="store_true", help="compare with random search")

@@ -31,6 +31,7 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
         **dataclasses.asdict(settings),
         "beta": kept.get("beta"),
         "metric": study.user_attrs.get("metric"),  # what the quality is
+        "candidate_epochs": study.user_attrs.get("plan", {}).get("epochs"),
         "targets": [
             {"spec": text, "device": latency.get("device", ""), "budget_ms": budget, "unit": "ms"}
             for text, latency, budget in zip(

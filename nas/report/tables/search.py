@@ -166,7 +166,9 @@ def _summary(
     known += [("warning", text) for text in study_rows.warnings(rows, goals)]
     spent = study_rows.part(summary, "time_s").get("total")
     took = f" in {duration(spent)}" if spent else ""
-    known.append(("search", f"{len(rows):,} trials: {study_rows.tally_words(rows)}{took}"))
+    epochs = summary.get("candidate_epochs")
+    each = f"; candidates trained for {epochs:g} epochs" if epochs else ""
+    known.append(("search", f"{len(rows):,} trials: {study_rows.tally_words(rows)}{took}{each}"))
     known += _failed(rows)
     volume = study_rows.part(study_rows.part(summary, "prove"), "hypervolume")
     if volume:

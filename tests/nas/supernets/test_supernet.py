@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from families.mnasnet import Block, Config
 from nas import backend, interruption, registry
 from nas.cli.command_line import main
 from nas.cli.search import _one_shot
+from nas.events import ignore
 from nas.files.writers.litert import read_codes
 from nas.tasks import digits
 
@@ -24,12 +26,13 @@ from nas.searching import study  # noqa: E402
 from nas.searching.candidate import Candidate  # noqa: E402
 from nas.searching.networks import Networks  # noqa: E402
 from nas.searching.study import Settings  # noqa: E402
-from nas.supernets import layers, masks, network, supernet  # noqa: E402
-from nas.supernets.one_shot import OneShot  # noqa: E402
+from nas.supernets import layers, masks, network, one_shot, supernet  # noqa: E402
+from nas.supernets.one_shot import NotReady, OneShot  # noqa: E402
 from nas.supernets.shared_weights import SharedWeights  # noqa: E402
 from nas.training import loop  # noqa: E402
 from nas.training.batches import count  # noqa: E402
 from nas.training.checkpoint import Checkpoint  # noqa: E402
+from nas.training.state import Now  # noqa: E402
 from search_spaces import mnasnet as space  # noqa: E402
 
 OPS = {"conv": ("conv", 1), "depthwise": ("depthwise", 1), "mbconv": ("mbconv", 3)}
@@ -308,3 +311,18 @@ def test_a_search_from_end_to_end(tmp_path, capsys):
 @pytest.mark.skipif(keras.config.backend() == "jax", reason="it starts this")
 def test_on_jax(passes_on_jax):
     passes_on_jax(__file__, "warm_up_has or (inherited_network and 11)")
+
+
+def test_a_supernet_that_there_is_no_time_for_says_what_it_needs_and_steps_aside(tmp_path):
+    """Digits in 2 of its 90 minutes: it would judge networks by chance."""
+    weights = SharedWeights(None, None, tmp_path)
+    weights._began = time.monotonic() - 40
+    now = Now(epoch=1, step=40, steps=120, loss=0.5, rate=1e-3)
+    with pytest.raises(NotReady, match=r"120 of 6,000 steps in its 2 minutes.*--minutes 25\d for"):
+        weights._look(ignore, 6000, 2.0, now)
+    weights._look(ignore, 6000, 2.0, dataclasses.replace(now, steps=1500))
+    weights._look(ignore, 6000, None, now)
+    SharedWeights(None, None, tmp_path, OneShot(epochs=1))._look(ignore, 6000, 2.0, now)
+    one_shot.aside(tmp_path).write_text("too little time")
+    with pytest.raises(NotReady, match="too little time"):
+        weights.prepare(5, ignore)
