@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="nas",
         description="Hardware-aware neural architecture search and compression, on real devices.",
+        epilog="Ctrl-C and SIGTERM end a command between two steps: what it has is kept, and the"
+        " same command goes on; a second Ctrl-C ends it at once. Exit status: 0 done, 2 an error,"
+        " told in one line, 130 after Ctrl-C, 143 after SIGTERM.",
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -77,7 +80,9 @@ def _run(arguments: argparse.Namespace, request: interruption.Request) -> int:
         backend.choose()  # before whatever a command needs imports Keras
         if arguments.imports:
             _import(arguments.imports)
-        return arguments.run(arguments) or 0
+        code = arguments.run(arguments) or 0
+        sys.stdout.flush()  # here, where it is told in one line that there is no room, or no reader
+        return code
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
