@@ -23,6 +23,7 @@ from latency.tflite import examples, fixed_shapes, process, same_network
 from latency.tflite.branch_constants import with_own_constants
 from latency.tflite.direct_writer import assemble
 from latency.tflite.plain_operations import plain_argmax
+from latency.tflite.refusals import reason
 from latency.tflite.signature import names, signed
 
 __all__ = ["Session", "assemble", "bytes_of", "convert", "file_of", "load", "run", "runner"]
@@ -53,7 +54,6 @@ def convert(model: Any) -> bytes:
             path, _ = keras_file.for_worker(model, Path(folder), "LiteRT")
             return process.convert(path)
     import tensorflow as tf  # noqa: PLC0415
-    from tensorflow.lite.python.convert_phase import ConverterError  # noqa: PLC0415
     from tensorflow.python.framework import convert_to_constants  # noqa: PLC0415
 
     def infer(*inputs):
@@ -63,26 +63,22 @@ def convert(model: Any) -> bytes:
         return keras.tree.flatten(outputs)
 
     signature = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs]
-    function = tf.function(infer, autograph=False).get_concrete_function(*signature)
     freeze = convert_to_constants.convert_variables_to_constants_v2
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)  # it warns of a trackable object, which a frozen graph lacks
     try:
+        function = tf.function(infer, autograph=False).get_concrete_function(*signature)
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [with_own_constants(freeze(function, lower_control_flow=False))]
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         with silent_stderr():  # what it says there is in its error, too
             made = converter.convert()
-        return signed(made, inputs, outputs)
-    except ConverterError as error:
-        reason = next((line for line in str(error).splitlines() if "error:" in line), str(error))
-        raise ValueError(
-            f"model {model.name!r}: {reason.split('error:')[-1].strip()}; "
-            "only LiteRT's builtin operations are allowed: Flex operations do not run on devices"
-        ) from error
+    except Exception as error:  # whatever TensorFlow, or the code of a layer, raises
+        raise ValueError(reason(model, error)) from error
     finally:
         logging.disable(disabled)
+    return signed(made, inputs, outputs)
 
 
 def _check_possible(model: Any) -> None:
@@ -131,12 +127,9 @@ def file_of(model: Any, batch_size: int = 1) -> bytes | Path:
     try:
         tflite = assemble(model)
         _check(model, tflite)
-    except ValueError as unsupported:
-        try:
-            tflite = convert(model)
-            _check(model, tflite)
-        except ValueError as error:
-            raise ValueError(f"{error}; and written directly: {unsupported}") from error
+    except ValueError:  # a layer that is not written directly
+        tflite = convert(model)
+        _check(model, tflite)
     return _at_batch(tflite, batch_size)
 
 

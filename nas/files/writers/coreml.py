@@ -188,20 +188,39 @@ def _unrolled(model: Any) -> Any:
     import keras
 
     def change(layer, copy):
-        if not isinstance(layer, keras.layers.RNN) or layer.unroll:
+        config = _step_by_step(layer)
+        if config is None:
             return copy
-        if layer.input.shape[1] is None:
+        sequence = keras.tree.flatten(layer.input)[0]  # a state to begin with may follow
+        if sequence.shape[1] is None:
             raise ValueError(
                 f"layer {layer.name}: Core ML takes a recurrent layer of a known length only"
             )
-        new = type(layer).from_config(layer.get_config() | {"unroll": True})
-        new.build(layer.input.shape)
+        new = type(layer).from_config(config)
+        new.build(sequence.shape)
         new.set_weights(layer.get_weights())
         return new
 
-    if any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in model.layers):
+    if any(_step_by_step(layer) is not None for layer in model.layers):
         return graph.rewrite(model, change)
     return model
+
+
+def _step_by_step(layer: Any) -> dict[str, Any] | None:
+    """The configuration of a recurrent layer without its loop; None of one that has no loop."""
+    import keras
+
+    if not isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional)):
+        return None
+    config = layer.get_config()
+    parts = [config]
+    if isinstance(layer, keras.layers.Bidirectional):
+        parts = [config["layer"]["config"], config["backward_layer"]["config"]]
+    if all(part.get("unroll", True) for part in parts):
+        return None
+    for part in parts:
+        part["unroll"] = True
+    return config
 
 
 def _joined(folder: pathlib.Path, names: list[str]) -> pathlib.Path:
