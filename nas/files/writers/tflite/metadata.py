@@ -33,9 +33,9 @@ def with_metadata(tflite: bytes, card: dict[str, Any]) -> bytes:
     file, files = File(tflite), _associated(tflite)
     card = _as_in_file(card, file)
     labels = card.pop("labels", [])
-    files[CARD] = json.dumps(card, ensure_ascii=False, separators=(",", ":")).encode()
     if labels:
         files.setdefault(LABELS, "\n".join(labels).encode())
+    files[CARD] = json.dumps(card, ensure_ascii=False, separators=(",", ":")).encode()
     found = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite))
     own = {text(one.name): bytes(found.buffers[one.buffer].data) for one in found.metadata or ()}
     own.setdefault(NAME, _described(file, card, bool(labels)))
