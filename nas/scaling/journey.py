@@ -112,9 +112,9 @@ def scale(
             family.write()
     except KeyboardInterrupt:
         interruption.hand_over()
+        on_event(Message("\ninterrupted: nothing finished is lost, the same command goes on"))
         if family is None:
             raise
-        on_event(Message("\ninterrupted: nothing finished is lost, the same command goes on"))
         family = Family(folder, family.content, interrupted=True)
     assert family is not None  # there is one budget at least
     return family
