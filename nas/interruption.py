@@ -150,7 +150,8 @@ def _listening() -> Iterator[Request]:
 
 def _asked(number: int, frame: Any) -> None:
     request = _request
-    assert request is not None  # there is one while this handler is installed
+    if request is None:  # it ends in this moment
+        raise KeyboardInterrupt
     first = request.signal is None
     if first:
         request.signal = number
@@ -167,7 +168,7 @@ def _asked(number: int, frame: Any) -> None:
 
 def _tick(number: int, frame: Any) -> None:
     request = _request
-    if request is None or request.ending:
+    if request is None or request.ending or request.alarm is None:
         return
     request.ticks += 1
     if request.ticks >= _PATIENCE:
