@@ -226,7 +226,8 @@ class Advisory(Locks):
         return False
 
     def _release(self, name: str) -> None:
-        with self._one_at_a_time, contextlib.suppress(self._sql.exc.DBAPIError):
+        # Where the connection breaks, or is broken, it is free without being asked for.
+        with self._one_at_a_time, contextlib.suppress(self._sql.exc.SQLAlchemyError):
             if name in self._names:
                 self._names.discard(name)  # first: a new connection is not to take it again
                 self._scalar("SELECT pg_advisory_unlock(:key)", name)

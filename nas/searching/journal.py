@@ -1,6 +1,7 @@
 """The file that a study is kept in: Optuna's journal, that survives what happens to writers."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ class Journal(JournalFileBackend):
         super().__init__(os.fspath(path))
         self.next_log = (0, 0)  # the number of the next log, and where in the file it begins
         self._damaged: dict[int, dict[str, Any] | None] = {}  # where -> what stands for it
-        with self._locked():
+        with _read_only(), self._locked():
             self._heal()
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
@@ -116,6 +117,16 @@ class Journal(JournalFileBackend):
                 " to have it back, restore the file from a backup"
             )
         return self._damaged.get(where)
+
+
+@contextlib.contextmanager
+def _read_only() -> Iterator[None]:
+    """A journal that cannot be written can be read all the same."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -200,7 +200,10 @@ def _settle(study: optuna.Study, lost: list[FrozenTrial], blame: bool) -> list[F
 
 def _guilty(trial: FrozenTrial) -> bool:
     """Whether its worker died of a trial: it was being trained, or timed; others only waited."""
-    return "training" in trial.user_attrs or "profile" not in trial.user_attrs
+    attributes = trial.user_attrs
+    return (
+        "profile" not in attributes or "training" in attributes and "evaluation" not in attributes
+    )
 
 
 def _is_poison(study: optuna.Study, trial: FrozenTrial) -> bool:

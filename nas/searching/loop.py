@@ -120,9 +120,9 @@ class _Loop:
                 reason = f"{error}: it was given to another worker, which took this one for dead"
             except StorageInternalError as error:
                 self.broken += 1
-                if self.broken == MOST_BROKEN:
-                    raise
                 reason = f"the storage broke off: {storage.reason(error)}"
+                if self.broken == MOST_BROKEN:
+                    raise ValueError(f"{reason}; the same command goes on when it works") from error
             for trial in leases.give_back_own(self.study, self.worker):
                 self.on_event(TrialEvent("returned", trial, self.trained, reason))
             self.on_event(Message(f"a round is dropped: {reason}"))
@@ -179,8 +179,8 @@ class _Loop:
         self._read = len(finished)
 
     def _learn(self, trial: FrozenTrial) -> None:
-        record = trial.user_attrs.get("profile")
-        if record is None or "duplicate_of" in record or record.get("key") in (None, *self.known):
+        record = trial.user_attrs.get("profile", {})
+        if "key" not in record or "duplicate_of" in record or record["key"] in self.known:
             return
         if leases.failure(trial) is not None:
             self.failed[record["key"]] = trial

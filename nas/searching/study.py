@@ -1,5 +1,6 @@
 """The folder of a study, `runs/<study>`: settings, storage, what was derived once and kept."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -207,6 +208,8 @@ def _open(folder: pathlib.Path, settings: Settings, location: str | None) -> opt
         names = [one.study_name for one in kept.get_all_studies()]
         if name not in names and len(names) == 1:
             (name,) = names
+    with contextlib.suppress(KeyError):
+        return optuna.load_study(study_name=name, storage=kept)
     return optuna.create_study(
         study_name=name,
         storage=kept,

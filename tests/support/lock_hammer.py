@@ -1,6 +1,5 @@
 """Processes that take and leave the same locks, and are killed meanwhile: none may overlap."""
 
-import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -14,22 +13,19 @@ FORK = multiprocessing.get_context("fork")
 
 
 def hammer(make_locks: Callable[[], Locks], scratch: pathlib.Path, until: float) -> None:
-    """Take one of two locks again and again; write down whoever else is seen within."""
+    """Take one of two locks again and again; write down whoever else comes in meanwhile."""
     locks, name = make_locks(), f"{os.getpid()}"
     while time.time() < until:
-        lock = f"s/{int(time.time() * 1000) % 2}"
-        inside = scratch / f"inside{lock[-1]}"
-        with locks.lock(lock):
-            # What a killed holder leaves here is no overlap: it does not live.
-            with contextlib.suppress(FileNotFoundError):
-                other = inside.read_text()
-                if other and pathlib.Path(f"/proc/{other}").exists():
-                    (scratch / "overlaps").open("a").write(f"{other} {name}\n")
-            inside.write_text(name)
-            time.sleep(0.0005)
-            inside.unlink()
+        number = int(time.time() * 1000) % 2
+        inside = scratch / f"inside{number}"
+        with locks.lock(f"s/{number}"):
+            inside.write_text(name)  # over what a killed holder left
+            time.sleep(0.001)
+            if (other := inside.read_text()) != name:
+                with open(scratch / "overlaps", "a") as overlaps:
+                    overlaps.write(f"{other} came in to {name}\n")
         with open(scratch / "taken", "a") as taken:
-            taken.write(f"{lock[-1]}\n")
+            taken.write(f"{number}\n")
 
 
 def hammered(

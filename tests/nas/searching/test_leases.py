@@ -1,10 +1,13 @@
 """Locks by name, whose a trial is, candidates that fail or kill: nothing is lost or done twice."""
 
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 
@@ -299,22 +302,57 @@ def test_storages_that_cannot_be_opened_are_one_line(tmp_path, monkeypatch, caps
 
 
 def test_the_clock_may_be_set_back(tmp_path):
-    """An hour back in the middle: of the whole process, as `date -s` would."""
+    """An hour back before each training: the clock of a process whose time functions are ours."""
     code = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 real, shift = time.time, [0.0]
 time.time = lambda: real() - shift[0]
+import datetime
+import optuna.storages.journal._storage as optunas
+class Clock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.now(tz) - datetime.timedelta(seconds=shift[0])
+optunas.datetime = Clock
 import test_leases
 class Back(test_leases.Line):
     def train(self, candidate, **options):
-        shift[0] += 600.0
+        shift[0] += 3600.0
         return super().train(candidate, **options)
 import pathlib
 test_leases.Line = Back
 test_leases.search(pathlib.Path(sys.argv[2]), trials=6)
 """
-    command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=60)
+    places = [str(pathlib.Path(__file__).parent), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, *places], check=True, env=environment)
     assert len(trained(a_study(tmp_path))) == 6
     assert len(trained(search(tmp_path, trials=8))) == 8
+
+
+def test_a_read_only_study_is_shown_and_not_searched():
+    folder = pathlib.Path(tempfile.mkdtemp()) / "s"
+    try:
+        worker = studies.worker_of(folder, None)
+        study = studies.create(folder, Settings(), None, worker)
+        study.tell(study.ask(), 1.0)
+        worker.leave()
+        folder.parent.chmod(0o755)
+        for path in (*folder.rglob("*"), folder):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+
+        def look():
+            if os.getuid() == 0:  # to whom everything is allowed
+                os.setuid(65534)
+            assert len(studies.load(folder)[1].trials) == 1
+            with pytest.raises(OSError, match=str(folder)):
+                studies.worker_of(folder, None)
+
+        process = FORK.Process(target=look)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder.parent)
