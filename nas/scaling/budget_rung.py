@@ -21,7 +21,7 @@ from nas.profiling import history
 from nas.profiling.wait_for_device import wait_for_device
 from nas.scaling.compound_scaling import SINGLE_OBJECTIVE, Factors
 from nas.scaling.scaled_space import ScaledSpace, described
-from nas.searching import finalists
+from nas.searching import finalists, leases
 from nas.searching import study as studies
 from nas.searching.candidate import Candidate
 from nas.searching.evaluator import MakeNetwork
@@ -104,7 +104,8 @@ class Rung:
                 on_event=self.on_event,
                 keep=finalists.BestSoFar(self.folder, objective, evaluator.save, self._say),
             )
-            return self._finish(study, objective, most_finalists, seeds, started + seconds)
+            record = self._finish(study, objective, most_finalists, seeds, started + seconds)
+            return record | {"failures": leases.failed(study.get_trials(deepcopy=False))}
         finally:
             worker.leave()
 

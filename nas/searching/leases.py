@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import socket
 import uuid
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -123,6 +124,12 @@ def failure(trial: FrozenTrial) -> dict[str, Any] | None:
     judged = "training" not in attributes and profile.get("costs")  # after it had been given back
     other = judged or "excess" in profile or "duplicate_of" in profile
     return attributes["failures"][-1] if trial.state == TrialState.PRUNED and not other else None
+
+
+def failed(trials: Iterable[FrozenTrial]) -> list[dict[str, Any]]:
+    """The trials that failed for good: number, worker, kind, message, at."""
+    found = ((trial.number, failure(trial)) for trial in trials)
+    return [{"number": number, **why} for number, why in found if why is not None]
 
 
 def give_back(study: optuna.Study, worker: Worker) -> list[FrozenTrial]:

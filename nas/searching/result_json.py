@@ -58,11 +58,7 @@ def summarize(study: optuna.Study, settings: Settings, found: dict) -> dict:
         },
         "counts": {state: states.count(state) for state in sorted(set(states))}
         | {"duplicates": sum("duplicate_of" in record for record in records)},
-        "failures": [  # candidates that failed for good
-            {"number": trial.number, **failure}
-            for trial in every
-            if (failure := leases.failure(trial)) is not None
-        ],
+        "failures": leases.failed(every),
         "versions": _versions(),
         "command": f"nas search --study {study.study_name}",
     }

@@ -9,6 +9,7 @@ import numpy as np
 from nas.report.format import figure, percent
 from nas.report.tables.columns import columns, facts
 
+_FAILURES = 3  # of a rung, that are written out
 NAMES = {"lacs": "LACS", "single": "single-objective"}
 
 
@@ -44,6 +45,10 @@ def table(content: Mapping[str, Any], folder: Path | None = None) -> str:
     if content["law"]:
         known.append(("law", _law(content["law"]) + " is nearest to this family"))
         known.append(("", _law(content["single_objective"]) + " is single-objective"))
+    for rung in content["rungs"]:
+        for one in rung.get("failures", ())[:_FAILURES]:
+            why = f"{rung['budget_ms']:g} ms, trial {one['number']}: {one['message']}"
+            known.append(("failed", why))
     if folder is not None:
         known.append(("files", f"{folder}: a .keras, .tflite and .py each, family.py, ladder.png"))
     title = (
