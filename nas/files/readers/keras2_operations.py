@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nas.files.readers import keras2_functions
+
 KINDS = {"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"}
 MODELS = {"Functional", "Model", "Sequential"}
 ADD = {"math.add", "__operators__.add", "add"}
@@ -35,7 +37,7 @@ def plain(config: dict[str, Any], source: str) -> dict[str, Any]:
     """
     layers = [
         _layer(one, source) if one.get("class_name") in KINDS else dict(one)
-        for one in config["layers"]
+        for one in _without_batches(config["layers"])
     ]
     models = {one["name"] for one in layers if one.get("class_name") in MODELS}
     ends = [config.get(name) for name in ("input_layers", "output_layers")]
@@ -59,6 +61,36 @@ def plain(config: dict[str, Any], source: str) -> dict[str, Any]:
         if name in config
     }
     return config | changed | {"layers": layers}
+
+
+def _without_batches(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers with -1 for tf.shape(x)[0], a batch that a reshape is told."""
+
+    def function(one: dict[str, Any]) -> str:
+        config = one.get("config")
+        return str(config.get("function", "")) if isinstance(config, dict) else ""
+
+    shapes = {one["name"] for one in layers if function(one).removeprefix("compat.v1.") == "shape"}
+    batches = {
+        one["name"]
+        for one in layers
+        for node in one.get("inbound_nodes", [])
+        if function(one) == "__operators__.getitem" and _is_reference(node) and len(node) > 3
+        if node[0] in shapes and node[3].get("slice_spec") == 0
+    }
+    found = []
+    for one in layers:
+        nodes = one.get("inbound_nodes", [])
+        if function(one) == "reshape" and len(nodes) == 1 and _is_reference(nodes[0]):
+            *reference, given = nodes[0]
+            first, *rest = given.get("shape") or [None]
+            if isinstance(first, list) and first and first[0] in batches and -1 not in rest:
+                nodes = [[*reference, given | {"shape": [-1, *rest]}]]
+        found.append(one | {"inbound_nodes": nodes})
+    for names in (batches, shapes):  # the second are read by the first
+        read = {reference[0] for one in found for reference in _references(one["inbound_nodes"])}
+        found = [one for one in found if one["name"] not in names - read]
+    return found
 
 
 def named(name: str) -> str:
@@ -100,7 +132,7 @@ def _mapped(value: Any, change: Callable[[list[Any]], Any]) -> Any:
 def _merge(one: dict[str, Any]) -> None:
     """Makes x + y of Keras 3, which its reader takes for a layer of that name, that layer."""
     calls = one.get("inbound_nodes", [])
-    if one.get("class_name") not in ("Add", "Subtract", "Multiply"):
+    if "module" in one or one.get("class_name") not in ("Add", "Subtract", "Multiply"):
         return
     if calls and all(isinstance(c, dict) and len(c.get("args", ())) == 2 for c in calls):
         if all(isinstance(arg, dict) for call in calls for arg in call["args"]):
@@ -142,10 +174,7 @@ def _layer(one: dict[str, Any], source: str) -> dict[str, Any]:
     for node in one.get("inbound_nodes", []):
         found = _call(function, node)
         if found is None:
-            raise ValueError(
-                f"{source}: {one['name']!r} is the TensorFlow operation {function} on {node!r:.80},"
-                " for which Keras 3 has no layer; use one (keras.layers.Add, Rescaling, ...)"
-            )
+            return _operation(one, function, source)
         kind, options, inputs = found
         kinds.append((kind, options))
         calls.append([[*reference[:3], {}] for reference in inputs])
@@ -155,6 +184,40 @@ def _layer(one: dict[str, Any], source: str) -> dict[str, Any]:
     return {
         "class_name": kind,
         "config": {"name": one["name"], "trainable": True, "dtype": "float32"} | options,
+        "name": one["name"],
+        "inbound_nodes": calls,
+    }
+
+
+def _operation(one: dict[str, Any], function: str, source: str) -> dict[str, Any]:
+    """The operation of Keras 3 that does what one of TensorFlow does; `ValueError` where none."""
+    calls, kinds = [], []
+    for node in one.get("inbound_nodes", []):
+        several = isinstance(node, list) and node and all(map(_is_reference, node))
+        first, *rest = node if several else [node]
+        is_call = isinstance(first, list) and len(first) == 4 and isinstance(first[3], dict)
+        given = first[3] if is_call else {}
+        given = {name: _mapped(value, _tensor) for name, value in given.items() if name != "name"}
+        given = {name: value for name, value in given.items() if value is not None}
+        begin = first[2] if is_call and first[0] == CONSTANT else _tensor(first[:3])
+        begin = [begin, *(_tensor(reference) for reference in rest)] if several else begin
+        found = keras2_functions.operation(function, begin, given) if is_call else None
+        if found is None:
+            raise ValueError(
+                f"{source}: {one['name']!r} is the TensorFlow operation {function} on {node!r:.80},"
+                " for which Keras 3 has no layer; use one (keras.layers.Add, Rescaling, ...)"
+            )
+        module, kind, options, tensors = found
+        kinds.append((module, kind, options))
+        calls.append({"args": tensors, "kwargs": {}})
+    if not kinds or any(kind != kinds[0] for kind in kinds):
+        raise ValueError(f"{source}: {one['name']!r} ({function}) is called in different ways")
+    module, kind, options = kinds[0]
+    return {
+        "class_name": kind,
+        "module": module,
+        "config": {"name": one["name"]} | options,
+        "registered_name": kind,
         "name": one["name"],
         "inbound_nodes": calls,
     }
