@@ -15,6 +15,8 @@ EPILOG = """examples:
                --out small_moe.keras
   nas compress a.keras --method ptq:8 --data train.npz --target cpu:threads=1 --out a.tflite
   nas compress autoencoder.keras --method qat:4 --data x.npy --target-is-input --out a.tflite
+  nas compress a.tflite --method ptq:8,io=int8 --data inputs.npy --out microcontroller.tflite
+  nas compress a.tflite --method float16 --out half.tflite
   nas compress prices.keras --method ptq:8 --data rows.csv,target=price --metric r2 --out a.tflite
 Beside the first file it leaves a .json (before and after, what was left alone and why) and a .png
 (which layers bear it least). Ctrl-C, or a kill, loses at most the minute since the last checkpoint:
@@ -32,8 +34,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "model",
-        help=".keras, .h5, SavedModel, .bin of llama2.c, .safetensors, a folder of a search, or"
-        " family:variant",
+        help=".keras, .h5, SavedModel, .tflite, .bin of llama2.c, .safetensors, a folder of a"
+        " search, or family:variant",
     )
     parser.add_argument(
         "--method", action="append", required=True, help="see `nas list method`; repeat for several"
@@ -47,6 +49,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="what to train and judge on, see `nas list task`")
     add_data(parser)
     shapes.add(parser)
+    parser.add_argument("--signature", help="of a .tflite file with several, which to compress")
     parser.add_argument(
         "--target", action="append", help="device to time the .tflite on, before and after"
     )
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     task_name = task_of(arguments)
     methods = [registry.method(text) for text in arguments.method]
-    network = api.open(arguments.model)
+    network = api.open(arguments.model, signature=arguments.signature)
     task = None if task_name is None else registry.task(task_name)
     try:
         done = compress(
