@@ -126,6 +126,13 @@ def compress(
     finished = fold(prepared, record)
     for method in reversed(methods):
         finished = method.finalize(finished, data, record)
+    changed_layers = {
+        layer.name
+        for layer in finished.layers
+        if any(weight.path in record.weights for weight in layer.weights)
+    }
+    for name in changed_layers & record.untouched.keys():  # left by one method, not by another
+        del record.untouched[name]
     problems = list(record.check(finished))
     if problems:
         raise ValueError(

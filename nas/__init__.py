@@ -19,6 +19,7 @@ _NAMES = {  # name -> module that defines it
     "open": "nas.api",
     "Study": "nas.searching.result",
     "Compressed": "nas.compression.journey",
+    "Goal": "nas.compression.goals.goal",
     "Profiles": "nas.profiling.results",
     "Trained": "nas.training.journey",
     "Family": "nas.scaling.result",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from nas.api import search as search
     from nas.api import train as train
     from nas.cli.progress import Progress as Progress
+    from nas.compression.goals.goal import Goal as Goal
     from nas.compression.journey import Compressed as Compressed
     from nas.events import Message as Message
     from nas.files.open_network import Network as Network

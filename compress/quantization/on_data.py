@@ -62,11 +62,13 @@ def round_on_data(
     data: Data,
     masks: dict[str, np.ndarray] | None = None,
     clip: str = "newton",
+    alone: bool = False,
 ) -> OnData:
     """Levels for the kernels of a flat model, `Parametrized` layers as they are seen now.
 
     bits: path of a kernel -> 8, 4, 3 or 2. masks: path -> False where a weight is 0 and stays.
-    clip: how levels are found that inputs do not decide. The model is not changed.
+    clip: how levels are found that inputs do not decide. alone: each kernel as if all others stayed
+        in float. The model is not changed.
 
     A layer that is called several times is rounded for its first call.
 
@@ -77,7 +79,7 @@ def round_on_data(
     >>> len(np.unique(np.abs(found.values["head/kernel"] / found.scales["head/kernel"]).round(4)))
     2
     """
-    return _Walk(model, bits, data, masks or {}, clip).run()
+    return _Walk(model, bits, data, masks or {}, clip, alone).run()
 
 
 def takers(model: keras.Model, paths: list[str]) -> set[str]:
@@ -97,7 +99,10 @@ def takers(model: keras.Model, paths: list[str]) -> set[str]:
 class _Walk:
     """One pass through a network, segments of it after one another, batches within each."""
 
-    def __init__(self, model: Any, bits: dict[str, int], data: Data, masks: Any, clip: str):
+    def __init__(
+        self, model: Any, bits: dict[str, int], data: Data, masks: Any, clip: str, alone: bool
+    ):
+        self.alone = alone
         self.model, self.bits, self.masks, self.clip = model, bits, masks, clip
         self.kernels = {one.path: one for one in kernels(model) if one.path in bits}
         self.found = OnData({}, {}, {}, {}, {}, 0)
@@ -269,7 +274,7 @@ class _Walk:
             scale = scale[::parts]
             whole = view.restore((q.reshape(shape) * scale).astype(np.float32))
             self._set(kernel, whole, view.restore(scale), view.restore(target.reshape(shape)))
-        if place is not None:
+        if place is not None and not self.alone:
             now = view.apply(self.found.values[kernel.path]).reshape(part)
             means = [one.astype(np.float32)[:, None] for one in moments.means()]
             shift = means[0] @ weights.reshape(part) - means[1] @ now
@@ -292,7 +297,8 @@ class _Walk:
 
     def _set(self, kernel: Kernel, value: Any, scale: np.ndarray, target: np.ndarray) -> None:
         variable, _ = self._variable(kernel)
-        self.changed[id(variable)] = keras.ops.convert_to_tensor(value.astype(np.float32))
+        if not self.alone:
+            self.changed[id(variable)] = keras.ops.convert_to_tensor(value.astype(np.float32))
         self.found.values[kernel.path] = value
         self.found.scales[kernel.path] = np.ascontiguousarray(scale, np.float32)
         self.found.targets[kernel.path] = np.ascontiguousarray(target, np.float32)

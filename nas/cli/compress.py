@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from nas.cli import shapes
+from nas.cli import flags, shapes
 from nas.cli.train import add_data, add_recipe, judged_by, recipe_fields, task_of
 
 EPILOG = """examples:
@@ -14,6 +14,9 @@ EPILOG = """examples:
   nas compress moe.keras --method drop_experts:0.5,criterion=EAN,rounds=4 --task text:a.txt \\
                --out small_moe.keras
   nas compress a.keras --method ptq:8 --data train.npz --target cpu:threads=1 --out a.tflite
+  nas compress a.keras --max-drop 1 --data x.npz --out smallest.tflite
+  nas compress a.keras --max-bytes 120e3 --data x.npz --out best.tflite --front tried/
+  nas compress a.keras --max-drop 1 --faster --target cpu:threads=1 --data x.npz --out fast.tflite
   nas compress autoencoder.keras --method qat:4 --data x.npy --target-is-input --out a.tflite
   nas compress a.tflite --method ptq:8,io=int8 --data inputs.npy --out microcontroller.tflite
   nas compress a.tflite --method float16 --out half.tflite
@@ -38,8 +41,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         " search, or family:variant",
     )
     parser.add_argument(
-        "--method", action="append", required=True, help="see `nas list method`; repeat for several"
+        "--method", action="append", help="see `nas list method`; repeat for several"
     )
+    _add_goal(parser)
     parser.add_argument(
         "--out",
         action="append",
@@ -76,48 +80,83 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_goal(parser: argparse.ArgumentParser) -> None:
+    from nas.compression.goals.goal import Goal
+
+    group = parser.add_argument_group(
+        "instead of --method a goal",
+        "the smallest, best or fastest .tflite file within limits: what is tried is judged on one"
+        " part of the examples, and proven on another",
+    )
+    flags.add(group, Goal)
+    group.add_argument("--front", metavar="DIR", help="for the files of which no other is better")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Begin or go on with a compression; 0, or 130 where it was interrupted."""
     from nas import backend, registry
 
-    for kind, texts in (("method", arguments.method), ("target", arguments.target or [])):
+    for kind, texts in (("method", arguments.method or []), ("target", arguments.target or [])):
         for text in texts:
             registry.known(kind, registry.parse(text).name)
     _check_outs(arguments)
     backend.load()
     from nas import api
     from nas.cli.listener import Terminal
+    from nas.compression.goals.journey import towards
     from nas.compression.journey import compress, fine_tuning
     from nas.training.loop import Interrupted
 
     task_name = task_of(arguments)
-    methods = [registry.method(text) for text in arguments.method]
+    methods = [registry.method(text) for text in arguments.method or []]
+    goal = _goal(arguments)
     network = api.open(arguments.model, signature=arguments.signature)
     task = None if task_name is None else registry.task(task_name)
+    options: dict[str, Any] = dict(
+        out=arguments.out,
+        epochs=arguments.epochs,
+        recipe=fine_tuning(task, **recipe_fields(arguments)),
+        targets=[(text, registry.target(text)) for text in arguments.target or []],
+        examples_count=arguments.examples,
+        prefer=arguments.prefer,
+        by_layer=not arguments.no_sensitivity,
+        seed=arguments.seed,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        name=arguments.model,
+        task_name=arguments.task or arguments.data,
+        shapes=shapes.parsed(arguments.shape),
+        **judged_by(arguments),
+        on_event=Terminal(),
+    )
     try:
-        done = compress(
-            network,
-            methods,
-            task,
-            out=arguments.out,
-            epochs=arguments.epochs,
-            recipe=fine_tuning(task, **recipe_fields(arguments)),
-            targets=[(text, registry.target(text)) for text in arguments.target or []],
-            examples_count=arguments.examples,
-            prefer=arguments.prefer,
-            by_layer=not arguments.no_sensitivity,
-            seed=arguments.seed,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            name=arguments.model,
-            task_name=arguments.task or arguments.data,
-            shapes=shapes.parsed(arguments.shape),
-            **judged_by(arguments),
-            on_event=Terminal(),
-        )
+        if goal is None:
+            done = compress(network, methods, task, **options)
+        else:
+            done = towards(network, goal, task, front=arguments.front, **options)
     except Interrupted:
         return 130
     print(json.dumps(done.to_json(), indent=1, default=str) if arguments.json else done.table())
     return 0
+
+
+def _goal(arguments: argparse.Namespace) -> Any:
+    """The goal that flags give; None where they name methods."""
+    from nas.compression.goals.goal import Goal
+
+    given = flags.given(arguments, Goal)
+    limits = given.keys() & {"max_drop", "max_bytes", "budget_ms", "faster"}
+    if bool(arguments.method) == bool(limits):
+        raise ValueError(
+            "expected --method, see `nas list method`, or a goal: --max-drop, --max-bytes or"
+            " --budget-ms; one of the two"
+        )
+    if not limits:
+        if arguments.front or "minutes" in given:
+            raise ValueError("--front and --minutes belong to a goal, such as --max-drop 1")
+        return None
+    if not any(pathlib.Path(out).suffix == ".tflite" for out in arguments.out):
+        raise ValueError("a goal is that of a .tflite file; give one --out NAME.tflite")
+    return Goal(**given)
 
 
 def _check_outs(arguments: argparse.Namespace) -> None:

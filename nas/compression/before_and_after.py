@@ -23,6 +23,7 @@ from nas.profiling import history
 from nas.tasks.task import Task
 
 COMPARED = 64  # examples without labels that files are compared on
+_OFF = 0.5  # of what outputs vary by: beyond, a file is warned of
 JUDGED = 1000  # validation examples that a file is run on, one at a time
 
 
@@ -61,6 +62,12 @@ def write(
             and _deployed(network.model, network.config) is network.model
         ):
             after |= _agreement(original, path, network.model, data)
+            if after["output_error"] > _OFF:
+                error = 100 * after["output_error"]
+                after["notes"].append(
+                    f"its outputs are off by {error:.0f} % of what they vary by: hardly the same"
+                    " network; give it more bits, or labels (y) to judge it by"
+                )
     return {"path": str(path), "before": before, "after": after}
 
 

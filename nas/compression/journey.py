@@ -15,24 +15,22 @@ from compress.method import Method
 from latency.system.json_records import utc_now, write_json
 from latency.target import Target
 from nas import backend, interruption
-from nas.compression import before_and_after, given_tflite, sensitivity, teachers
+from nas.compression import before_and_after, sensitivity, teachers
 from nas.compression.examples import EXAMPLES, examples
+from nas.compression.opened import opened
 from nas.events import Listener, Message, ignore
-from nas.files.flatten import check_copies, with_open_batch
+from nas.files.flatten import check_copies
 from nas.files.given_shapes import Shapes
 from nas.files.hand_over.attach import write_script
 from nas.files.hand_over.model_card import Origin, without_folders
-from nas.files.open_network import Network, open_network
+from nas.files.open_network import Network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
-from nas.tasks.scoring.compiled import compiled_of
 from nas.tasks.task import Task
 from nas.training import loop
-from nas.training.batches import named_inputs
+from nas.training.chance import at_chance, balanced_accuracy
 from nas.training.checkpoint import Checkpoint
 from nas.training.journey import PROBABILITIES, fit
-from nas.training.chance import at_chance, balanced_accuracy
-from nas.training.network_task import network_task
 from nas.training.recipe import Recipe, recipe_of
 from nas.training.state import TrainingBegins
 
@@ -111,9 +109,11 @@ class Compressed:
         return self.table()
 
     def _repr_html_(self) -> str:
-        from nas.report.plots import compression, figure, sensitivity
+        from nas.report.plots import compression, figure, goal, sensitivity
 
         pictures = [figure.svg(compression.draw(self.record))]
+        if "goal" in self.record:
+            pictures.append(figure.svg(goal.draw(self.record)))
         if self.record.get("sensitivity"):
             pictures.append(figure.svg(sensitivity.draw(self.record)))
         return f"<pre>{html.escape(self.table())}</pre>{''.join(pictures)}"
@@ -142,6 +142,12 @@ class Compressed:
 
             picture = figure.save(stem.with_suffix(".png"), sensitivity.draw(self.record))
             self.record["plot"] = str(picture)
+        if "goal" in self.record:
+            from nas.report.plots import figure, goal
+
+            drawing = goal.draw(self.record)
+            path = stem.with_name(f"{stem.stem}.goal.png")
+            self.record["goal_plot"] = str(figure.save(path, drawing))
         write_json(stem.with_suffix(".json"), self.record)
 
 
@@ -189,29 +195,16 @@ def compress(
     Raises `compress.method.NotApplicable`, a `ValueError`, where a method has nothing to act on.
     """
     keras = backend.load()
-    given, network = network, open_network(network, shapes)
-    if network.keras_model is None:
-        network = given_tflite.opened(network, methods, out)
-    judged_by: list[str] = []
-    if task is not None and (size := network.model.inputs[0].shape[0]) is not None:
-        note = f"built for batches of {size}, open here; a .tflite file takes one example at a time"
-        model, notes = with_open_batch(network.model), (*network.notes, note)
-        network = dataclasses.replace(network, keras_model=model, notes=notes)
-    if task is not None:
-        compiled = compiled_of(getattr(given, "keras_model", given), network.read_from)
-        task, judged_by = network_task(
-            task,
-            network.model,
-            compiled=compiled,
-            loss=loss,
-            metric=metric,
-            target_is_input=target_is_input,
-            trained=True,
-        )
-    elif loss is not None or metric is not None or target_is_input:
-        raise ValueError("a loss, a metric or targets without data; expected --data or --task")
-    if task is not None and isinstance(task.train[0], dict):
-        network = dataclasses.replace(network, keras_model=named_inputs(network.model))
+    network, task, judged_by = opened(
+        network,
+        methods,
+        task,
+        out=out,
+        loss=loss,
+        metric=metric,
+        target_is_input=target_is_input,
+        shapes=shapes,
+    )
     model = network.model
     outs = [_out(path, network) for path in out]
     methods = [teachers.with_teacher(method) for method in methods]

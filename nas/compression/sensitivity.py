@@ -20,7 +20,8 @@ def by_layer(
     """[{"layer", "loss", "params"}] for every layer whose weights the methods change in place.
 
     The methods take effect at once, without training; "loss" is the mean over `data` with only
-    this layer's weights compressed. done: what the methods made without training. The first entry, "layer": None, is the network as it was.
+    this layer's weights compressed. The first entry, "layer": None, is the network as it was.
+    done: what the methods made without training, where that is at hand.
     Empty where no method leaves the shapes as they are.
     """
     one_shot = [method for method in methods if method.stage == WEIGHTS]

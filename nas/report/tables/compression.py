@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas.report.format import figure, gain, percent, quality
+from nas.report.tables import goal
 from nas.report.tables.columns import columns, paragraph
 
 TOP = 12  # untouched layers of one reason that are named; the .json has all
@@ -47,12 +48,13 @@ def table(record: Mapping[str, Any]) -> str:
         pair = [f"{figure(side['median_ms'], 4, zeros=False)} ms" for side in (was, now)]
         cells.append([target, *pair, f"x{now['median_ms'] / was['median_ms']:.3f}, {now['kind']}"])
     warnings = [line for one in record.get("warnings", ()) for line in paragraph(f"WARNING: {one}")]
-    lines = [*warnings, *columns(cells, right=(1, 2)), ""]
+    lines = [*warnings, *(goal.lines(record["goal"]) if "goal" in record else ())]
+    lines += [*columns(cells, right=(1, 2)), ""]
     lines += [line for one in record.get("judged_by", ()) for line in paragraph(one)]
     lines += _notes(record)
     lines += _left(record)
     lines += [file["path"] for file in record["files"]]
-    lines += [record["plot"]] if "plot" in record else []
+    lines += [record[name] for name in ("plot", "goal_plot") if name in record]
     return "\n".join(lines)
 
 
