@@ -86,10 +86,10 @@ class Ray(Target):
         if not models:
             return []
         ray = cluster.connect()
-        files = [_bytes(model) for model in models]
+        files = [_bytes(convert.file_of(model, batch_size)) for model in models]
         options = {"batch_size": batch_size, "warmup": warmup, "runs": runs, "details": details}
         group = _group_of(ray)
-        held = [] if group is None else _held(ray, group)
+        held = set() if group is None else _held(ray, group)
         ours = [one for one in self.targets if cluster.resource(one) in held]
         if ours:  # the devices of a gang are this worker's already
             outcome = self._wait(ray, cluster.measuring_task(ray, ours[0], files, options, group))
@@ -152,9 +152,8 @@ def _identity(self: Ray) -> dict[str, Any]:
     return first
 
 
-def _bytes(model: Any) -> bytes:
-    file = convert.file_of(model)
-    return file if isinstance(file, bytes) else Path(file).read_bytes()
+def _bytes(file: bytes | Path) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def _group_of(ray: Any) -> Any:

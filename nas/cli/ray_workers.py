@@ -55,17 +55,26 @@ def starter(
     bundles = [workers.bundle(text) for text in arguments.worker_resources or ["cpu=1"]]
 
     def start() -> tuple[()]:
+        from optuna.exceptions import StorageInternalError
+
         from nas.searching import study as studies
         from nas.searching.loop import trained
 
         _, study = studies.load(folder, arguments.storage)
+
+        def words() -> str:
+            try:
+                return f"{len(trained(study))} networks trained"
+            except StorageInternalError:  # the workers wait for it, too
+                return "the storage does not answer"
+
         workers.run(
             arguments.argv,
             address=arguments.ray,
             count=arguments.workers,
             bundles=bundles,
             targets=parts.targets,
-            progress=lambda: f"{len(trained(study))} networks trained",
+            progress=words,
             on_event=on_event,
         )
         return ()

@@ -6,6 +6,11 @@ import sys
 
 import pytest
 
+from latency.measuring import reference_networks
+from latency.ray_cluster import cluster
+from nas import registry
+from nas.testing import check_target
+
 pytest.importorskip("ray")
 postgresql = pytest.importorskip("postgresql")
 
@@ -31,6 +36,13 @@ def scene(bench, tmp_path_factory):
         made = bench.Scene(tmp_path_factory.mktemp("scene"), server.url)
         yield made
         made.nodes.stop()
+
+
+def test_the_contract_of_a_target(scene, tmp_path):
+    cluster.connect(scene.nodes.address)
+    model = tmp_path / "model.tflite"
+    model.write_bytes(reference_networks.network("small"))
+    check_target(registry.target("ray:cpu:threads=1"), model)
 
 
 def whole(row, bench):

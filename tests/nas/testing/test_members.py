@@ -93,7 +93,7 @@ def _routed(labels):
 
 TARGETS = {"cpu": "cpu:threads=1", "gpu": "gpu:h100", "tpu": "tpu:v4"}
 # Those that need a device, or what was learned of one, hold the same in the tests beside them.
-ELSEWHERE = {"android", "ssh", "predicted"} | ({"macos", "iphone"} - {sys.platform})
+ELSEWHERE = {"android", "ssh", "predicted", "ray"} | ({"macos", "iphone"} - {sys.platform})
 
 
 @pytest.mark.parametrize("name", sorted(registry.listing("target").keys() - ELSEWHERE))
