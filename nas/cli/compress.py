@@ -93,7 +93,7 @@ def _add_goal(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Begin or go on with a compression; 0, or 130 where it was interrupted."""
+    """Begin or go on with a compression."""
     from nas import backend, registry
 
     for kind, texts in (("method", arguments.method or []), ("target", arguments.target or [])):
@@ -105,7 +105,6 @@ def run(arguments: argparse.Namespace) -> int:
     from nas.cli.listener import Terminal
     from nas.compression.goals.journey import towards
     from nas.compression.journey import compress, fine_tuning
-    from nas.training.loop import Interrupted
 
     task_name = task_of(arguments)
     methods = [registry.method(text) for text in arguments.method or []]
@@ -128,13 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
         **judged_by(arguments),
         on_event=Terminal(),
     )
-    try:
-        if goal is None:
-            done = compress(network, methods, task, **options)
-        else:
-            done = towards(network, goal, task, front=arguments.front, **options)
-    except Interrupted:
-        return 130
+    if goal is None:
+        done = compress(network, methods, task, **options)
+    else:
+        done = towards(network, goal, task, front=arguments.front, **options)
     print(json.dumps(done.to_json(), indent=1, default=str) if arguments.json else done.table())
     return 0
 

@@ -104,7 +104,7 @@ def recipe_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Begin or go on with a training; 0, or 130 where it was interrupted."""
+    """Begin or go on with a training."""
     out = pathlib.Path(arguments.out)
     if out.suffix != ".keras":
         raise ValueError(f"--out {out}: expected a name that ends in .keras")
@@ -118,30 +118,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     from nas.cli.listener import Terminal
     from nas.training.journey import train
-    from nas.training.loop import Interrupted
     from nas.training.recipe import recipe_of
 
     task = registry.task(task_text)
     recipe = dataclasses.replace(recipe_of(task), **recipe_fields(arguments))
-    try:
-        done = train(
-            network,
-            task,
-            epochs=arguments.epochs,
-            minutes=arguments.minutes,
-            recipe=recipe,
-            seed=arguments.seed,
-            start=arguments.start,
-            mixed_precision=arguments.mixed_precision,
-            out=out,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            name=arguments.network,
-            task_name=arguments.task or arguments.data,
-            **judged_by(arguments),
-            on_event=Terminal(),
-        )
-    except Interrupted:
-        return 130
+    done = train(
+        network,
+        task,
+        epochs=arguments.epochs,
+        minutes=arguments.minutes,
+        recipe=recipe,
+        seed=arguments.seed,
+        start=arguments.start,
+        mixed_precision=arguments.mixed_precision,
+        out=out,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        name=arguments.network,
+        task_name=arguments.task or arguments.data,
+        **judged_by(arguments),
+        on_event=Terminal(),
+    )
     if arguments.json:
         print(json.dumps(done.to_json(), indent=1))
     else:
