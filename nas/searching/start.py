@@ -186,9 +186,13 @@ def begin(
                     f"--task {settings.task}: no base network is known: give --budget-ms"
                 )
             budgets = budgets or [None] * len(settings.targets)
-            if measured is not None and baseline is not None:
+            watched, profile, name = baseline, measured, "the base network"
+            if baseline is None and minutes < math.inf and evaluator.epochs is not None:
+                watched, profile = _any_candidate(evaluator, settings)
+                name = "a random network"
+            if watched is not None and profile is not None and profile["costs"]:
                 plan = _planned(
-                    evaluator, baseline, measured, settings, minutes, profiles, on_event
+                    evaluator, watched, profile, name, settings, minutes, profiles, on_event
                 )
                 evaluator.epochs = plan.epochs
                 study.set_user_attr("plan", dataclasses.asdict(plan))
@@ -233,34 +237,39 @@ def _measured(
     return record | {"config": repr(baseline.config)}
 
 
+def _any_candidate(evaluator: Evaluator, settings: Settings) -> tuple[Candidate, dict[str, Any]]:
+    """A random candidate and its record, where there is no base network."""
+    trial = optuna.create_study(sampler=Random(seed=settings.seed)).ask()
+    candidate = evaluator.candidate(trial)
+    return candidate, evaluator.profile(candidate)
+
+
 def _planned(
     evaluator: Evaluator,
-    baseline: Candidate,
-    measured: dict[str, Any],
+    candidate: Candidate,
+    profile: dict[str, Any],
+    name: str,
     settings: Settings,
     minutes: float,
     profiles: int,
     on_event: Listener,
 ) -> Plan:
-    """How long candidates are trained; "quality" in `measured`, if the base network can be judged.
+    """How long candidates are trained; "quality" in `profile`, if the network can be judged.
 
-    Its training shows how long one takes, and goes to its end only where that is soon.
+    It is the base network, or any. Its training shows how long one takes, and goes to its end only
+    where that is soon.
     """
     epochs = evaluator.epochs
     if epochs is None:
         return Plan(1, profiles)
-    on_event(Message("training the base network"))
-    seen = watch(evaluator, baseline, measured, minutes, on_event)
+    on_event(Message(f"training {name}"))
+    seen = watch(evaluator, candidate, profile, minutes, on_event)
     if seen.record is not None:
-        measured["quality"] = seen.record["quality"]
+        profile["quality"] = seen.record["quality"]
     if seen.record is not None or seen.pace is None:
         return Plan(epochs, profiles, seen.pace)
-    on_event(
-        Message(
-            f"to train the base network for {epochs:g} epochs takes {duration(seen.seconds)}:"
-            " it waits until after the candidates"
-        )
-    )
+    takes = f"{epochs:g} epochs of {name} would take {duration(seen.seconds)}"
+    on_event(Message(f"{takes}: it waits until after the candidates"))
     if math.isinf(minutes):
         return Plan(epochs, profiles, seen.pace)
     plan = planned(seen.pace, epochs, 60 * minutes, profiles)

@@ -21,6 +21,7 @@ SHARE = 0.4  # of the minutes of a search, which it may take
 # The share of its steps before which it cannot tell networks apart; it is looked at after so much
 # of its time, when its pace is known.
 READY, LOOK = 0.25, 0.3
+FEW = 10  # steps, of which the pace is not known
 
 
 @dataclasses.dataclass
@@ -39,7 +40,7 @@ class SharedWeights:
     # Inherited weights are nearly good.
     learning_rate: float = 0.5
     repeatable: bool = False
-    _began: float = 0.0  # the training of the supernet
+    _first: tuple[int, float] | None = None  # step seen of the supernet's training, and when
 
     def check(self, config: Any) -> None:
         """`ValueError` of networks that no supernet has."""
@@ -78,7 +79,7 @@ class SharedWeights:
             "seed": self.seed,
             **dataclasses.asdict(recipe),
         }
-        self._began = time.monotonic()
+        self._first = None
         checkpoint = Checkpoint(self.folder / "supernet.checkpoint.npz", identity)
         on_event(
             Message(
@@ -115,14 +116,18 @@ class SharedWeights:
         on_event(event)
         if not isinstance(event, Now) or limit is None or self.options.epochs is not None:
             return
-        spent = time.monotonic() - self._began
-        if spent > LOOK * 60 * limit and event.steps < READY * steps:
-            needed = spent * steps / event.step / 60
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (event.step, now)
+        done, spent = event.step - self._first[0], now - self._first[1]
+        last = event.judged is not None and event.step >= event.steps
+        if event.steps < READY * steps and (last or (done >= FEW and spent > LOOK * 60 * limit)):
+            needed = spent / max(done, 1) * steps / 60 / SHARE
             raise NotReady(
                 f"the supernet would take {event.steps:,} of {steps:,} steps in its"
                 f" {limit:.3g} minutes, too few to tell networks apart: candidates are trained by"
-                f" themselves (--minutes {math.ceil(READY * needed / SHARE)} would do at least,"
-                f" --minutes {math.ceil(needed / SHARE)} for all steps)"
+                f" themselves (--minutes {math.ceil(READY * needed)} would do at least,"
+                f" --minutes {math.ceil(needed)} for all steps)"
             )
 
     @functools.cached_property

@@ -16,6 +16,7 @@ from nas.cli.progress import Progress
 from nas.cli.search import parts_of
 from nas.controllers.random import Random
 from nas.events import Message
+from nas.files.hand_over.use import read_card
 from nas.files.writers.config_file import as_python
 from nas.searching import journey, plan
 from nas.searching import study as studies
@@ -117,9 +118,13 @@ def test_objects_in_a_study_out(family, tmp_path, capsys):
     assert found.to_json() == json.loads((tmp_path / "run" / "result.json").read_text())
     exec((tmp_path / "run" / "config.py").read_text(), again := {})
     assert again["config"] == winner.config
+    card = read_card(tmp_path / "run" / "best.tflite")  # as handed over: found.content names it
+    assert found.content["card"] == card and card["made"]["command"].startswith("nas search")
     found.save(tmp_path / "copy")
     assert (tmp_path / "copy" / "best.tflite").exists()
     exported = found.export(epochs=0, out=tmp_path / "out")
+    for folder in ("run", "copy", "out"):
+        assert (tmp_path / folder / "use.py").exists()
     assert exported.quality is None and len(exported.files) == 3 and exported.costs
     # From another process, which has none of the objects:
     assert main(["show", str(tmp_path / "run")]) == 0
@@ -220,7 +225,7 @@ def test_a_slow_base_network_waits_until_after_the_candidates(family, tmp_path, 
     )
     told = [str(event) for event in events if isinstance(event, (Message, TrialEvent))]
     first = next(n for n, text in enumerate(told) if "kind='trained'" in text)
-    waits = next(n for n, text in enumerate(told) if "it waits until after" in text)
+    waits = next(n for n, text in enumerate(told) if "it waits until" in text)
     plans = next(n for n, text in enumerate(told) if text.startswith("plan for 5 min: about 2"))
     compared = next(n for n, text in enumerate(told) if "for comparison" in text)
     assert waits < plans < first < compared

@@ -316,12 +316,16 @@ def test_on_jax(passes_on_jax):
 def test_a_supernet_that_there_is_no_time_for_says_what_it_needs_and_steps_aside(tmp_path):
     """Digits in 2 of its 90 minutes: it would judge networks by chance."""
     weights = SharedWeights(None, None, tmp_path)
-    weights._began = time.monotonic() - 40
-    now = Now(epoch=1, step=40, steps=120, loss=0.5, rate=1e-3)
+    weights._first = (1, time.monotonic() - 40)
+    now = Now(epoch=1, step=41, steps=120, loss=0.5, rate=1e-3)
     with pytest.raises(NotReady, match=r"120 of 6,000 steps in its 2 minutes.*--minutes 25\d for"):
         weights._look(ignore, 6000, 2.0, now)
     weights._look(ignore, 6000, 2.0, dataclasses.replace(now, steps=1500))
     weights._look(ignore, 6000, None, now)
+    weights._look(ignore, 6000, 2.0, dataclasses.replace(now, step=2))  # too few to say
+    last = dataclasses.replace(now, step=2, steps=2, judged=object())
+    with pytest.raises(NotReady, match="2 of 6,000 steps"):
+        weights._look(ignore, 6000, 2.0, last)
     SharedWeights(None, None, tmp_path, OneShot(epochs=1))._look(ignore, 6000, 2.0, now)
     one_shot.aside(tmp_path).write_text("too little time")
     with pytest.raises(NotReady, match="too little time"):
