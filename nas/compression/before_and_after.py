@@ -204,7 +204,7 @@ def _agreement(before: pathlib.Path, after: pathlib.Path, model: Any, data: Data
     inputs = keras.tree.flatten(taken(data.inputs, slice(0, COMPARED)))
     named = dict(zip(names(model)[0], inputs, strict=True))
     was, now = (convert.run(path, named) for path in (before, after))
-    pairs = [(np.float64(was[name]), np.float64(now[name])) for name in was]
+    pairs = [[np.asarray(side[name], np.float64) for side in (was, now)] for name in was]
     error = sum(np.square(one - other).mean() for one, other in pairs)
     spread = sum(one.var() for one, _ in pairs)
     found = {"output_error": float(np.sqrt(error / max(spread, 1e-12)))}

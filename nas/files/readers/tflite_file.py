@@ -95,17 +95,17 @@ def network(path: pathlib.Path) -> tuple[Any, list[str]]:
 def _check(path: pathlib.Path, file: File, takes: fixed_shapes.Signature) -> None:
     """`ValueError` for files whose kernels are no floats, or which are more than a function."""
     if takes.others:
-        names = ", ".join((*([takes.name] if takes.name else []), *takes.others))
+        known = ", ".join((*([takes.name] if takes.name else []), *takes.others))
         raise ValueError(
-            f"{path}: has the signatures {names}, of which one can be compressed; keep it by"
+            f"{path}: has the signatures {known}, of which one can be compressed; keep it by"
             " --signature NAME, in Python by nas.open(path, signature=...)"
         )
     if missing := takes.missing():
         raise ValueError(f"{path}: {missing[0].question()}")
     if text_input := next((one.name for one in takes.inputs if one.dtype == "string"), None):
         raise ValueError(f"{path}: input {text_input!r} is text; expected one that takes numbers")
-    names = {file.name(one) for graph in file.graphs for one in graph.operators}
-    if state := sorted(names & _STATE):
+    operators = {file.name(one) for graph in file.graphs for one in graph.operators}
+    if state := sorted(operators & _STATE):
         raise ValueError(
             f"{path}: keeps state from call to call ({', '.join(state)}), as streams do; give the"
             " network that it was made of, with its state as an input and an output"
@@ -153,7 +153,8 @@ def _free(name: str, taken: set[str]) -> str:
 def _take_constants(file: File, taken: set[str]) -> tuple[list[Constant], list[np.ndarray]]:
     """A layer for each different float constant, and its values; the file gets their numbers."""
     numbers: dict[Any, int] = {}
-    layers, values = [], []
+    layers: list[Constant] = []
+    values: list[np.ndarray] = []
     for graph, index, tensor in list(file.constants()):
         if tensor.type != FLOAT32:
             continue
