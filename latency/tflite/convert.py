@@ -66,8 +66,10 @@ def convert(model: Any) -> bytes:
     freeze = convert_to_constants.convert_variables_to_constants_v2
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)  # it warns of a trackable object, which a frozen graph lacks
+    placed: dict[str, str] = {}
     try:
         function = tf.function(infer, autograph=False).get_concrete_function(*signature)
+        placed = {one.type: one.name for one in function.graph.get_operations()}
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [with_own_constants(freeze(function, lower_control_flow=False))]
         )
@@ -75,7 +77,7 @@ def convert(model: Any) -> bytes:
         with silent_stderr():  # what it says there is in its error, too
             made = converter.convert()
     except Exception as error:  # whatever TensorFlow, or the code of a layer, raises
-        raise ValueError(reason(model, error)) from error
+        raise ValueError(reason(model, error, placed)) from error
     finally:
         logging.disable(disabled)
     return signed(made, inputs, outputs)

@@ -1,28 +1,31 @@
 """Why TensorFlow's converter makes no file of a network, in one line with a layer and a remedy."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-_MISSING = re.compile(r'(?:callsite\("([^"]+)".*)?error: \'tf\.(\w+)\' op is neither')
+_MISSING = re.compile(r"error: 'tf\.(\w+)' op is neither")
 _CARRIERS = ("Placeholder",)  # what a missing operation reads, itself missing
 _MOST = 300  # characters of what TensorFlow says otherwise
 
 
-def reason(model: Any, error: Exception) -> str:
+def reason(model: Any, error: Exception, placed: Mapping[str, str]) -> str:
     """One line for what the conversion of a Keras model raised.
 
+    placed: kind of operation -> the name of one in the graph, which begins with model and layer.
+
     >>> from types import SimpleNamespace as Some
-    >>> text = "callsite(\\"net_1/pool_1/MaxPool3D\\"): error: 'tf.MaxPool3D' op is neither"
-    >>> reason(Some(name="net", layers=[Some(name="pool")]), ValueError(text)).partition(";")[0]
+    >>> net = Some(name="net", layers=[Some(name="pool")])
+    >>> text = "error: 'tf.MaxPool3D' op is neither a custom op nor a flex op"
+    >>> reason(net, ValueError(text), {"MaxPool3D": "net_1/pool_1/Pool"}).partition(";")[0]
     "model 'net': layer 'pool' (SimpleNamespace) needs MaxPool3D, which LiteRT does not have"
     """
-    for line in str(error).splitlines():
-        found = _MISSING.search(line)
-        if found and found[2] not in _CARRIERS:
-            layer = _layer(model, found[1] or "")
+    for kind in _MISSING.findall(str(error)):
+        if kind not in _CARRIERS:
+            layer = _layer(model, placed.get(kind, ""))
             named = f"layer {layer.name!r} ({type(layer).__name__})" if layer else "the network"
             return (
-                f"model {model.name!r}: {named} needs {found[2]}, which LiteRT does not have; give "
+                f"model {model.name!r}: {named} needs {kind}, which LiteRT does not have; give "
                 "the network without it, or with another layer in its place"
             )
     lines = [one for one in str(error).splitlines() if "error:" in one] or [str(error)]

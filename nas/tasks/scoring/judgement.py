@@ -66,16 +66,18 @@ def judgement(
     elif compiled is not None and compiled[0] is not None:
         given, reason = compiled[0], "compiled in the network"
     # Quantiles of one target, (time, event) of one risk: only a loss of one's own knows what fits.
-    own = given is not None and not _of_keras(given) and not _same(targets.shape[1:], shape)
+    foreign = given is not None and not _of_keras(given)
+    own = foreign and not _same(targets.shape[1:], shape)
     if given is not None:
         try:
             kind = NUMBERS if own else _kind_of_loss(name_of(given), shape, targets)
-            if own:
-                _check_runs(given, shape, targets, what)
-            else:
+            if not own:
                 _check(kind, shape, targets, what)
+            if foreign:
+                few = targets[:2] if own else _converter(kind, shape)(targets[:2])
+                _check_runs(given, shape, few, what)
         except ValueError as error:
-            if own or loss is not None:
+            if foreign or loss is not None:
                 raise ValueError(f"loss {name_of(given)}: {error}") from error
             given, reason = None, f"the compiled {name_of(given)} does not fit; "
     if given is None:
@@ -188,9 +190,9 @@ def _of_keras(loss: Any) -> bool:
 
 def _check_runs(loss: Any, shape: tuple[Any, ...], targets: np.ndarray, what: str) -> None:
     """`ValueError` unless a loss gives a number for each output of this shape and its targets."""
-    outputs = np.zeros((len(targets[:2]), *(size or 1 for size in shape)), np.float32)
+    outputs = np.zeros((len(targets), *(size or 1 for size in shape)), np.float32)
     try:
-        found = np.asarray(_loss(NUMBERS, loss, None)[1](outputs, targets[:2]))
+        found = np.asarray(_loss(NUMBERS, loss, None)[1](outputs, targets))
     except Exception as error:  # whatever a function of the user's raises
         raise ValueError(
             f"it fails on targets {targets.dtype} {(None, *targets.shape[1:])} and the {what}: "
