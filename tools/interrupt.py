@@ -93,7 +93,7 @@ TRAIN = Course(
 COMPRESS = Course(
     "compress",
     "compress a.keras --method prune:0.5 --method qat:4 --task digits:16 --epochs 20"
-    " --out small.tflite",
+    " --no-sensitivity --out small.tflite",
     (
         Phase("start", None, 8),
         Phase("calibration", "parameters in", 5),
