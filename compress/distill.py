@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from compress.channels.nested_levels import Levels
+from compress.distillation.distances import Classes, Features, Lattice, Several, Shares
 from compress.examples.data import Data
 from compress.method import LOSS, Method, NotApplicable, check_fields
 from compress.rewriting import graph, tensors
@@ -22,8 +23,6 @@ from compress.rewriting.record import Record
 
 KINDS = ("logits", "features", "lattice")
 DISTANCES = ("mse", "cosine")
-BLANK = 0  # index of the blank of transducers
-LEAST = 1e-7  # the smallest probability that counts
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,11 +94,14 @@ class Distill(Method):
             "lattice": self._lattice,
         }
         compared, measure, teach = make[self.kind](copy, teacher)
-        place, logits = _logits_of(copy)
+        place, logits = next(iter(_answers(copy).items()))
         layer = Teach(measure, teach, self.weight, repr(self), name=_free_name(copy, "distill"))
         taught = layer(logits, compared, copy.input)
         outputs = copy.output
-        outputs = {**outputs, place: taught} if isinstance(outputs, dict) else taught
+        if isinstance(outputs, dict):
+            outputs = {**outputs, place: taught}
+        else:
+            outputs = [taught, *outputs[1:]] if isinstance(outputs, list | tuple) else taught
         return keras.Model(copy.input, outputs, name=model.name)
 
     def state(self, model: keras.Model) -> dict[str, float]:
@@ -118,22 +120,30 @@ class Distill(Method):
 
     def _logits(self, model: keras.Model, teacher: keras.Model, data: Any = None) -> Any:
         """(tensors of the network to compare, the measure, a function inputs -> the teacher's)."""
-        _, logits = _logits_of(model)
-        place, target = _logits_of(teacher)
-        if tuple(logits.shape[1:]) != tuple(target.shape[1:]):
+        mine, theirs = _answers(model), _answers(teacher)
+        shapes = [{at: tuple(one.shape[1:]) for at, one in each.items()} for each in (mine, theirs)]
+        if shapes[0] != shapes[1]:
             raise ValueError(
-                f"distill: the teacher's logits are {tuple(target.shape)}, the network's "
-                f"{tuple(logits.shape)}; expected equal shapes"
+                f"distill: the teacher's logits are {_in_words(shapes[1])}, the network's "
+                f"{_in_words(shapes[0])}; expected equal shapes"
             )
+        loss = data and data.loss
+        kinds = getattr(loss, "each_is", {})
+        if len(mine) == 1:
+            kinds = dict.fromkeys(mine, getattr(loss, "outputs_are", None))
+        parts = tuple(self._distance(mine[at], theirs[at], kinds.get(at)) for at in mine)
+        measure = parts[0] if len(parts) == 1 else Several(parts)
+        return list(mine.values()), measure, functools.partial(_run, teacher, tuple(mine))
+
+    def _distance(self, logits: Any, target: Any, outputs: str | None) -> Any:
+        """That of one output; outputs: what it is, None where the loss does not say."""
         heat = 2.0 if self.temperature is None else self.temperature
-        outputs = getattr(data and data.loss, "outputs_are", None)
         shares = tuple(_ends_in("sigmoid", one) for one in (logits, target))
-        measure: Any = Classes(heat, tuple(_ends_in("softmax", one) for one in (logits, target)))
         if outputs == "sigmoid" or (outputs is None and logits.shape[-1] == 1 and all(shares)):
-            measure = Shares(heat, shares)
-        elif outputs == "numbers" or logits.shape[-1] == 1:
-            measure = Features("mse", ((logits.shape[-1], logits.shape[-1]),))
-        return [logits], measure, functools.partial(_run, teacher, place)
+            return Shares(heat, shares)
+        if outputs == "numbers" or logits.shape[-1] == 1:
+            return Features("mse", ((logits.shape[-1], logits.shape[-1]),))
+        return Classes(heat, tuple(_ends_in("softmax", one) for one in (logits, target)))
 
     def _lattice(self, model: keras.Model, teacher: keras.Model) -> Any:
         inputs = model.input
@@ -205,134 +215,11 @@ class Teach(keras.layers.Layer):
         return config | {"dtype": "float32", "autocast": False}
 
 
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """heat^2 KL(teacher's, mine) of softmax(logits / heat); `soft`: which of both are softmaxed."""
-
-    heat: float
-    soft: tuple[bool, ...]
-
-    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
-        mine, theirs = self.logarithms(mine[0], theirs[0])
-        mine, theirs = (ops.log_softmax(one, axis=-1) for one in (mine, theirs))
-        return self.heat**2 * ops.mean(ops.sum(ops.exp(theirs) * (theirs - mine), axis=-1))
-
-    def logarithms(self, *both: Any) -> Any:
-        """Logits / heat of both: logarithms of probabilities are logits, too."""
-        logits = [
-            ops.log(ops.maximum(one, LEAST)) if soft else one
-            for one, soft in zip(both, self.soft, strict=True)
-        ]
-        return logits if self.heat == 1 else [one / self.heat for one in logits]
-
-
-@dataclasses.dataclass(frozen=True)
-class Shares(Classes):
-    """The same of sigmoids, each the probability of one class against its opposite."""
-
-    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
-        pairs = zip((mine[0], theirs[0]), self.soft, strict=True)
-        mine, theirs = (
-            ops.stack([one, 1 - one if soft else ops.zeros_like(one)], -1) for one, soft in pairs
-        )
-        return Classes.__call__(self, [mine], [theirs], projections)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lattice(Classes):
-    """The same of {blank, the next label, the rest} in the nodes of lattices, one array held."""
-
-    ratio: int  # frames that are one column of the lattice
-
-    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
-        mine, frames, labels = mine
-        mine, theirs = self.logarithms(mine, theirs[0])
-        labels = ops.cast(labels, "int32")
-        lengths = ops.sum(ops.cast(labels != BLANK, "int32"), axis=1)[:, None, None]
-        columns = (ops.cast(frames, "int32") + self.ratio - 1) // self.ratio
-        column = ops.arange(mine.shape[1], dtype="int32")[None, :, None]
-        row = ops.arange(mine.shape[2], dtype="int32")[None, None, :]
-        nodes = (column < ops.reshape(columns, (-1, 1, 1))) & (row <= lengths)
-        nodes = ops.cast(nodes, "float32")
-        nodes = nodes / ops.maximum(ops.sum(nodes), 1.0)
-        next_label = ops.pad(labels, [[0, 0], [0, 1]])[:, None, :]  # 0: none follows
-        next_label = ops.broadcast_to(next_label, ops.shape(mine)[:3])
-        return self.heat**2 * _reduced_divergence(mine, theirs, next_label, nodes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """The mean distance of pairs of layers (..., width); widths: of each pair."""
-
-    distance: str
-    widths: tuple[tuple[int, int], ...]
-
-    def __call__(self, mine: Any, theirs: Any, projections: Any) -> Any:
-        projections, total = iter(projections), 0.0
-        for one, other, (width, wanted) in zip(mine, theirs, self.widths, strict=True):
-            one = one if width == wanted else ops.matmul(one, next(projections))
-            if self.distance == "mse":
-                size = ops.mean(ops.square(other))
-                total += ops.mean(ops.square(one - other)) / ops.maximum(size, LEAST)
-            else:
-                total += 1 - ops.mean(ops.sum(ops.normalize(one) * ops.normalize(other), axis=-1))
-        return total / len(self.widths)
-
-
-def _reduced_divergence(mine, theirs, next_label, nodes):
-    """Sum of nodes * KL(teacher's, mine) over three classes; logits (batch, T, U + 1, V).
-
-    The gradient in closed form holds one array of that size: in a class k with probabilities p of
-    mine and q of the teacher's it is softmax(mine) * (1 - q_k / p_k).
-    """
-    follows = next_label != BLANK
-
-    def classes(logits):
-        """log p of the blank, p of the blank, the label, the rest; logarithm of the sum."""
-        total = ops.logsumexp(logits, axis=-1)
-        blank = logits[..., BLANK] - total
-        label = ops.take_along_axis(logits, next_label[..., None], axis=-1)[..., 0] - total
-        taken = ops.exp(blank) + ops.where(follows, ops.exp(label), 0.0)
-        return blank, label, ops.log(ops.maximum(1 - taken, LEAST)), total
-
-    target = [ops.stop_gradient(one) for one in classes(theirs)[:3]]
-    shares = [ops.exp(one) for one in target]
-    shares[1] = ops.where(follows, shares[1], 0.0)
-
-    @ops.custom_gradient
-    def divergence(logits):
-        *found, total = classes(logits)
-        parts = zip(shares, target, found, strict=True)
-        value = ops.sum(nodes * sum(q * (log_q - log_p) for q, log_q, log_p in parts))
-
-        def gradient(upstream):
-            blank, label, rest = (ops.exp(one) for one in found)
-            weight = upstream * nodes
-            result = ops.exp(logits - total[..., None])
-            result = result * (weight * (1 - shares[2] / rest))[..., None]
-            places = ops.arange(logits.shape[-1], dtype="int32")
-            entries = (
-                (next_label, label - shares[1]),
-                (ops.zeros_like(next_label), blank - shares[0]),
-            )
-            for (
-                place,
-                entry,
-            ) in entries:  # the blank second: where no label follows, it is the label
-                here = places == place[..., None]
-                result = ops.where(here, (weight * entry)[..., None], result)
-            return result
-
-        return value, gradient
-
-    return divergence(mine)
-
-
-def _run(teacher: keras.Model, place: Any, inputs: Any) -> list:
+def _run(teacher: keras.Model, places: Any, inputs: Any) -> list:
     """What the teacher makes of a batch, as a list."""
     outputs = teacher(inputs, training=False)
     if isinstance(outputs, dict):
-        outputs = outputs[place]
+        return [outputs[place] for place in places]
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
@@ -343,19 +230,34 @@ def _shapes(inputs: Any) -> Any:
     return [tuple(tensor.shape[1:]) for tensor in keras.tree.flatten(inputs)]
 
 
-def _logits_of(model: keras.Model) -> tuple[Any, Any]:
-    """(key, tensor) of the outputs that are classes: the only one, or the one named logits."""
+def _answers(model: keras.Model) -> dict[Any, Any]:
+    """Key, or number, of each output that is taught -> its tensor: the one named logits, or all."""
     outputs = model.output
-    if isinstance(outputs, dict):
-        if "logits" not in outputs:
-            raise NotApplicable(
-                f"distill: none of the outputs {', '.join(outputs)} is named logits"
-            )
-        return "logits", outputs["logits"]
-    outputs = keras.tree.flatten(outputs)
-    if len(outputs) != 1:
-        raise NotApplicable(f"distill: {len(outputs)} outputs without names; expected logits")
-    return 0, outputs[0]
+    if isinstance(outputs, dict) and "logits" in outputs:
+        return {"logits": outputs["logits"]}
+    found = outputs if isinstance(outputs, dict) else dict(enumerate(_list(outputs)))
+    if not all(isinstance(one, keras.KerasTensor) for one in found.values()):
+        raise NotApplicable("distill: outputs within outputs; expected tensors, or a dict of them")
+    return dict(found)
+
+
+def _list(outputs: Any) -> list[Any]:
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
+def _in_words(shapes: dict[Any, Any]) -> str:
+    return ", ".join(str(shape) for shape in shapes.values())
+
+
+def _logits_of(model: keras.Model) -> Any:
+    """The tensor of the only output, or of that named logits."""
+    found = _answers(model)
+    if len(found) > 1:
+        raise NotApplicable(
+            f"distill: of {len(found)} outputs none is named logits, so none tells which features "
+            "count; name their layers by which="
+        )
+    return next(iter(found.values()))
 
 
 def _ends_in(activation: str, tensor: Any) -> bool:
@@ -372,7 +274,7 @@ def _pairs(
 ) -> Iterator[Any]:
     """(mine, the teacher's) tensors of the layers that `which` means."""
     if which is None:
-        yield tuple(_before_logits(_logits_of(one)[1], added) for one in (model, teacher))
+        yield tuple(_before_logits(_logits_of(one), added) for one in (model, teacher))
         return
     if "->" in which:
         names = [tuple(pair.split("->")) for pair in which.split("|")]

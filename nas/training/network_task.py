@@ -29,7 +29,8 @@ RESCALED = (
 class Losses:
     """The loss of each output, summed, times the weight of each example.
 
-    outputs_are: what the only output is ("classes", "sigmoid", ...); None of several.
+    outputs_are: what the only output is ("classes", "sigmoid", ...); None of several. each_is: of
+    each, by its name and its number.
     """
 
     each: Mapping[str, Judgement]
@@ -39,6 +40,11 @@ class Losses:
     def outputs_are(self) -> str | None:
         only = list(self.each.values())
         return only[0].outputs if len(self.names) == 1 else None
+
+    @property
+    def each_is(self) -> dict[str | int, str]:
+        known = {name: one.outputs for name, one in self.each.items()}
+        return known | {self.names.index(name): kind for name, kind in known.items()}
 
     def __call__(self, outputs: Any, targets: Any) -> Any:
         if targets is None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from compress.distill import Classes, Distill, Features, Lattice, Teach
+from compress.distill import Distill, Teach
+from compress.distillation.distances import Classes, Features, Lattice
 from compress.method import NotApplicable, compress
 from compress.rewriting.record import Record
 from families import conformer, decoder
@@ -311,3 +312,31 @@ def learns_from_a_teacher():
 @pytest.mark.slow
 def test_with_jax(on_jax):
     on_jax(learns_from_a_teacher)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_outputs_are_taught_each_in_its_own_way(named):
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="relu", name="hidden")(inputs)
+    ends = {"kind": ("softmax", 3), "flags": ("sigmoid", 2), "size": (None, 1)}
+    outputs = {n: keras.layers.Dense(k, activation=a, name=n)(hidden) for n, (a, k) in ends.items()}
+    model = keras.Model(inputs, outputs if named else list(outputs.values()))
+    teacher = keras.models.clone_model(model)
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    goal = [np.asarray(one) for one in keras.tree.flatten(teacher(x))]
+
+    def apart(network):
+        found = [np.asarray(one) for one in keras.tree.flatten(network(x))]
+        return [float(np.mean(np.abs(one - two))) for one, two in zip(found, goal, strict=True)]
+
+    def train(prepared, update):
+        prepared.compile(keras.optimizers.Adam(0.02), loss=None)
+        prepared.fit(x, epochs=30, verbose=0)
+
+    small = compress(model, [Distill(teacher=teacher, temperature=1.0)], train).model
+    assert all(
+        after < 0.6 * before for after, before in zip(apart(small), apart(model), strict=True)
+    )
+    assert small.output.keys() == ends.keys() if named else len(small.outputs) == 3
+    with pytest.raises(NotApplicable, match="name their layers by which="):
+        compress(model, [Distill(teacher=teacher, kind="features")], train)
