@@ -79,6 +79,9 @@ class Distill(Method):
         teacher = record.original if self.teacher is None else self.teacher
         if not isinstance(teacher, keras.Model):
             raise ValueError(f"distill: teacher={teacher!r}; expected a keras.Model")
+        if isinstance(model.input, dict) and not isinstance(teacher.input, dict):
+            named = {tensor.name: tensor for tensor in teacher.inputs}
+            teacher = keras.Model(named, teacher.output, name=teacher.name)
         mine, theirs = (_shapes(one.input) for one in (model, teacher))
         if mine != theirs:
             raise ValueError(

@@ -316,22 +316,24 @@ def test_with_jax(on_jax):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_several_outputs_are_taught_each_in_its_own_way(named):
-    inputs = keras.Input((6,))
+    inputs = keras.Input((6,), name="x")
     hidden = keras.layers.Dense(8, activation="relu", name="hidden")(inputs)
     ends = {"kind": ("softmax", 3), "flags": ("sigmoid", 2), "size": (None, 1)}
     outputs = {n: keras.layers.Dense(k, activation=a, name=n)(hidden) for n, (a, k) in ends.items()}
-    model = keras.Model(inputs, outputs if named else list(outputs.values()))
-    teacher = keras.models.clone_model(model)
+    ends_of = outputs if named else list(outputs.values())
+    model = keras.Model({"x": inputs} if named else inputs, ends_of)
+    teacher = keras.models.clone_model(keras.Model(inputs, ends_of))  # which goes by order
     x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    given = {"x": x} if named else x
     goal = [np.asarray(one) for one in keras.tree.flatten(teacher(x))]
 
     def apart(network):
-        found = [np.asarray(one) for one in keras.tree.flatten(network(x))]
+        found = [np.asarray(one) for one in keras.tree.flatten(network(given))]
         return [float(np.mean(np.abs(one - two))) for one, two in zip(found, goal, strict=True)]
 
     def train(prepared, update):
         prepared.compile(keras.optimizers.Adam(0.02), loss=None)
-        prepared.fit(x, epochs=30, verbose=0)
+        prepared.fit(given, epochs=30, verbose=0)
 
     small = compress(model, [Distill(teacher=teacher, temperature=1.0)], train).model
     assert all(
