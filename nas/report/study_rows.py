@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ WORDS = {
 }
 FEW = 3  # figures that are equal by chance
 SAME = 0.002  # of latencies: a difference that is none
+
+
+DRAWN = 3_000  # networks in a picture: of 100,000 a page has 50 MB, and takes a minute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +137,25 @@ def front(rows: Iterable[Network], target: int | None = None) -> list[Network]:
         return []
     mask = pareto.front(list(distinct))
     return [distinct[key] for key in sorted(itertools.compress(distinct, mask))]
+
+
+def thinned(rows: Sequence[Network], summary: Mapping, most: int = DRAWN) -> list[Network]:
+    """The rows that a picture or a list has room for, evenly spread; all, of no more than `most`.
+
+    What it is about stays: the fronts, the winner and the finalists, whoever was the best so far.
+    """
+    if len(rows) <= most:
+        return list(rows)
+    targets = max(len(row.costs) for row in rows)
+    fronts = [front(rows), *(front(rows, target) for target in range(targets))]
+    keep = {row.number for one in fronts for row in one} | set(finalists(summary))
+    best = -math.inf
+    for row in rows:
+        if row.state == TRAINED and row.rank > best:
+            best = row.rank
+            keep.add(row.number)
+    spread = {round(index * (len(rows) - 1) / (most - 1)) for index in range(most)}
+    return [row for index, row in enumerate(rows) if index in spread or row.number in keep]
 
 
 def points(rows: Iterable[Network], target: int) -> list[tuple[Network, float, float]]:

@@ -21,6 +21,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> Path:
     """Write the page and return its path; a study without trained networks gets a page too."""
     rows = study_rows.networks(study)
+    shown = study_rows.thinned(rows, summary)
     goals = study_rows.goals(summary, rows)
     best = _best(rows, summary, goals)
     about = study_rows.title(summary)
@@ -32,11 +33,12 @@ def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> 
         sections += [
             _cards(best, summary, goals, rows),
             _warnings(rows, goals),
-            _fronts(rows, summary, goals),
-            trials.table(rows, summary, goals),
-            _progress(rows, summary, goals),
+            _thinned(rows, shown),
+            _fronts(shown, summary, goals),
+            trials.table(shown, summary, goals),
+            _progress(shown, summary, goals),
             _architecture(best, summary),
-            choice_effects.html(rows, goals, best.get("choices", {})),
+            choice_effects.html(shown, goals, best.get("choices", {})),
         ]
     sections += [
         trials.failed(rows),
@@ -45,7 +47,9 @@ def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> 
         _reproduce(study, summary, best),
         _footer(summary),
     ]
-    data = json.dumps(trials.data(rows, goals)).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    data = (
+        json.dumps(trials.data(shown, goals)).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    )
     Path(path).write_text(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -57,6 +61,16 @@ def write(path: str | Path, study: optuna.Study, summary: Mapping[str, Any]) -> 
         encoding="utf-8",
     )
     return Path(path)
+
+
+def _thinned(rows: Sequence[Network], shown: Sequence[Network]) -> str:
+    """What of a long study is left out below."""
+    if len(shown) == len(rows):
+        return ""
+    return (
+        f"<p>Of {len(rows):,} trials {len(shown):,} are drawn and listed below: the front, the"
+        " finalists, each that was the best so far, and of the others as many, evenly spread.</p>"
+    )
 
 
 def _best(

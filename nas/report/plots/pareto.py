@@ -47,10 +47,11 @@ def draw(study: optuna.Study, summary: Mapping[str, Any]) -> Any:
     )
     panels = drawing.subplots(1, len(goals), squeeze=False)[0]
     drawing.subplots_adjust(wspace=0.16)
+    shown = study_rows.thinned(rows, summary)
     for target, (axes, goal) in enumerate(zip(panels, goals, strict=True)):
-        panel(axes, rows, summary, goal, target)
+        panel(axes, shown, summary, goal, target)
         axes.set_ylabel("quality, %" if target == 0 else "")
-        _key(axes, rows, scales.view(rows, summary, goal, target))
+        _key(axes, shown, scales.view(shown, summary, goal, target))
     return drawing
 
 
