@@ -111,6 +111,8 @@ class History:
         self.unchanged = 0
         self.distributions: dict[str, BaseDistribution] = {}
         self._numbers: list[int] = []
+        self._limited: list[FrozenTrial] = []  # those of `finished` that limits are known of
+        self._evaluated = 0
         self._nothing: list[int] = []  # of proposals that describe nothing
         self._open: dict[int, int] = {}  # number -> trial id
         self._next = 0  # lowest number never looked at
@@ -161,6 +163,9 @@ class History:
         at = bisect.bisect(self._numbers, trial.number)
         self._numbers.insert(at, trial.number)
         self.finished.insert(at, trial)
+        self._evaluated += trial.state == TrialState.COMPLETE
+        if trial.constraints:
+            bisect.insort(self._limited, trial, key=lambda one: one.number)
         self._encoded = min(self._encoded, at)
         if not self._intersected:
             self._intersected = True
@@ -255,7 +260,8 @@ class History:
         assert space is not None  # after `encode`
         return limits.repaired(
             codes,
-            self.finished,
+            self._limited[-limits.LAST :],
+            evaluated=self._evaluated,
             sizes=space.sizes,
             encode=space.encode,
             seen=self.seen,

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 BUDGET = "budget"  # how names of limits begin that a reward steers to, once there is a model of it
 STARTUP = 10  # evaluated trials, until then
+LAST = 200  # and that are
 RECENT = 16  # where half of the last ones fit, nothing need be done
 FEWEST = 3  # trials that can be learned from
 RIDGE = 0.1
@@ -27,6 +28,7 @@ def repaired(
     codes: np.ndarray,
     trials: Sequence[FrozenTrial],
     *,
+    evaluated: int,
     sizes: np.ndarray,
     encode: Callable[[dict[str, Any]], np.ndarray],
     seen: Callable[[np.ndarray], bool],
@@ -35,10 +37,12 @@ def repaired(
     """Codes (d,) that probably keep to the limits, as near to these as chance will have it.
 
     These themselves where they do, where no trial has limits, and where most fit anyway. trials:
-    the finished ones. sizes: choices (d,) of each decision. encode: parameters -> codes. seen:
-    whether codes were proposed before.
+    the last finished ones that have. evaluated: how many finished ones have values. sizes: choices
+    (d,) of each decision. encode: parameters -> codes. seen: whether codes were proposed before.
     """
-    limited, names = _limited(trials)
+    if len(trials) < FEWEST:
+        return codes
+    limited, names = _limited(trials, evaluated)
     over = np.array(
         [max(trial.constraints[n] for n in names & set(trial.constraints)) for trial in limited]
     )
@@ -57,10 +61,10 @@ def repaired(
     return new[int(fitting[0]) if known and len(fitting) else int(np.argmin(worst))]
 
 
-def _limited(trials: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], set[str]]:
+def _limited(trials: Sequence[FrozenTrial], evaluated: int) -> tuple[list[FrozenTrial], set[str]]:
     """Trials that have limits, and the names of these."""
     names = {name for trial in trials for name in trial.constraints}
-    if sum(bool(trial.values) for trial in trials) >= STARTUP:
+    if evaluated >= STARTUP:
         names = {name for name in names if not name.startswith(BUDGET)}
     return [trial for trial in trials if names & set(trial.constraints)], names
 
