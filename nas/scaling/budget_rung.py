@@ -17,6 +17,7 @@ from latency.system.atomic_write import atomic_write
 from latency.system.json_records import write_json
 from latency.target import Target, TargetUnavailable
 from nas.events import Listener, Message
+from nas.files.hand_over.attach import card_in, write_script
 from nas.profiling import history
 from nas.profiling.wait_for_device import wait_for_device
 from nas.scaling.compound_scaling import SINGLE_OBJECTIVE, Factors
@@ -198,6 +199,7 @@ class Rung:
             record[kind] = self._described(
                 config, entries[config][0], qualities[config], latencies[config]
             ) | {"seeds": seeds, "file": str(self._file(config, seeds[0]))}
+            record[kind]["card"] = card_in(self._file(config, seeds[0]))
         write_json(path, record)
         return record
 
@@ -295,5 +297,6 @@ def publish(folder: pathlib.Path, records: list[dict[str, Any]]) -> None:
         imports, _, config = text.partition("\n\nconfig = ")
         config = textwrap.indent(config.strip(), "    ").strip()
         variants.append(f'    "{name_of(record["budget_ms"])}": {config},\n')
+    write_script(folder)
     content = f"{imports}\n\nVARIANTS = {{\n{''.join(variants)}}}\n"
     (folder / "family.py").write_text(content)

@@ -232,6 +232,8 @@ class _Run:
         )
         if (metric := attributes.get("metric")) is not None:
             self.say(f"quality is {metric}")
+        for note in () if self.parts.task is None else self.parts.task.notes:
+            self.say(f"data: {note}")
         baseline = kept["baseline"] or {}
         for index, target in enumerate(settings.targets):
             budget = self._goal.budgets[index]

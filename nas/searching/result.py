@@ -285,8 +285,7 @@ class Study:
             number,
             quality,
             [one["median_ms"] for one in latencies],
-            [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")]
-            + [str(target / SCRIPT)],
+            [str(stem.with_suffix(suffix)) for suffix in (".keras", ".tflite", ".py")],
         )
 
     def _trial(self, number: int | None) -> FrozenTrial:
