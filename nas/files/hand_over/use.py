@@ -193,8 +193,22 @@ def _litert(file: Any) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(file))
-    runner = interpreter.get_signature_runner(next(iter(interpreter.get_signature_list())))
-    takes, gives = runner.get_input_details(), runner.get_output_details()
+    signatures = list(interpreter.get_signature_list())
+    if signatures:
+        runner: Any = interpreter.get_signature_runner(signatures[0])
+        takes, gives = runner.get_input_details(), runner.get_output_details()
+    else:  # inputs and outputs go by their tensors
+        interpreter.allocate_tensors()
+        takes, gives = (
+            {one["name"]: one for one in side}
+            for side in (interpreter.get_input_details(), interpreter.get_output_details())
+        )
+
+        def runner(**given: np.ndarray) -> Arrays:
+            for name, values in given.items():
+                interpreter.set_tensor(takes[name]["index"], values)
+            interpreter.invoke()
+            return {name: interpreter.get_tensor(one["index"]) for name, one in gives.items()}
 
     def call(inputs: Arrays) -> Arrays:
         given = {}

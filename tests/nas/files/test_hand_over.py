@@ -22,6 +22,7 @@ from latency.tflite import convert
 from nas.data import task_of
 from nas.files.hand_over import attach, model_card, use
 from nas.files.writers.tflite import metadata
+from nas.files.writers.tflite.editable_file import File
 from nas.tasks import image_folder, npz, text
 from nas.tasks.inputs.preprocessing import Preprocessing
 
@@ -224,6 +225,21 @@ def test_metadata_changes_nothing_that_runs_and_is_the_same_each_time(tmp_path):
     again = metadata.with_metadata(own, card)  # a user's own labels stay
     path.write_bytes(again)
     assert use.read_card(path)["labels"] == ["mine", "yours", "theirs"]
+
+
+def test_a_file_without_signature_goes_by_its_tensors(tmp_path):
+    """As packages ship them: nothing but the names of tensors, and another than the network's."""
+    model, plain, card = _picture_file()
+    file = File(plain)
+    file.model.signatureDefs, graph = None, file.graphs[0]
+    graph.tensors[graph.inputs[0]].name, graph.tensors[graph.outputs[0]].name = "in:0", "out:0"
+    path = tmp_path / "a.tflite"
+    path.write_bytes(metadata.with_metadata(file.pack(), card))
+    pixels = RANDOM.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    seen = (pixels.astype("f") / 255 - [0.5, 0.25, 0.0]) / 0.5
+    found = use.run(path, str(tmp_path / "a.png"))
+    np.testing.assert_allclose(found["out:0"], model(seen[None]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_keras_file_keeps_its_card_and_hands_it_on(tmp_path):

@@ -53,9 +53,13 @@ def with_metadata(tflite: bytes, card: dict[str, Any]) -> bytes:
 
 
 def _as_in_file(card: dict[str, Any], file: File) -> dict[str, Any]:
-    """A card with the sizes that a file has, where its network leaves them open."""
+    """A card with the sizes that a file has, where its network leaves them open, and its names."""
     sides, graph = {}, file.graphs[0]
     for side, known in zip(("inputs", "outputs"), _names(file), strict=True):
+        if {one["name"] for one in card[side]}.isdisjoint(known) and len(card[side]) == len(known):
+            # A user's own file, that calls them otherwise than the network that was read from it.
+            renamed = [one | {"name": name} for one, name in zip(card[side], known, strict=True)]
+            card = card | {side: renamed}
         shapes = {
             name: [int(size) for size in shape(graph.tensors[index])[1:]]
             for name, index in zip(known, getattr(graph, side), strict=True)
