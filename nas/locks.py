@@ -29,7 +29,10 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
 
 class Locks(abc.ABC):
-    """Locks by name, for exclusion and as a sign of life; none can be taken twice, by nobody."""
+    """Locks by name, for exclusion and as a sign of life.
+
+    While one is held nobody else gets it, not even the process that holds it.
+    """
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -28,7 +28,6 @@ import pathlib
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -46,19 +45,41 @@ FORK = multiprocessing.get_context("fork")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def command(out: pathlib.Path, flags: list[str]) -> list[str]:
-    return [sys.executable, "-m", "nas", "search", "--out", str(out), "--study", "s", *flags]
+def words(out: pathlib.Path, flags: list[str]) -> list[str]:
+    """The arguments of a search."""
+    return ["search", "--out", str(out), "--study", "s", *flags]
 
 
-def be_machine(host: str, scratch: pathlib.Path, flags: list[str]) -> None:
-    """The command line as a machine of this name runs it, in a process forked for that."""
+def search(out: pathlib.Path, cache: pathlib.Path, flags: list[str], host: str) -> None:
+    """The command line as the machine `host` runs it, in a process forked for that."""
     os.setsid()
-    log = os.open(scratch / f"{host}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
-    os.environ["NAS_CACHE"] = str(scratch / f"cache-{host}")
+    os.environ["NAS_CACHE"] = str(cache)
     socket.gethostname = lambda: host
-    sys.exit(main_of_nas(command(scratch / host, flags)[3:]))
+    sys.exit(main_of_nas(words(out, flags)))
+
+
+class Search:
+    """A search in a process of its own; forked, so that kills meet work and not imports."""
+
+    def __init__(self, out: pathlib.Path, cache: pathlib.Path, flags: list[str], host="here"):
+        self.log = pathlib.Path(f"{out}.log")
+        self._process = FORK.Process(target=search, args=(out, cache, flags, host))
+        self._process.start()
+
+    def code(self, timeout_s: float | None = None) -> int | None:
+        """Its exit status, waited for."""
+        self._process.join(timeout_s)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL, to its workers, too."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet
+            self._process.kill()
 
 
 def finished(location: pathlib.Path | str) -> list[optuna.trial.FrozenTrial]:
@@ -97,22 +118,17 @@ def torture(name: str, flags: list[str], kills: int, longest_s: float, seed: int
     """Kill a search `kills` times and report; whether nothing was lost."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        out = pathlib.Path(scratch) / "killed"
-        environment = os.environ | {"NAS_CACHE": str(pathlib.Path(scratch) / "cache")}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": environment}
+        out, cache = pathlib.Path(scratch) / "killed", pathlib.Path(scratch) / "cache"
         known, lost, killed, grown = {}, 0, 0, 0
         while killed < kills:
-            process = subprocess.Popen(command(out, flags), start_new_session=True, **quiet)
+            process = Search(out, cache, flags)
             patience = 4 * longest_s if at_risk(out / "s") else 0.3
-            try:
-                process.wait(chance.uniform(patience, max(patience, longest_s)))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            if process.code(chance.uniform(patience, max(patience, longest_s))) is None:
+                process.kill()
                 killed += 1
-            errors = process.stderr.read().decode()
-            code = process.wait()
+            code = process.code()
             if code not in (0, -signal.SIGKILL):
-                print(f"\n{name}: exit {code}: {errors}")
+                print(f"\n{name}: exit {code}: {process.log.read_text()}")
                 return False
             now = {t.number: (t.params, t.state, t.values) for t in finished(out / "s")}
             lost += sum(now.get(number) != trial for number, trial in known.items())
@@ -121,13 +137,13 @@ def torture(name: str, flags: list[str], kills: int, longest_s: float, seed: int
             print(f"\r{name}: {killed}/{kills} kills, {len(known)} finished trials", end="")
             if code == 0:  # it ended before its turn came: go on with a longer search
                 flags = [*flags[:-1], str(int(flags[-1]) * 2)]
-        subprocess.run(command(out, flags), check=True, start_new_session=True, **quiet)
+        assert Search(out, cache, flags).code() == 0
         trials = finished(out / "s")
         twice = sum(count > 1 for count in evaluations(trials).values())
         same = None
         if "--workers" not in flags:
             calm = pathlib.Path(scratch) / "calm"
-            subprocess.run(command(calm, flags), check=True, **quiet)
+            assert Search(calm, cache, flags).code() == 0
             want = [(t.params, t.state) for t in finished(calm / "s")]
             same = want == [(t.params, t.state) for t in trials]
         print(
@@ -144,15 +160,9 @@ def torture_machines(server, flags: list[str], seconds: float, seed: int) -> boo
     with tempfile.TemporaryDirectory() as scratch:
         hosts, folder = ("gpu", "gpu-2"), pathlib.Path(scratch)
 
-        def start(host: str) -> multiprocessing.Process:
-            arguments = (host, folder, ["--storage", server.url, *flags])
-            process = FORK.Process(target=be_machine, args=arguments)
-            process.start()
-            return process
-
-        def ended(process: multiprocessing.Process) -> int:
-            process.join()
-            return process.exitcode
+        def start(host: str) -> Search:
+            storing = ["--storage", server.url, *flags]
+            return Search(folder / host, folder / f"cache-{host}", storing, host)
 
         running = {host: start(host) for host in hosts}
         known, lost, killed, restarted = {}, 0, 0, False
@@ -160,12 +170,12 @@ def torture_machines(server, flags: list[str], seconds: float, seed: int) -> boo
         while (elapsed := time.monotonic() - started) < seconds:
             time.sleep(2)
             host = chance.choice(hosts)
-            if running[host].exitcode is None:
-                os.kill(running[host].pid, signal.SIGKILL)
+            if running[host].code(0) is None:
+                running[host].kill()
                 killed += 1
-            code = ended(running[host])
+            code = running[host].code()
             if code not in (0, -signal.SIGKILL):
-                print(f"\nmachines: exit {code}: {(folder / f'{host}.log').read_text()}")
+                print(f"\nmachines: exit {code}: {running[host].log.read_text()}")
                 return False
             if elapsed > seconds / 2 and not restarted:  # under the other one
                 server.stop()
@@ -176,8 +186,8 @@ def torture_machines(server, flags: list[str], seconds: float, seed: int) -> boo
             lost += sum(now.get(number) != trial for number, trial in known.items())
             known = now
             print(f"\rmachines: {killed} kills, {len(known)} finished trials", end="", flush=True)
-        codes = [ended(process) for process in running.values()]
-        codes += [ended(start(host)) for host in hosts]
+        codes = [process.code() for process in running.values()]
+        codes += [start(host).code() for host in hosts]
         study = optuna.load_study(study_name="s", storage=storage.open_storage(server.url))
         trials = study.get_trials(states=FINISHED)
         counted = evaluations(trials)
@@ -242,7 +252,7 @@ def be_poisoned(scratch: pathlib.Path, flags: list[str]) -> None:
         return record | {"quality": math.nan} if kind == "nan" else record
 
     Networks.profile, Networks.train = poisoned_profile, poisoned_train
-    sys.exit(main_of_nas(command(scratch, flags)[3:]))
+    sys.exit(main_of_nas(words(scratch, flags)))
 
 
 def torture_poison(flags: list[str]) -> bool:
