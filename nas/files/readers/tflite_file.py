@@ -21,6 +21,7 @@ from latency.tflite import convert, examples, fixed_shapes, process, same_networ
 from latency.tflite.signature import distinct, names, signed
 from nas.files.readers.tflite_layers import Constant, Graph, Output
 from nas.files.writers.tflite.editable_file import FLOAT16, FLOAT32, File, shape, text
+from nas.files.writers.tflite.fused_relu import fuse_relus
 from nas.files.writers.tflite.readback import in_floats
 from nas.files.writers.tflite.user_parts import UserParts
 
@@ -52,34 +53,43 @@ def network(path: pathlib.Path) -> tuple[Any, list[str]]:
     damaged, is quantized already, keeps state from call to call, has several signatures, or leaves
     sizes open other than the batch.
     """
-    process.check(path)
     given = path.read_bytes()
+    if given[4:8] == b"TFL3":  # with sizes that are open it could not be run
+        takes = fixed_shapes.read(given)
+        if missing := takes.missing():
+            raise ValueError(f"{path}: {missing[0].question()}")
+    process.check(path)
     original = File(given)
-    _check(path, original, fixed_shapes.read(given))
+    _check(path, original, takes)
     file = File(in_floats(given))
+    fuse_relus(file)
     if not file.model.signatureDefs:
         main = file.graphs[0]
-        sides = ([text(main.tensors[i].name) for i in side] for side in (main.inputs, main.outputs))
-        file = File(signed(file.pack(), *map(distinct, sides)))
+        inputs, outputs = (
+            distinct([text(main.tensors[index].name) for index in side])
+            for side in (main.inputs, main.outputs)
+        )
+        file = File(signed(file.pack(), inputs, outputs))
     session = convert.Session(file.pack())
     taken: set[str] = set()
-    inputs = _side(session.inputs, _example_shapes(session)[0], taken)
-    outputs = _side(session.outputs, _example_shapes(session)[1], taken)
+    sizes = _example_shapes(session)
+    ins = _side(session.inputs, sizes[0], taken)
+    outs = _side(session.outputs, sizes[1], taken)
     endings = [_ending(file, int(index)) for index in file.graphs[0].outputs]
     constants, values = _take_constants(file, taken)
     graph = Graph(
         graph=base64.b64encode(file.pack()).decode(),
         constants=[one.name for one in constants],
-        inputs=inputs,
-        outputs=outputs,
+        inputs=ins,
+        outputs=outs,
         parts=dataclasses.asdict(UserParts.of(given)),
         name=_free("graph", taken),
     )
-    tensors = [keras.Input(size, dtype=kind, name=ours) for ours, _, size, kind in inputs]
+    tensors = [keras.Input(size, dtype=kind, name=ours) for ours, _, size, kind in ins]
     made = graph(tensors, [constant(tensors[0]) for constant in constants])
     ends = [
         Output(ending, name=ours)(tensor)
-        for tensor, ending, (ours, *_) in zip(made, endings, outputs, strict=True)
+        for tensor, ending, (ours, *_) in zip(made, endings, outs, strict=True)
     ]
     model = keras.Model(
         tensors if len(tensors) > 1 else tensors[0],
@@ -100,8 +110,6 @@ def _check(path: pathlib.Path, file: File, takes: fixed_shapes.Signature) -> Non
             f"{path}: has the signatures {known}, of which one can be compressed; keep it by"
             " --signature NAME, in Python by nas.open(path, signature=...)"
         )
-    if missing := takes.missing():
-        raise ValueError(f"{path}: {missing[0].question()}")
     if text_input := next((one.name for one in takes.inputs if one.dtype == "string"), None):
         raise ValueError(f"{path}: input {text_input!r} is text; expected one that takes numbers")
     operators = {file.name(one) for graph in file.graphs for one in graph.operators}

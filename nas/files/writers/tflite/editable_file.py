@@ -15,7 +15,7 @@ FLOAT32, FLOAT16, INT64, INT32, INT8 = (
     getattr(schema.TensorType, name) for name in ("FLOAT32", "FLOAT16", "INT64", "INT32", "INT8")
 )
 TYPES = {2: schema.TensorType.INT2, 4: schema.TensorType.INT4, 8: INT8}  # by bits
-BITS = {kind: bits for bits, kind in TYPES.items()}
+BITS = {kind: bits for bits, kind in TYPES.items()} | {schema.TensorType.INT16: 16}
 _DTYPES = {
     FLOAT32: np.float32,
     FLOAT16: np.float16,

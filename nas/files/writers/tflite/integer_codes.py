@@ -136,10 +136,10 @@ def pack(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(data: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The int8 values that `pack` made `data` of."""
+    """The integers that `pack` made `data` of; of 16 bits those that others wrote."""
     count = int(np.prod(shape))
-    if bits == 8:
-        return data.view(np.int8)[:count].reshape(shape)
+    if bits >= 8:
+        return data.view(np.int8 if bits == 8 else np.int16)[:count].reshape(shape)
     shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
     values = ((data[:, None] >> shifts) & np.uint8(2**bits - 1)).reshape(-1)[:count]
     half = 2 ** (bits - 1)
