@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from latency.android import Android  # noqa: F401 - with these the repr of a Ray is a program here
+from latency.cpu import CPU  # noqa: F401
 from latency.ray_cluster import cluster, farm
+from latency.ssh import SSH  # noqa: F401
 from latency.target import FoundDevice, Kind, Target, TargetUnavailable, Timing
 from latency.tflite import convert
 
