@@ -213,6 +213,12 @@ def _arrays(inputs: Any) -> Any:
             " for a network of several inputs a dict of arrays by their names"
         )
     found = inputs if isinstance(inputs, OnDisk) else np.asarray(inputs)
+    first = found.flat[:1] if isinstance(found, np.ndarray) and found.ndim else ()
+    if any(isinstance(one, (str, bytes)) for one in first):
+        raise ValueError(
+            f"inputs are text {found.shape}; expected numbers: give what a look-up makes of it "
+            "(StringLookup, TextVectorization), and the part of the network after the look-up"
+        )
     if found.dtype.kind not in "biuf" or not found.ndim:
         raise ValueError(f"inputs are {found.dtype} {found.shape}; {EXPECTED}")
     return found

@@ -142,6 +142,12 @@ def test_targets_that_do_not_fit_are_told_before_any_work(labels, words):
         network_task(task_of((ROWS, labels)), model)
 
 
+@pytest.mark.parametrize("kind", [str, object])
+def test_text_is_told_to_be_looked_up(kind):
+    with pytest.raises(ValueError, match=r"inputs are text \(2, 1\).*TextVectorization"):
+        task_of((np.array([["good"], ["bad"]], kind), np.array([1, 0])))
+
+
 def flips(x):
     return layers.RandomFlip()(layers.GaussianNoise(0.1)(x))
 
