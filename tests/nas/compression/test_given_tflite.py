@@ -309,3 +309,33 @@ def test_refusals_are_one_line(given, tmp_path, monkeypatch, capsys, change, fla
     [line] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("nas: ")]
     assert said in line
     assert not (tmp_path / "out.tflite").exists()
+
+
+def test_relus_apart_are_taken_in(tmp_path):
+    """As MediaPipe's files of 2019 have them; one that two operators read, and an output, stay."""
+    from nas.files.writers.tflite.editable_file import File
+    from nas.files.writers.tflite.fused_relu import fuse_relus
+
+    inputs = keras.Input((12, 12, 3), name="image")
+    x = keras.layers.Conv2D(8, 3, name="first")(inputs)
+    file = File(convert.convert(keras.Model(inputs, keras.layers.Conv2D(8, 3)(x))))
+    graph = file.graphs[0]
+    first = graph.operators[0]
+    size = tuple(map(int, graph.tensors[first.outputs[0]].shape))
+    relu = file.tensor(0, size, "relu")
+    graph.operators.insert(1, file.operator("RELU", [int(first.outputs[0])], [relu]))
+    graph.operators[2].inputs = graph.operators[2].inputs.copy()
+    graph.operators[2].inputs[0] = relu
+    apart = file.pack()
+    path = tmp_path / "apart.tflite"
+    path.write_bytes(apart)
+    fused = File(apart)
+    fuse_relus(fused)
+    assert [fused.name(one) for one in fused.graphs[0].operators] == ["CONV_2D", "CONV_2D"]
+    np.testing.assert_allclose(
+        convert.run(fused.pack(), IMAGES), convert.run(apart, IMAGES), atol=1e-5
+    )
+    kept = File(apart)
+    kept.graphs[0].outputs = np.append(kept.graphs[0].outputs, kept.graphs[0].operators[0].outputs)
+    fuse_relus(kept)
+    assert "RELU" in {kept.name(one) for one in kept.graphs[0].operators}
