@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from latency.system import worker_process
+from latency.target import TargetUnavailable
 
 
 class BadModel(ValueError):
@@ -72,7 +73,7 @@ def time_here(request: dict[str, Any]) -> dict[str, Any]:
     model = ct.models.MLModel(request["package"], compute_units=units)
     if model.__proxy__ is None:  # coremltools only warns
         reason = getattr(model, "_framework_error", None) or "there is no Core ML here"
-        raise RuntimeError(f"it cannot load {request['package']}: {_line(Exception(reason))}")
+        raise TargetUnavailable(f"it cannot load {request['package']}: {_line(Exception(reason))}")
     inputs = _inputs(model.get_spec())
     load_ns = model.load_duration_in_nano_seconds
     for _ in range(max(1, request["warmup"])):
@@ -129,7 +130,7 @@ async def _time_on_phone(request: dict[str, Any]) -> dict[str, Any]:
     phones = Device.get_connected_devices(DeviceType.IPHONE)
     phone = next((one for one in phones if one.udid == request["udid"]), None)
     if phone is None:
-        raise RuntimeError(f"iPhone {request['udid']} is not connected any more")
+        raise TargetUnavailable(f"iPhone {request['udid']} is not connected any more")
     credentials = AppSigningCredentials(
         development_team=request["team"],
         provisioning_profile_uuid=request["provisioning"],

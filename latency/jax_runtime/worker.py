@@ -220,7 +220,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return {"error": "DoesNotFit"} | out_of_memory(str(error))
-        return {"error": "RuntimeError", "message": traceback.format_exc()}
+        return {"error": "ValueError", "message": f"JAX cannot run it: {_first_line(error)}"}
     except Exception:
         return {"error": "RuntimeError", "message": traceback.format_exc()}
 

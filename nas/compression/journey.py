@@ -26,6 +26,7 @@ from nas.files.hand_over.model_card import Origin, without_folders
 from nas.files.open_network import Network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
+from nas.report import doubts
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.chance import at_chance, balanced_accuracy
@@ -286,6 +287,11 @@ def compress(
             f"{name}: {', '.join(map(repr, methods))} changed nothing, all weights are as before"
             f"{untrained}"
         )
+    history = [epoch for one in trainings for epoch in one.history]
+    if labelled is not None and labelled.higher_is_better:
+        qualities = [before["quality"], *(epoch.quality for epoch in history)]
+        best = 1.0 if labelled.percent else None
+        warnings += doubts.of_qualities(labelled.metric, qualities, best)
     for layer, reason in network.opaque.items():
         done.record.untouched.setdefault(layer, reason)
     for details in done.record.details.values():
@@ -308,7 +314,7 @@ def compress(
         "untouched": done.record.untouched,
         "details": done.record.details,
         "notes": list(network.notes),
-        "history": [dataclasses.asdict(epoch) for one in trainings for epoch in one.history],
+        "history": [dataclasses.asdict(epoch) for epoch in history],
         "identity": identity,
         "files": [],
     }

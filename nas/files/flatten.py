@@ -67,6 +67,8 @@ def flatten(model: keras.Model, shapes: Shapes = ()) -> Flat:
     lora = any(map(graph.has_lora, model.layers))  # copies have the product in their kernel
     if whole is model and not (nested or others or lora or shapes):
         return Flat(model, opaque(model))
+    if lora:
+        _refuse_codes(model)
     inputs = _inputs(whole, model)
     if shapes:
         inputs = _shaped(whole, inputs, shapes)
@@ -169,12 +171,7 @@ def check_copies(model: keras.Model, inputs: Any = None) -> None:
 
     Methods rewrite networks by such copies. inputs: a few examples; None: random ones.
     """
-    if codes := quantized(model):
-        name, mode = next(iter(codes.items()))
-        raise ValueError(
-            f"{model.name}: layer {name!r} was quantized by Keras ({mode}), its weights are codes "
-            "already; give the float network that it was made of"
-        )
+    _refuse_codes(model)
     if inputs is None:
         inputs = random_inputs(model, model.inputs[0].shape[0] or _EXAMPLES)
     copies: dict[int, Any] = {}
@@ -190,6 +187,16 @@ def check_copies(model: keras.Model, inputs: Any = None) -> None:
 
     copied = graph.rebuild(model, place)
     _check_equal(model, model, copied, tensors, inputs)
+
+
+def _refuse_codes(model: keras.Model) -> None:
+    """`ValueError` of a network whose weights are codes: adapters, or methods, change floats."""
+    if codes := quantized(model):
+        name, mode = next(iter(codes.items()))
+        raise ValueError(
+            f"{model.name}: layer {name!r} was quantized by Keras ({mode}), its weights are codes "
+            "already; give the float network that it was made of"
+        )
 
 
 def _functional(layer: Any) -> Any:
@@ -354,7 +361,7 @@ def _check_equal(
             with from_rest(one):
                 outputs = keras.tree.flatten(one(inputs, training=False))
             sides.append([keras.ops.convert_to_numpy(x) for x in outputs])
-        return [_differs(*pair, relative) for pair in zip(*sides, strict=True)]
+        return [_differs(one, other, relative) for one, other in zip(*sides, strict=True)]
 
     if not any(apart(model, flat)) or any(apart(model, model)):  # it draws random numbers itself
         return

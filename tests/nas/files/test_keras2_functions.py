@@ -54,7 +54,7 @@ def of_first(function, **given):
         (lambda: of_first("math.l2_normalize", axis=-1), tf.math.l2_normalize(X, -1)),
         (lambda: of_first("compat.v1.pad", paddings=[[0, 0], [1, 2], [0, 0], [0, 0]]),
          np.pad(X, [(0, 0), (1, 2), (0, 0), (0, 0)])),
-        (lambda: of_first("math.subtract", y=[0.1, 0.2, 0.3, 0.4]), 
+        (lambda: of_first("math.subtract", y=[0.1, 0.2, 0.3, 0.4]),
          X - np.float32([0.1, 0.2, 0.3, 0.4])),
         (lambda: of_first("clip_by_value", clip_value_min=0.0, clip_value_max=0.5), X.clip(0, 0.5)),
         (lambda: of_first("nn.leaky_relu", alpha=0.1), np.where(X > 0, X, 0.1 * X)),

@@ -117,6 +117,18 @@ def test_a_stateful_network_keeps_its_state_and_says_what_it_cannot():
         convert.file_of(model)
 
 
+def test_adapters_on_codes_are_refused():
+    """enable_lora, then quantize("int8"): no float kernel is left to merge the product into."""
+    dense = keras.layers.Dense(4, name="adapted")
+    model = keras.Sequential([keras.Input((6,)), dense])
+    dense.enable_lora(2)
+    dense.quantize("int8")
+    with pytest.raises(
+        ValueError, match=r"'adapted' was quantized by Keras \(int8\).*float network"
+    ):
+        open_network(model)
+
+
 def test_what_a_safetensors_file_does_not_hold(tmp_path):
     word = keras.Input((1,), dtype="string")
     look_up = keras.layers.StringLookup(vocabulary=["a", "b"], name="words")
