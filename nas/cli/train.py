@@ -34,7 +34,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", help="what to train on, see `nas list task`")
     add_data(parser)
-    parser.add_argument("--out", required=True, help="the .keras file to write")
+    parser.add_argument(
+        "--out",
+        action="append",
+        required=True,
+        help="the .keras file to write; repeat for a .tflite file, as it runs on devices",
+    )
     parser.add_argument("--epochs", type=int, help="times through the data (the task's, or 10)")
     parser.add_argument(
         "--minutes",
@@ -105,9 +110,13 @@ def recipe_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Begin or go on with a training."""
-    out = pathlib.Path(arguments.out)
-    if out.suffix != ".keras":
-        raise ValueError(f"--out {out}: expected a name that ends in .keras")
+    outs = [pathlib.Path(one) for one in arguments.out]
+    for one in outs:
+        if one.suffix not in (".keras", ".tflite"):
+            raise ValueError(f"--out {one}: expected a name that ends in .keras, or .tflite")
+    if [one.suffix for one in outs].count(".keras") != 1:
+        raise ValueError("--out: expected one name that ends in .keras, and any in .tflite")
+    out = next(one for one in outs if one.suffix == ".keras")
     if arguments.start and not pathlib.Path(arguments.start).is_file():
         raise ValueError(f"--from: no file {arguments.start}")
     task_text = task_of(arguments)
@@ -138,6 +147,9 @@ def run(arguments: argparse.Namespace) -> int:
         **judged_by(arguments),
         on_event=Terminal(),
     )
+    for one in outs:
+        if one != out:
+            done.write(one)
     if arguments.json:
         print(json.dumps(done.to_json(), indent=1))
     else:

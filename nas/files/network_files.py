@@ -46,25 +46,34 @@ def write_network(
     `files` are the task's, such as a tokenizer: suffix -> content. With an origin both files hold
     a model card, and use.py, which runs them on one example, is left beside them.
     """
-    from latency.tflite import convert
     from nas.files.writers import config_file
-    from nas.networks.build import deployed
 
     save_model(model, stem, None if origin is None else origin.card(model))
-    form = deployed(model, config)
+    size = write_tflite(model, config, stem.with_suffix(".tflite"), origin)
+    stem.with_suffix(".py").write_text(config_file.as_python(config))
+    write_files(files or {}, stem)
+    return size
+
+
+def write_tflite(model: Any, config: Any, path: pathlib.Path, origin: Origin | None = None) -> int:
+    """Write a network as deployed, run and compared; with an origin its card, and use.py beside it.
+
+    config: its family's Config, or None. Returns the bytes; `CannotWrite` of a wrong file.
+    """
+    from latency.tflite import convert
+    from nas.networks.build import deployed
+
+    form = model if config is None else deployed(model, config)
     tflite = convert.convert(form)
     if (wrong := _wrong(tflite, form)) is not None:
         raise CannotWrite(
-            f"{stem.name}.tflite differs from the Keras model {wrong}: this is a bug in the "
+            f"{path.name} differs from the Keras model {wrong}: this is a bug in the "
             f"conversion, please report the config {config!r}"
         )
-    path = stem.with_suffix(".tflite")
     path.write_bytes(tflite)
     if origin is not None:
         attach(path, origin.card(form))
         write_script(path.parent)
-    stem.with_suffix(".py").write_text(config_file.as_python(config))
-    write_files(files or {}, stem)
     return path.stat().st_size
 
 

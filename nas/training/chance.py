@@ -38,6 +38,16 @@ def chance_of(task: Task, quality: float) -> dict[str, float]:
     return {"chance": task.chance}
 
 
+def beside(model: Any, task: Task, quality: float) -> dict[str, Any]:
+    """What the record of a training says beside its quality: of each class, and of chance."""
+    found: dict[str, Any] = {}
+    if (balanced := balanced_accuracy(model, task)) is not None:
+        found["balanced_accuracy"] = balanced
+    if (warning := at_chance(task, quality)) is not None:
+        found["warnings"] = [warning]
+    return found
+
+
 def balanced_accuracy(model: Any, task: Task) -> float | None:
     """That of a network whose quality is the accuracy on classes that are uneven; None of others.
 

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,22 @@ from latency.networks import keras_file
 from latency.system.json_records import utc_now, write_json
 from nas import backend, interruption
 from nas.events import Listener, Message, ignore
+from nas.files.flatten import check_graph
+from nas.files.hand_over.attach import write_script
+from nas.files.hand_over.model_card import Origin, without_folders
 from nas.files.open_network import Network
 from nas.networks.build import build, digest_of, for_task, identity_of, name_of
 from nas.tasks.scoring.compiled import compiled_of
 from nas.tasks.task import Task
 from nas.training import loop
 from nas.training.batches import count, named_inputs
+from nas.training.chance import beside
 from nas.training.checkpoint import Checkpoint, difference
 from nas.training.network_task import network_task
 from nas.training.recipe import Recipe, recipe_of
+from nas.training.state import TrainingBegins
 
 EPOCHS = 10  # where neither the caller nor the task says
-from nas.training.state import TrainingBegins
 CHECKED_S = 30.0  # between two checks that the loss is finite
 PROBABILITIES = "ends in softmax: the loss is that of the logarithm of its probabilities"
 
@@ -41,13 +45,14 @@ class Trained:
 
     network: the `keras.Model`, or the .keras file that holds it. config: its family's Config, or
     None. record: all that is known, as JSON: quality, curves, recipe, versions. task_files: what
-    the task adds to the files, such as a tokenizer: suffix -> content.
+    the task adds to the files, such as a tokenizer: suffix -> content. origin: what files say.
     """
 
     network: Any
     config: Any
     record: dict[str, Any]
     task_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    origin: Origin = Origin("network", "a training")
 
     @functools.cached_property
     def model(self) -> Any:
@@ -75,10 +80,13 @@ class Trained:
         record = self.record
         early = record["epoch"] < len(record["history"])
         kept = f" after epoch {record['epoch']}" if early else ""
-        return (
-            f"{record['metric']} {record['quality']:.4f}, validation loss "
+        balanced = record.get("balanced_accuracy")
+        also = "" if balanced is None else f" (balanced accuracy {balanced:.4f})"
+        text = (
+            f"{record['metric']} {record['quality']:.4f}{also}, validation loss "
             f"{record['valid_loss']:.4f}{kept}, {record['seconds']:.0f} s"
         )
+        return "\n".join([text, *(f"WARNING: {one}" for one in record.get("warnings", ()))])
 
     def _repr_html_(self) -> str:
         from nas.report.plots import figure, training
@@ -88,6 +96,17 @@ class Trained:
     def to_json(self) -> dict[str, Any]:
         """All that is known, as plain data."""
         return self.record
+
+    def write(self, path: str | pathlib.Path) -> None:
+        """Write a .tflite file of the deployed form, and use.py; `ValueError` if there is none."""
+        from nas.files.network_files import write_tflite
+
+        out = pathlib.Path(path)
+        if out.suffix != ".tflite":
+            raise ValueError(f"{path}: expected a name that ends in .tflite; save() writes .keras")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_tflite(self.model, self.config, out, self.origin)
+        self.record["files"] = [one for one in self.files if one != str(out)] + [str(out)]
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write the network, its record, its curves and its Config, where it has one.
@@ -101,7 +120,7 @@ class Trained:
         from nas.report.plots import figure, training
 
         out = file_of(path)
-        files = [out, out.with_suffix(".json"), out.with_suffix(".png")]
+        files = [out, out.with_suffix(".json"), out.with_suffix(".png"), write_script(out.parent)]
         if self.config is not None:
             in_folder = out != pathlib.Path(path).expanduser()
             files.append(out.with_name("config.py") if in_folder else out.with_suffix(".py"))
@@ -112,7 +131,7 @@ class Trained:
         self.record["files"] = [str(file) for file in files]
         write_json(out.with_suffix(".json"), self.record)
         figure.save(out.with_suffix(".png"), training.draw(self.record))
-        save(self.model, out)  # last: where it is, everything is
+        save(self.model, out, self.record.get("card"))  # last: where it is, everything is
 
 
 @interruption.interruptible()
@@ -194,7 +213,8 @@ def train(
     }
     if path is not None and (record := _finished(path, identity)) is not None:
         on_event(Message(f"{path} is trained already; another --out, or delete it, to begin again"))
-        return Trained(path, config, record)
+        origin = Origin.of(record["network"], f"trained as {path.name}", None, path)
+        return Trained(path, config, record, origin=origin)
     name = name or (name_of(config) if model is None else model.name)
     model = _built(keras, config, seed, mixed_precision) if model is None else model
     task_name = task_name or task.name
@@ -239,7 +259,11 @@ def train(
         trained, model = model, _built(keras, config, seed, False)
         copy_weights(trained, model)
     record = _record(keras, name, model, config, task, task_name, done, identity)
-    result = Trained(model, config, record, task.files)
+    source = name if not isinstance(network, Network) else without_folders(network.source)
+    record |= beside(trained, task, done.quality)
+    origin = Origin.of(name, f"{source}; trained on {task_name}", task)
+    record["card"] = origin.card(model)
+    result = Trained(model, config, record, task.files, origin)
     if path is not None and checkpoint is not None:
         interruption.hand_over()
         result.save(path)
@@ -320,6 +344,7 @@ def _built(keras: Any, config: Any, seed: int, mixed_precision: bool) -> Any:
 
 def _functional(keras: Any, model: Any) -> Any:
     """A Functional model over the same weights: the model itself, unless it is Sequential."""
+    check_graph(model)
     if not isinstance(model, keras.Sequential):
         return model
     if not model.built or not model.inputs:

@@ -252,6 +252,11 @@ def test_a_keras_file_keeps_its_card_and_hands_it_on(tmp_path):
     assert done.record["card"]["labels"] == ["cat", "dög", "鳥"]
     assert {"use.py", "a.keras"} <= {pathlib.Path(file).name for file in done.files}
     assert keras.models.load_model(tmp_path / "a.keras").count_params() == done.record["params"]
+    done.write(tmp_path / "tflite" / "a.tflite")  # with its own use.py
+    assert use.read_card(tmp_path / "tflite" / "a.tflite")["labels"] == ["cat", "dög", "鳥"]
+    photo = folder / "cat" / "0.png"
+    pixels = use.picture(photo, (32, 32, 3), "crop")[None].astype("f") / 255
+    _same(tmp_path / "tflite", photo, done.model, pixels)
     nas.compress(tmp_path / "a.keras", [PTQ_FLOAT], out=tmp_path / "b.tflite", by_layer=False)
     card = use.read_card(tmp_path / "b.tflite")
     assert card["labels"] == ["cat", "dög", "鳥"] and "a.keras" in card["made"]["of"]
