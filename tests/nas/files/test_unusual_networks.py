@@ -1,5 +1,7 @@
 """Networks of other types, shapes and structures than most: right, or refused in one line."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import nas
 from compress.ptq import PTQ
 from latency.tflite import convert
+from nas.cli import command_line
 from nas.files.flatten import flatten, with_open_batch
 from nas.files.open_network import open_network
 
@@ -136,3 +139,17 @@ def test_what_a_safetensors_file_does_not_hold(tmp_path):
     small = nas.compress(keras.Model(word, vectors), [PTQ(8)])
     with pytest.raises(nas.CannotWrite, match="'words' .* looks words up in a table"):
         small.write(tmp_path / "a.safetensors")
+
+
+def test_the_command_line_asks_for_open_sizes_and_says_what_it_ran(tmp_path, capsys):
+    image, x = convolution()
+    keras.Model(image, keras.layers.GlobalMaxPooling2D()(x)).save(tmp_path / "open.keras")
+    words = ["profile", str(tmp_path / "open.keras"), "--target", "gpu:h100,how=layers", "--json"]
+    assert command_line.main(words) == 2
+    assert "give its sizes: --shape image=1,224,224,3" in capsys.readouterr().err
+    assert command_line.main([*words, "--shape", "4,12,12,3"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["batch_size"] == 4
+    assert row["conditions"]["inputs"] == {"image": "float32 4x12x12x3"}
+    assert command_line.main([*words, "--shape", "big"]) == 2
+    assert "expected SIZES or INPUT=SIZES" in capsys.readouterr().err
