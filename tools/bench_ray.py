@@ -39,20 +39,22 @@ PATIENCE_S = 300  # of a busy machine
 ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 SLOW = '''"""Random search that thinks for a while: there is time to kill it in."""
 
+import os
 import time
 
 import optuna
 
 
 class Slow(optuna.samplers.RandomSampler):
-    """Random, 0.4 s a network; no seed, for each worker makes one."""
+    """Random, 0.8 s a network; no seed, for each worker makes one."""
 
     def __init__(self):
         super().__init__()
 
     def sample_independent(self, study, trial, name, distribution):
         if name == "d0":
-            time.sleep(0.4)
+            study._storage.set_trial_user_attr(trial._trial_id, "pid", os.getpid())
+            time.sleep(0.8)
         return super().sample_independent(study, trial, name, distribution)
 '''
 # Takes a third of a second, says when it ran, and prints what benchmark_model prints.
@@ -180,8 +182,14 @@ def kill_worker(scene: Scene) -> dict:
     """A worker killed in a trial: the others give it back, and Ray's task starts another."""
     process = scene.search("worker")
     study = scene.after("worker", 5)
-    os.kill(scene.workers("worker")[0], signal.SIGKILL)
-    seconds = returned_s(study, running(study))
+    lost: set[int] = set()
+    while not lost:
+        states = (optuna.trial.TrialState.RUNNING,)
+        for one in study.get_trials(deepcopy=False, states=states):
+            if not lost and "pid" in one.user_attrs:
+                os.kill(one.user_attrs["pid"], signal.SIGKILL)
+                lost = {one.number} & running(study)  # else it was just told
+    seconds = returned_s(study, lost)
     return {"returned_s": seconds, **scene.judged("worker", process)}
 
 
