@@ -37,7 +37,7 @@ def hammered(
     crowd = [FORK.Process(target=hammer, args=arguments) for _ in range(workers)]
     for one in crowd:
         one.start()
-    while time.time() < until - 0.3:
+    while not kills or time.time() < until - 0.3:
         time.sleep(0.25)
         victim = crowd.pop(0)
         os.kill(victim.pid, signal.SIGKILL)
@@ -49,5 +49,4 @@ def hammered(
         one.join(30)
         assert one.exitcode == 0
     assert not (scratch / "overlaps").exists(), (scratch / "overlaps").read_text()
-    assert kills >= 1
     return len((scratch / "taken").read_text().splitlines())
