@@ -74,7 +74,7 @@ SEARCH = Course(
 )
 SCALE = Course(
     "scale",
-    "scale mnasnet:tiny --task digits:8 --budget-ms 0.012,0.02 --trials 2 --epochs 1 --out family",
+    "scale mnasnet:tiny --task digits --budget-ms 0.012,0.02 --trials 2 --epochs 1 --out family",
     (
         Phase("landing", "", 10),
         Phase("candidate", "single-objective scaling", 15),
