@@ -235,7 +235,9 @@ def _from_folder(path: pathlib.Path) -> Network:
     if (path / saved_model.GRAPH).is_file():
         try:
             return _network(saved_model.read(path), None, f"SavedModel {path}", path)
-        except ValueError as error:
+        except saved_model.NoLayers as error:
+            if not saved_model.serves(path):
+                raise
             return _of_graph(path, str(error).removeprefix(f"{path}: "))
     if any((path / name).is_file() for name in _RUN):
         return _of_run(path)

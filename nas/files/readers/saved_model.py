@@ -17,8 +17,25 @@ GRAPH, METADATA, VARIABLES = "saved_model.pb", "keras_metadata.pb", "variables/v
 VALUE = "VARIABLE_VALUE"
 
 
+class NoLayers(ValueError):
+    """A sound SavedModel of which no network of Keras layers can be made."""
+
+
+def serves(folder: pathlib.Path) -> bool:
+    """Whether a SavedModel has a function that can be called without its layers."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((folder / GRAPH).read_bytes())
+    signatures = saved.meta_graphs[0].signature_def.values()
+    return any(one.inputs and one.outputs for one in signatures)
+
+
 def read(folder: pathlib.Path) -> Any:
-    """The `keras.Model` in a folder; `ValueError`, one line, where there is none."""
+    """The `keras.Model` in a folder; `ValueError`, one line, where there is none.
+
+    `NoLayers` where the folder is sound.
+    """
     import tensorflow as tf
 
     if not (folder / f"{VARIABLES}.index").is_file():
@@ -29,7 +46,7 @@ def read(folder: pathlib.Path) -> Any:
     nodes = _objects(folder)
     described = {n: m for n, m in _described(folder, nodes) if m.get("config")}
     if 0 not in described:
-        raise ValueError(
+        raise NoLayers(
             f"{folder}: a SavedModel without the layers of a Keras network (Keras 3's export "
             "leaves them out); save it as .keras"
         )
@@ -43,7 +60,10 @@ def read(folder: pathlib.Path) -> Any:
         ) from error
     root = described[0]
     text = keras2_config.json.dumps({"class_name": root["class_name"], "config": root["config"]})
-    model = keras2_config.built(keras2_config.parsed(text, str(folder)), stored, str(folder))
+    try:
+        model = keras2_config.built(keras2_config.parsed(text, str(folder)), stored, str(folder))
+    except ValueError as error:
+        raise NoLayers(str(error)) from error
     _fill(model, 0, nodes, described, lambda node: reader.get_tensor(keys[node]), folder)
     return model
 
