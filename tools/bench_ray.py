@@ -148,7 +148,7 @@ class Scene:
             "exit": code,
             "trained": len(keys),
             "distinct": len(set(keys)),
-            "given_back": sum("retry_of" in one.user_attrs for one in trials),
+            "given_back": sum(one.state == optuna.trial.TrialState.FAIL for one in trials),
             "left_running": sum(one.state == optuna.trial.TrialState.RUNNING for one in trials),
             "workers_left": len(self.workers(name)),
         }
