@@ -239,7 +239,7 @@ class _PackedWeight:
             for name, array in self.arrays.items()
         }
         kind = f"{self.kind.removesuffix('float32')}float16"
-        return dataclasses.replace(self, arrays=arrays, kind=kind)
+        return _PackedWeight(arrays, self.form, kind)
 
 
 def _packed(path: str, value: np.ndarray, known: Weight | None) -> _PackedWeight:
