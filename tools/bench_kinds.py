@@ -30,8 +30,9 @@ from rows import append, read
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "kinds.jsonl"
 SPARSITY = 0.75
-BATCH, RATE, FINE = 64, 6e-3, 1.5e-3  # FINE: a quarter, as `nas compress` has it
-EPOCHS = {"autoencoder": 8, "binary": 10, "regression": 40, "unet": 10, "two_inputs": 12}
+RATE, FINE = 6e-3, 1.5e-3  # FINE: a quarter, as `nas compress` has it
+BATCH = {"autoencoder": 64, "binary": 64, "regression": 64, "unet": 16, "two_inputs": 64}
+EPOCHS = {"autoencoder": 8, "binary": 10, "regression": 40, "unet": 8, "two_inputs": 12}
 CALIBRATION = 512  # training examples that both quantizers see: the default of `nas.compress`
 METRICS = {  # of each kind, and whether more is better
     "autoencoder": ("RMSE", False),
@@ -122,10 +123,10 @@ def run(kind: str, seed: int, wanted: list[str], tfmot_python: str | None) -> No
     keras = backend.load()
     train, held = TASKS[kind]()
     epochs = EPOCHS[kind]
-    steps = epochs * -(-len(train[1]) // BATCH)
+    steps = epochs * -(-len(train[1]) // BATCH[kind])
     keras.utils.set_random_seed(seed)
     model = compiled(keras, kind, network(keras, kind), RATE, steps)
-    model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=0)
+    model.fit(*train, batch_size=BATCH[kind], epochs=epochs, verbose=0)
     before = quality(kind, model.predict(held[0], verbose=0), held[1])
     shared = {"kind": kind, "seed": seed, "metric": METRICS[kind][0], "before": before}
     shared |= {"params": model.count_params()}
@@ -164,7 +165,7 @@ def ours(row: str, kind: str, seed: int, model, train, held) -> dict:
     if row == "distill":
         keras.utils.set_random_seed(seed)
         model = compiled(keras, kind, network(keras, kind, width=8), RATE, 1)
-    recipe = nas.Recipe(batch_size=BATCH, learning_rate=RATE if row == "distill" else FINE)
+    recipe = nas.Recipe(batch_size=BATCH[kind], learning_rate=RATE if row == "distill" else FINE)
     small = nas.compress(
         model, method, train, valid=held, seed=seed, by_layer=False, recipe=recipe,
         epochs=0 if row == "ptq:8" else EPOCHS[kind], examples_count=CALIBRATION,
@@ -192,7 +193,7 @@ def student(kind: str, seed: int, train, held) -> dict:
 
     keras.utils.set_random_seed(seed)
     model = compiled(keras, kind, network(keras, kind, width=8), RATE, 1)
-    recipe = nas.Recipe(batch_size=BATCH, learning_rate=RATE)
+    recipe = nas.Recipe(batch_size=BATCH[kind], learning_rate=RATE)
     nas.train(model, train, valid=held, epochs=EPOCHS[kind], seed=seed, recipe=recipe)
     content = convert.file_of(model)
     outputs = model.predict(held[0], verbose=0)
@@ -223,8 +224,9 @@ def converted(model, row: str, inputs) -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if row == "converter integers":
             names = [tensor.name for tensor in model.inputs]
+            seen = min(CALIBRATION, len(arrays[names[0]]))
             converter.representative_dataset = lambda: (
-                {name: arrays[name][one : one + 1] for name in names} for one in range(CALIBRATION)
+                {name: arrays[name][one : one + 1] for name in names} for one in range(seen)
             )
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         return converter.convert()
@@ -260,12 +262,12 @@ def prune_with_tfmot(folder: pathlib.Path) -> None:
     model = network(tf_keras, kind)
     with np.load(folder / "weights.npz") as arrays:
         model.set_weights([arrays[f"weight{number}"] for number in range(len(arrays.files))])
-    steps = EPOCHS[kind] * -(-len(train[1]) // BATCH)
+    steps = EPOCHS[kind] * -(-len(train[1]) // BATCH[kind])
     schedule = sparsity.PolynomialDecay(0.0, SPARSITY, 0, round(0.7 * steps), frequency=10)
     model = sparsity.prune_low_magnitude(model, schedule)
     compiled(tf_keras, kind, model, FINE, steps)
     update = [sparsity.UpdatePruningStep()]
-    model.fit(*train, BATCH, EPOCHS[kind], verbose=0, callbacks=update)
+    model.fit(*train, BATCH[kind], EPOCHS[kind], verbose=0, callbacks=update)
     model = sparsity.strip_pruning(model)
     np.save(folder / "outputs.npy", model.predict(held[0], verbose=0))
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
