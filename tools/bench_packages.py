@@ -107,7 +107,7 @@ def compressed(
             out=folder / "small.tflite", targets=CPU(threads=1), by_layer=False,
         )  # fmt: skip
     except ValueError as error:
-        return {"refused": " ".join(str(error).split())}
+        return {"refused": " ".join(str(error).replace(str(file), file.name).split())}
     [written] = small.record["files"]
     before, after = written["before"], written["after"]
     times = [next(iter(side["latency"].values())) for side in (small.before, small.after)]
