@@ -56,9 +56,9 @@ def repaired(
     found += [_mutated(one, sizes, rng) for one in nearest for _ in range(ORDERS)]
     new = np.array([one for one in found if not seen(one)] or found)
     worst = model.worst(new)
-    fitting = np.flatnonzero(worst <= 0)
-    known = (over <= 0).any()
-    return new[int(fitting[0]) if known and len(fitting) else int(np.argmin(worst))]
+    if (over <= 0).any() and (worst <= 0).any():  # what takes most of a limit is best, as a rule
+        return new[int(np.argmax(np.where(worst <= 0, worst, -np.inf)))]
+    return new[int(np.argmin(worst))]
 
 
 def _limited(trials: Sequence[FrozenTrial], evaluated: int) -> tuple[list[FrozenTrial], set[str]]:
