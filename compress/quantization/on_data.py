@@ -148,11 +148,10 @@ class _Walk:
 
     def _batch(self, data: Data, start: int, size: int) -> dict[int, Any]:
         tensors, part = self.model.inputs, taken(data.inputs, slice(start, start + size))
-        flat = (
-            [part[t._keras_history.operation.name] for t in tensors]
-            if isinstance(part, dict)
-            else [part]
-        )
+        if isinstance(part, dict) and not isinstance(self.model.input, dict):
+            flat = [part[tensor._keras_history.operation.name] for tensor in tensors]
+        else:  # keys of a dict of inputs need not be the names of its layers
+            flat = keras.tree.flatten(part)
         return {
             id(tensor): _Kept(np.asarray(array).astype(tensor.dtype), None)
             for tensor, array in zip(tensors, flat, strict=True)
