@@ -312,7 +312,7 @@ def main() -> int:
                 flags = [*on_table, str(arguments.trials)]
                 held.append(torture_machines(server, flags, arguments.machines, arguments.seed))
     if arguments.poison:
-        held.append(torture_poison([*on_digits[:-1], "4", "--finalists", "1", "--budget-ms", "9"]))
+        held.append(torture_poison([*on_digits[:-1], "12", "--finalists", "1", "--budget-ms", "9"]))
     print(f"{sum(arguments.kills)} kills in {time.monotonic() - started:.0f} s")
     if arguments.json:
         print(json.dumps({"kills": sum(arguments.kills), "held": held}))
