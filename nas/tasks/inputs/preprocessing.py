@@ -71,7 +71,8 @@ def of_sound(seen: Preprocessing, sample_rate: Any, dtype: Any) -> Preprocessing
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
         raise ValueError(f"sample_rate={sample_rate!r}; expected a whole number of Hz")
     full = float(np.iinfo(dtype).max) + 1 if dtype.kind in "i" else 1.0
-    return dataclasses.replace(seen, kind="audio", scale=seen.scale / full, sample_rate=sample_rate)
+    changes = {"kind": "audio", "scale": seen.scale / full, "sample_rate": sample_rate}
+    return Preprocessing(**(vars(seen) | changes))
 
 
 def per_channel(name: str, value: Any, default: float, channels: int) -> tuple[float, ...]:
