@@ -38,7 +38,8 @@ class Preprocessing:
         return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
     def __str__(self) -> str:
-        mean, std = ("/".join(f"{number:g}" for number in one) for one in (self.mean, self.std))
+        mean = "/".join(f"{number:g}" for number in self.mean)
+        std = "/".join(f"{number:g}" for number in self.std)
         text = f"{self.kind}, x / {self.scale:g}"
         text += f", minus {mean}" if any(self.mean) else ""
         text += f", over {std}" if set(self.std) != {1.0} else ""
