@@ -56,7 +56,8 @@ def of_inputs(inputs: Any) -> Preprocessing:
     >>> of_inputs(np.zeros((1, 8, 8, 3), np.uint8)).kind
     'image'
     """
-    dtype, shape = getattr(inputs, "dtype", None), getattr(inputs, "shape", ())
+    dtype = getattr(inputs, "dtype", None)
+    shape: tuple[int, ...] = getattr(inputs, "shape", ())
     if dtype != np.uint8:
         return Preprocessing()
     image = len(shape) == 4 and shape[-1] in (1, 3)
