@@ -430,20 +430,14 @@ def phones_node(scene: Scene) -> dict:
         settings = os.environ | {"RAY_ADDRESS": scene.nodes.address}
         with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as client:
             try:
-                assert client.stdout.readline() == "ready\n"
-                assert client.stdout.readline().startswith("timed")
+                said(client, "timed")
                 time.sleep(0.3)  # in the next one
                 killed = time.monotonic()
                 scene.nodes.kill("phones")
-                line = ""
-                while not line.startswith("away"):
-                    line = client.stdout.readline()
-                _, at, says = line.split(" ", 2)
+                _, at, says = said(client, "away").split(" ", 2)
                 phones.plug()
                 back = time.monotonic()
-                while not line.startswith("timed"):
-                    line = client.stdout.readline()
-                again = float(line.split()[1])
+                again = float(said(client, "timed").split()[1])
             finally:
                 client.kill()
         return {
@@ -454,6 +448,14 @@ def phones_node(scene: Scene) -> dict:
     finally:
         scene.nodes.kill("phones")
         phones.stop()
+
+
+def said(client: subprocess.Popen, word: str) -> str:
+    """The next line of a process that begins with a word."""
+    for line in client.stdout:
+        if line.startswith(word):
+            return line
+    raise RuntimeError(f"the process ended before it said {word}")
 
 
 def read_spans(phone: Adbd) -> list:
