@@ -164,6 +164,9 @@ def _store(
     names = {file.name(operator) for operator, _ in readers}
     if not names <= set(_KERNELS):
         return f"int{BITS[tensor.type]}", f"{', '.join(sorted(names))} {OWN}"
+    sources = [file.graphs[graph].tensors[operator.inputs[0]] for operator, _ in readers]
+    if any(one.quantization is None or one.quantization.scale is None for one in sources):
+        return f"int{BITS[tensor.type]}", f"its input has no scale there, so it {OWN}"
     if place.gain is not None:
         return f"int{BITS[tensor.type]}", f"the gain of a norm is part of its kernel, which {OWN}"
     least = 4 if names <= set(_NARROW) and place.shape[-1] % 2 == 0 else 8
