@@ -14,8 +14,9 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@120
 
-# Of this script, which tells the search: Slurm signals it alone (B), or all.
-nas search "$@" --storage "$NAS_STORAGE" &
+# Slurm signals this script alone (B), or all that it started: it tells the search.
+command=(nas search "$@" --storage "$NAS_STORAGE")
+"${command[@]}" &
 search=$!
 trap 'kill -TERM "$search"' TERM
 wait "$search"
