@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 DATA = pathlib.Path(os.environ.get("NAS_DATA", "../shared/data"))
-MASK = 64  # pixels of a side of the U-Net's images
+MASK = 48  # pixels of a side of the U-Net's images
 
 
 def fashion(classes: list[int] | None, train: int, test: int):
