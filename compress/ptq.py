@@ -12,9 +12,9 @@ import numpy as np
 from compress.examples.data import Data
 from compress.method import Method, NotApplicable
 from compress.quantization import bit_widths
-from compress.quantization.on_data import round_on_data, takers
+from compress.quantization.on_data import round_on_data
 from compress.quantization.quantizers import OnLevels, Quantizer, round_to_levels, scales
-from compress.rewriting.parametrized import Parametrization, functions, parametrize
+from compress.rewriting.parametrized import functions, parametrize
 from compress.rewriting.record import Record
 from compress.rewriting.weights import kernel_values, kernels, masks, record_untouched
 
@@ -33,6 +33,7 @@ class Rounded(Quantizer):
         self._values: np.ndarray | None = None
         self.examples = 0  # that were looked at
         self.blind: str | None = None  # why none were, where there are some
+        self.before: dict[str, np.ndarray] = {}  # path -> a bias or mean as it was
 
     def settle(self, values: np.ndarray | None, scale: np.ndarray | None) -> None:
         """From now on these values, on levels of this scale; None: pass the weight on."""
@@ -46,17 +47,6 @@ class Rounded(Quantizer):
 
     def call(self, weight: Any) -> Any:
         return keras.ops.convert_to_tensor(weight if self._values is None else self._values)
-
-
-class Shifted(Parametrization):
-    """A bias, or the mean of a batch normalization, that takes what rounding did to a mean."""
-
-    def __init__(self) -> None:
-        super().__init__(dtype="float32")
-        self.value: np.ndarray | None = None  # None: pass the weight on
-
-    def call(self, weight: Any) -> Any:
-        return keras.ops.convert_to_tensor(weight if self.value is None else self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +118,7 @@ class PTQ(Method):
         record_untouched(model, {*chosen, *taken}, record, bit_widths.reason_left(self))
         rounded = {path: Rounded(bits, self) for path, bits in chosen.items()}
         record.details[repr(self)] = {"rounded": rounded}  # `finalize` makes figures of them
-        made: dict[str, Parametrization] = {**rounded}
-        if bit_widths.on_data(self, data):
-            there = functions(model, Shifted)
-            places = takers(model, [*chosen]) - there.keys()
-            made |= {path: Shifted() for path in places}
-        return parametrize(model, made)
+        return parametrize(model, {**rounded})
 
     def update(self, model: keras.Model, data: Data | None, step: int, steps: int) -> bool:
         if step < steps:
@@ -141,11 +126,10 @@ class PTQ(Method):
         rounded = {path: chain[0] for path, chain in functions(model, Rounded).items()}
         if next(iter(rounded.values())).method != self:
             return True  # the first of several settles all
-        shifted = {path: chain[0] for path, chain in functions(model, Shifted).items()}
         for one in rounded.values():
             one.settle(None, None)
-        for other in shifted.values():
-            other.value = None
+        first = next(iter(rounded.values()))
+        _assign(model, first.before)  # what an earlier call shifted
         by_data = {
             p: one.bits for p, one in rounded.items() if bit_widths.on_data(one.method, data)
         }
@@ -161,8 +145,11 @@ class PTQ(Method):
                 rounded[path].settle(found.values[path], found.scales[path])
                 rounded[path].blind = found.blind.get(path)
                 rounded[path].examples = found.examples
-            for path, value in found.shifted.items():
-                shifted[path].value = value
+            # No functions of these: training goes by the classes of layers, such as norms.
+            shifted = found.shifted
+            moved = [weight for weight in model.weights if weight.path in shifted]
+            first.before.update({w.path: keras.ops.convert_to_numpy(w.value) for w in moved})
+            _assign(model, shifted)
         return True
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
@@ -176,3 +163,9 @@ class PTQ(Method):
         )
         record.activations, record.io = self.activations, self.io or record.io
         return model
+
+
+def _assign(model: keras.Model, values: dict[str, np.ndarray]) -> None:
+    for weight in model.weights:
+        if weight.path in values:
+            weight.assign(values[weight.path])

@@ -5,6 +5,7 @@ Codes one input after the other, the others making up for each error: Frantar et
 2208.11580, with a ridge. Coordinate descent and scales in closed form on top.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -217,10 +218,17 @@ def _inverse_factor(square: np.ndarray) -> np.ndarray:
 
     found = np.empty_like(square)
     for group, one in enumerate(square):
-        lower = np.linalg.cholesky(one[::-1, ::-1])
-        upper = lower[::-1, ::-1]
+        upper = _cholesky(one[::-1, ::-1])[::-1, ::-1]
         found[group], _ = scipy.linalg.lapack.strtri(np.asfortranarray(upper, np.float32))
     return found
+
+
+def _cholesky(square: np.ndarray) -> np.ndarray:
+    """The lower factor; of what rounding errors left indefinite, with more damping."""
+    for share in (0.0, 0.01, 0.1, 1.0):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return np.linalg.cholesky(square if not share else _damped(square[None], share)[0])
+    raise ValueError("inputs of a kernel that are not finite; is the network sound on these data?")
 
 
 def _descend(

@@ -82,20 +82,6 @@ def round_on_data(
     return _Walk(model, bits, data, masks or {}, clip, alone).run()
 
 
-def takers(model: keras.Model, paths: list[str]) -> set[str]:
-    """The paths of what can take the means of these kernels' outputs: biases, means of norms.
-
-    >>> inputs = keras.Input((8,))
-    >>> model = keras.Model(inputs, layers.Dense(4, name="head")(inputs))
-    >>> takers(model, ["head/kernel"])
-    {'head/bias'}
-    """
-    chosen = [kernel for kernel in kernels(model) if kernel.path in paths]
-    nodes = {node.operation.name: node for node in reversed(list(graph.calls(model)))}
-    places = (_place(model, nodes[one.layer], one) for one in chosen if one.layer in nodes)
-    return {place.variable.path for place in places if place is not None}
-
-
 class _Walk:
     """One pass through a network, segments of it after one another, batches within each."""
 

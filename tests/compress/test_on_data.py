@@ -168,6 +168,21 @@ def test_a_norm_takes_the_mean_where_there_is_no_bias():
     assert off["data"] < 1e-3 < off["nearest"]
 
 
+def test_training_meets_norms_and_biases_as_they_are_and_a_second_update_changes_nothing():
+    """Engines go by the class of a layer: momenta of norms follow the length of a training."""
+    model, data, method = image_network(), Data(IMAGES[:64]), PTQ(4)
+
+    def fit(prepared, update):
+        kinds = {type(layer) for layer in prepared.layers}
+        assert layers.BatchNormalization in kinds
+        assert np.array_equal(prepared.get_layer("norm").get_weights()[2], np.zeros(8))
+        update(1, 1)  # as an engine may, at its end
+
+    once = compress(model, [method], None, data).model
+    twice = compress(model, [method], fit, data).model
+    assert error(once, twice, IMAGES) < 1e-6
+
+
 def test_pruned_weights_stay_zero_and_others_make_up_for_them():
     model = image_network()
     done = compress(model, [PTQ(2), Prune(0.5)], None, Data(IMAGES[:64]))
