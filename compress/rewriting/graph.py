@@ -23,8 +23,8 @@ def check_flat(model: keras.Model) -> None:
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             raise ValueError(
-                f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model: only its code "
-                "knows what its layers do; call them in the network itself, or write it as "
+                f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model: only its code"
+                " knows what its layers do; call them in the network itself, or write it as "
                 "keras.Model(inputs, outputs)"
             )
 

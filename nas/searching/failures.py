@@ -63,7 +63,7 @@ class InARow:
         if error is not None and self.count[done] >= MOST_IN_A_ROW:
             on_event(Message("".join(traceback.format_exception(error)).rstrip()))
             raise EveryCandidateFails(
-                f"the last {MOST_IN_A_ROW} candidates in a row could not be {done}, the last of them"
-                f" because of {described(error)[1]} (its traceback is above); mend that, then the"
+                f"the last {MOST_IN_A_ROW} candidates in a row could not be {done}, the last of"
+                f" them because of {described(error)[1]} (its traceback is above); mend that, then the"
                 " same command goes on"
             ) from error
