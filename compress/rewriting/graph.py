@@ -22,10 +22,12 @@ def check_flat(model: keras.Model) -> None:
         )
     for layer in model.layers:
         if isinstance(layer, keras.Model):
+            if getattr(layer, "_nodes_by_depth", None) is not None:
+                raise ValueError(f"layer {layer.name} is a model itself; expected leaf layers only")
             raise ValueError(
-                f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model: only its code"
-                " knows what its layers do; call them in the network itself, or write it as "
-                "keras.Model(inputs, outputs)"
+                f"layer {layer.name!r} ({type(layer).__name__}) is a subclassed model: only its"
+                " code knows what its layers do; call them in the network itself, or write it as"
+                " keras.Model(inputs, outputs)"
             )
 
 

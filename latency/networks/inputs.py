@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from latency.networks import keras_file
 from latency.networks.input_shape import Input
 from latency.tflite import fixed_shapes
 
@@ -70,6 +71,8 @@ def _signature(model: Any) -> fixed_shapes.Signature | None:
     """What a `.tflite` file takes; None of other networks, and of a damaged file."""
     if not isinstance(model, (str, Path)) or Path(model).suffix != ".tflite":
         return None
+    if Path(model).stat().st_size > keras_file.free_mb() * 2**20 / 2:
+        return None  # it will be refused
     try:
         return fixed_shapes.read(Path(model).read_bytes())
     except ValueError:  # whoever loads it says what is wrong

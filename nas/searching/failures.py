@@ -64,6 +64,6 @@ class InARow:
             on_event(Message("".join(traceback.format_exception(error)).rstrip()))
             raise EveryCandidateFails(
                 f"the last {MOST_IN_A_ROW} candidates in a row could not be {done}, the last of"
-                f" them because of {described(error)[1]} (its traceback is above); mend that, then the"
-                " same command goes on"
+                f" them because of {described(error)[1]} (its traceback is above); mend that, then"
+                " the same command goes on"
             ) from error

@@ -177,14 +177,14 @@ def test_a_subclass_is_not_taken_for_its_base():
 
 def test_the_converter_refuses_flex_operations():
     inputs = keras.Input((4,))
-    with pytest.raises(ValueError, match=r"tf\.Erf.*Flex"):
+    with pytest.raises(ValueError, match="needs Erf, which LiteRT does not have"):
         convert.convert(keras.Model(inputs, keras.ops.erf(inputs)))
 
 
 def test_dynamic_shapes_are_refused():
     model = sequence(layers.Conv2D(4, 3), shape=(None, None, 3))
     for write in (convert.assemble, convert.convert):
-        with pytest.raises(ValueError, match="static shape"):
+        with pytest.raises(ValueError, match="open shape.*--shape"):
             write(model)
 
 
@@ -342,11 +342,11 @@ def test_written_directly_it_has_the_names_too():
         convert.assemble(_stream())
 
 
-def test_nested_inputs_are_refused():
+def test_nested_inputs_go_by_the_names_of_their_keys():
     pair = {"pair": {"a": keras.Input((2,), name="a"), "b": keras.Input((2,), name="b")}}
-    model = keras.Model(pair, layers.Add()(list(pair["pair"].values())))
-    with pytest.raises(ValueError, match="expected each input by a name of its own"):
-        convert.convert(model)
+    model = keras.Model(pair, layers.Subtract(name="gap")(list(pair["pair"].values())))
+    inputs = {"pair_a": np.float32([[5, 1]]), "pair_b": np.float32([[2, 3]])}
+    assert convert.run(convert.convert(model), inputs)["gap"].tolist() == [[3, -2]]
 
 
 def test_a_file_without_names_goes_by_its_tensors(stream):

@@ -146,7 +146,7 @@ def test_without_a_profiler_the_figure_stays(file, monkeypatch):
         raise ValueError("LiteRT crashes on it (SIGSEGV)")
 
     monkeypatch.setattr(process.Process, "run", crash)
-    monkeypatch.setattr(convert, "file_of", lambda model: model)
+    monkeypatch.setattr(convert, "file_of", lambda model, *_: model)
     latency = CPU().profile(file, runs=10, details=True)
     assert latency.per_op is None and latency.per_op_kind is None and latency.memory_mb is None
     assert "SIGSEGV" in latency.conditions["per_op"] and "SIGSEGV" in latency.conditions["memory"]
