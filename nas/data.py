@@ -166,11 +166,13 @@ def _labels(data: Any) -> tuple[str, ...]:
 
 def _columns(data: Any) -> tuple[Any, Any]:
     """Inputs and targets of a Hugging Face dataset, by the names of its columns."""
+    rows = data.with_format("numpy")
     if hasattr(data, "__len__"):
-        rows = data.with_format("numpy")
         batches: Iterable[Any] = (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
-    else:  # an IterableDataset
-        batches = data.with_format("numpy").batch(ROWS)
+    elif hasattr(rows, "batch"):  # an IterableDataset
+        batches = rows.batch(ROWS)
+    else:
+        batches = [rows[:]]
     return _stacked(map(_of_columns, batches))
 
 

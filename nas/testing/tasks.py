@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.tasks.scoring.classes import is_classification
 from nas.tasks.task import Task
 from nas.testing.expectations import expect
 from nas.training.recipe import recipe_of
@@ -31,7 +32,7 @@ def check_task(
     _check_arrays(loaded, name)
     expect(loaded.recipe, f"{name}: recipe is empty; expected what its figures depend on")
     recipe_of(loaded)  # `training` has fields of a Recipe only
-    if "classes" in loaded.fields and loaded.labelled:
+    if loaded.labelled and ("classes" in loaded.fields or is_classification(loaded.loss)):
         _check_classes(loaded, outputs, name)
     if loaded.augment is not None:
         _check_augment(loaded, name)
@@ -94,7 +95,7 @@ def _check_arrays(task: Task, name: str) -> None:
 
 
 def _check_classes(task: Task, outputs: Callable[[np.ndarray], Any] | None, name: str) -> None:
-    classes = task.classes
+    classes = task.fields.get("classes", 0)
     for part in ("train", "valid"):
         labels = getattr(task, part)[1]
         if not isinstance(labels, np.ndarray) or labels.ndim != 1:

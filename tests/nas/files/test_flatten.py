@@ -270,12 +270,12 @@ def test_what_is_flat_is_timed_as_its_file_and_other_files_as_models(tmp_path):
         assert (network.for_target(CPU(threads=1)) == path) == flat and network.read_from == path
 
 
-def test_a_tflite_file_can_be_profiled_only(tmp_path):
+def test_a_tflite_file_has_no_layers_and_is_timed_as_it_is(tmp_path):
     from latency.tflite import convert
 
     path = tmp_path / "network.tflite"
     path.write_bytes(convert.assemble(flatten(fitted_cnn()).model))
     network = open_network(path)
     assert network.for_target(CPU(threads=1)) == path
-    with pytest.raises(ValueError, match=r"network.tflite.*profiled only"):
+    with pytest.raises(ValueError, match=r"network.tflite.*holds no Keras layers"):
         network.model  # noqa: B018

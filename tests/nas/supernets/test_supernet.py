@@ -21,9 +21,11 @@ keras = backend.load()
 
 from shared_weights import alone, choices, outputs, varied, with_weights  # noqa: E402
 
+from nas.locks import Flock  # noqa: E402
 from nas.networks import build  # noqa: E402
 from nas.searching import study  # noqa: E402
 from nas.searching.candidate import Candidate  # noqa: E402
+from nas.searching.leases import Worker  # noqa: E402
 from nas.searching.networks import Networks  # noqa: E402
 from nas.searching.study import Settings  # noqa: E402
 from nas.supernets import layers, masks, network, one_shot, supernet  # noqa: E402
@@ -287,9 +289,11 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path, capsys):
     assert "target that runs them, such as cpu" in said
     said = refused(capsys, *out, *one_shot, "--filter", "synflow")
     assert "--evaluator supernet has none: leave it out" in said
-    study.create(tmp_path / "a", Settings(space="mnasnet:tiny", evaluator="supernet"), None)
+    worker = Worker(Flock(tmp_path / "locks"), "a")
+    study.create(tmp_path / "a", Settings(space="mnasnet:tiny", evaluator="supernet"), None, worker)
     said = refused(capsys, *out, "--study", "a", "--method", "ptq:8")
     assert "evaluator was supernet, now train" in said
+    worker.leave()
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def pixels_of(scale, offset=0.0, rescaling=None):
     [
         ({"scale": 255}, None),
         ({"scale": 1, "rescaling": 1 / 255}, "rescales them itself"),
-        ({"scale": 1}, "inputs: x, the only scale"),
+        ({"scale": 1}, "rescales them itself"),  # by a layer and an operation
         ({"scale": 127.5, "offset": 127.5}, None),
     ],
 )
