@@ -131,11 +131,18 @@ def watched(kernels: dict[int, Kernel], seen: Callable[[Product], None]) -> Iter
             function = getattr(module, name)
             stack.callback(setattr, module, name, function)
             setattr(module, name, watch(find, function))
+        for name in ("lstm", "gru"):  # fused, where a backend has such: Keras then goes by steps
+            stack.callback(setattr, backend, name, getattr(backend, name))
+            setattr(backend, name, _no_fused)
         if keras.config.backend() == "jax":
             import jax
 
             stack.enter_context(jax.disable_jit())  # loops run step by step, and are seen
         yield
+
+
+def _no_fused(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError
 
 
 def _matmul(
