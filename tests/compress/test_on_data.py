@@ -216,3 +216,8 @@ def test_rounding_asked_for_on_data_needs_data_and_few_bits_without_are_warned_o
     details = compress(model, [PTQ(2)]).record.details[repr(PTQ(2))]
     assert "give --data" in details["warning"] and details["examples"] == 0
     assert "warning" not in compress(model, [PTQ(4)]).record.details[repr(PTQ(4))]
+
+
+@pytest.mark.slow
+def test_on_jax(passes_on_jax):
+    passes_on_jax(__file__, "network_given")
