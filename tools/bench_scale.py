@@ -17,7 +17,7 @@ import sys
 import fashion
 import numpy as np
 
-from nas import cache
+from latency.system.json_records import write_json
 from nas.cli.command_line import main as nas
 
 BASE, PIXELS = "mnasnet:tiny", 16
@@ -77,7 +77,7 @@ def judged(content: dict) -> dict[str, list[float]]:
             file = first.with_name(f"{first.stem.rpartition('_')[0]}_{seed}.keras")
             path = file.with_suffix(".test.json")
             if not path.exists():
-                cache.write_json(path, {"accuracy": fashion.accuracy(file)})
+                write_json(path, {"accuracy": fashion.accuracy(file)})
             found.setdefault(one["file"], []).append(json.loads(path.read_text())["accuracy"])
     return found
 

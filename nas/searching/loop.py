@@ -39,6 +39,11 @@ MOST_BROKEN = 3  # rounds in a row that the storage has cut off
 Ended = Literal["trials", "deadline", "converged"]
 
 
+def _was_trained(trial: FrozenTrial) -> bool:
+    found = trial.user_attrs  # one of a known network has the figures of that
+    return "evaluation" in found and "duplicate_of" not in found.get("profile", {})
+
+
 def trained(study: optuna.Study) -> list[FrozenTrial]:
     """One trial for each network that was trained, the first where several describe it."""
     found: dict[str, FrozenTrial] = {}
@@ -174,7 +179,7 @@ class _Loop:
         if len(finished) != self._read:
             for trial in finished:
                 self._learn(trial)
-        since = (n for n, one in enumerate(reversed(finished)) if "evaluation" in one.user_attrs)
+        since = (n for n, one in enumerate(reversed(finished)) if _was_trained(one))
         self.idle = next(since, len(finished))
         self._read = len(finished)
 

@@ -124,7 +124,7 @@ def test_two_machines_killed_again_and_again_lose_nothing(server, tmp_path):
         process.join(120)
         assert process.exitcode == 0
     study = search(server, "killed", machines["gpu"], "gpu", trials)
-    assert kills >= 8 and len(trained(study)) == trials
+    assert kills >= 3 and len(trained(study)) == trials
     assert set(settled(study).values()) == {1}
     assert {trial.user_attrs["host"] for trial in trained(study)} == set(machines)
 
