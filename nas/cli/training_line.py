@@ -121,7 +121,9 @@ class SearchLine:
         if moment - self._shown < (EACH_S if self._terminal else PLAIN_S):
             return
         self._shown = moment
-        left = (moment - self._began) / max(now.step - self._first, 1) * max(now.steps - now.step, 0)
+        left = (
+            (moment - self._began) / max(now.step - self._first, 1) * max(now.steps - now.step, 0)
+        )
         filled = round(BAR * min(now.step / now.steps, 1.0))
         text = f"  training {'━' * filled}{'─' * (BAR - filled)} {now.step:,}/{now.steps:,} steps,"
         text += f" {clock(left)} left"
