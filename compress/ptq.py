@@ -16,7 +16,7 @@ from compress.quantization.on_data import round_on_data
 from compress.quantization.quantizers import OnLevels, Quantizer, round_to_levels, scales
 from compress.rewriting.parametrized import functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernel_values, kernels, masks, record_untouched
+from compress.rewriting.weights import assign, kernel_values, kernels, masks, record_untouched
 
 # Bits of activations -> types that inputs and outputs may have.
 ENDS: dict[int | None, tuple[str, ...]] = {8: ("int8", "uint8"), 16: ("int16",)}
@@ -124,12 +124,12 @@ class PTQ(Method):
         if step < steps:
             return False
         rounded = {path: chain[0] for path, chain in functions(model, Rounded).items()}
-        if next(iter(rounded.values())).method != self:
-            return True  # the first of several settles all
+        first = next(iter(rounded.values()), None)
+        if first is None or first.method != self:  # the first of several settles all
+            return first is not None
         for one in rounded.values():
             one.settle(None, None)
-        first = next(iter(rounded.values()))
-        _assign(model, first.before)  # what an earlier call shifted
+        assign(model, first.before)  # what an earlier call shifted
         by_data = {
             p: one.bits for p, one in rounded.items() if bit_widths.on_data(one.method, data)
         }
@@ -149,7 +149,7 @@ class PTQ(Method):
             shifted = found.shifted
             moved = [weight for weight in model.weights if weight.path in shifted]
             first.before.update({w.path: keras.ops.convert_to_numpy(w.value) for w in moved})
-            _assign(model, shifted)
+            assign(model, shifted)
         return True
 
     def finalize(self, model: keras.Model, data: Data | None, record: Record) -> keras.Model:
@@ -163,9 +163,3 @@ class PTQ(Method):
         )
         record.activations, record.io = self.activations, self.io or record.io
         return model
-
-
-def _assign(model: keras.Model, values: dict[str, np.ndarray]) -> None:
-    for weight in model.weights:
-        if weight.path in values:
-            weight.assign(values[weight.path])

@@ -16,7 +16,7 @@ from compress.quantization.on_data import OnData, round_on_data
 from compress.quantization.quantizers import LearnedClip, scales
 from compress.rewriting.parametrized import functions, parametrize
 from compress.rewriting.record import Record
-from compress.rewriting.weights import kernel_values, kernels, masks, record_untouched
+from compress.rewriting.weights import assign, kernel_values, kernels, masks, record_untouched
 
 EDGE = 0.01  # of a step, that weights keep from the edges of their bins
 
@@ -72,7 +72,8 @@ class QAT(Method):
         bit_widths.check_data(self, data)
         record_untouched(model, chosen, record, bit_widths.reason_left(self))
         if data is not None and bit_widths.on_data(self, data):
-            return self._begin(model, round_on_data(model, chosen, data, masks(model), self.clip))
+            found = round_on_data(model, chosen, data, masks(model), self.clip)
+            return self._begin(model, chosen, found)
         now = kernel_values(model)
         axes = {kernel.path: kernel.input_axes for kernel in kernels(model)}
         made = {}
@@ -81,22 +82,19 @@ class QAT(Method):
             made[path] = LearnedClip(initial, bits, self.fixed)
         return parametrize(model, made)
 
-    def _begin(self, model: keras.Model, found: OnData) -> keras.Model:
+    def _begin(self, model: keras.Model, bits: dict[str, int], found: OnData) -> keras.Model:
         """The model to train, where it begins rounded on data.
 
         Weights are put where their bins are nearest to the values that they stand for: what
         training moves is whole, and the first step is at the levels that were found.
         """
-        bits = bit_widths.choose_bits(self, model)
         made = {p: LearnedClip(scale, bits[p], self.fixed) for p, scale in found.scales.items()}
         new = parametrize(model, made)
         values = dict(found.shifted)
         for path, value in found.values.items():
             edge = (0.5 - EDGE) * found.scales[path]
             values[path] = np.clip(found.targets[path], value - edge, value + edge)
-        for weight in new.weights:
-            if weight.path in values:
-                weight.assign(values[weight.path])
+        assign(new, values)
         return new
 
     def state(self, model: keras.Model) -> dict[str, float]:

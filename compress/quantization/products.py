@@ -217,75 +217,63 @@ def _einsum(
     return Product(view, rows, math.prod(sizes[n] for n in places[1:]) if first else 0)
 
 
-def _conv(
-    known: dict[int, Known],
-    function: Callable,
-    inputs: Any,
-    kernel: Any,
-    *args: Any,
-    **kw: Any,
-) -> Product | None:
-    if id(kernel) not in known:
-        return None
-    found = known[id(kernel)].kernel
-    kw = _options(function, 2, args, kw)
-    *window, depth, count = found.shape
-    x = ops.convert_to_tensor(inputs)
-    first = kw.get("data_format") == "channels_first"
-    groups = x.shape[1 if first else -1] // depth
-    rank = len(found.shape)
-    split = (*found.shape[:-1], groups, count // groups)
-    view = View(found, split, (rank - 1,), tuple(range(rank - 1)), (rank,))
-    size = view.shape[1]
-    unit = np.eye(size, dtype=np.float32).reshape(*window, depth, size)
-    one = np.tile(unit, groups)
-    return Product(view, _by_unit(function, x, one, first, (groups, size), kw), _places(x, first))
+# (shape of a kernel, channels of what is convolved) -> the axes of its `View`, and a kernel that
+# passes each of its inputs on.
+Form = Callable[[tuple[int, ...], int], tuple[tuple, np.ndarray]]
 
 
-def _conv_transpose(
-    known: dict[int, Known],
-    function: Callable,
-    inputs: Any,
-    kernel: Any,
-    *args: Any,
-    **kw: Any,
-) -> Product | None:
-    if id(kernel) not in known:
-        return None
-    found = known[id(kernel)].kernel
-    kw = _options(function, 2, args, kw)
-    *window, _, depth = found.shape
-    x = ops.convert_to_tensor(inputs)
-    first = kw.get("data_format") == "channels_first"
-    rank = len(found.shape)
-    view = View(found, found.shape, (), (*range(rank - 2), rank - 1), (rank - 2,))
-    size = view.shape[1]
-    unit = np.eye(size, dtype=np.float32).reshape(*window, depth, size)
-    one = np.moveaxis(unit, -1, -2)
-    return Product(view, _by_unit(function, x, one, first, (1, size), kw), _places(x, first))
+def _convolution(form: Form) -> Callable:
+    """What finds the product of a convolution: its rows come of the convolution itself."""
+
+    def find(
+        known: dict[int, Known], function: Callable, inputs: Any, kernel: Any, *args: Any, **kw: Any
+    ) -> Product | None:
+        if id(kernel) not in known:
+            return None
+        found = known[id(kernel)].kernel
+        kw = _options(function, 2, args, kw)
+        x = ops.convert_to_tensor(inputs)
+        first = kw.get("data_format") == "channels_first"
+        axes, unit = form(found.shape, x.shape[1 if first else -1])
+        view = View(found, *axes)
+        groups, size, _ = view.shape
+
+        def rows(count: int) -> Any:
+            made = function(x[:count], ops.convert_to_tensor(unit), **kw)
+            made = ops.moveaxis(made, 1, -1) if first else made
+            return ops.transpose(ops.reshape(made, (-1, groups, size)), (1, 0, 2))
+
+        return Product(view, rows, _places(x, first))
+
+    return find
 
 
-def _depthwise(
-    known: dict[int, Known],
-    function: Callable,
-    inputs: Any,
-    kernel: Any,
-    *args: Any,
-    **kw: Any,
-) -> Product | None:
-    if id(kernel) not in known:
-        return None
-    found = known[id(kernel)].kernel
-    kw = _options(function, 2, args, kw)
-    *window, depth, _ = found.shape
-    x = ops.convert_to_tensor(inputs)
-    first = kw.get("data_format") == "channels_first"
-    rank = len(found.shape)
-    view = View(found, found.shape, (rank - 2,), tuple(range(rank - 2)), (rank - 1,))
-    size = view.shape[1]
-    unit = np.eye(size, dtype=np.float32).reshape(*window, 1, size)
-    one = np.repeat(unit, depth, axis=-2)
-    return Product(view, _by_unit(function, x, one, first, (depth, size), kw), _places(x, first))
+def _unit(window: tuple[int, ...], depth: int) -> np.ndarray:
+    """(*window, depth, window * depth): an output for each input."""
+    size = math.prod(window) * depth
+    return np.eye(size, dtype=np.float32).reshape(*window, depth, size)
+
+
+def _plain(shape: tuple[int, ...], channels: int) -> tuple[tuple, np.ndarray]:
+    *window, depth, count = shape
+    groups, rank = channels // depth, len(shape)
+    split = (*shape[:-1], groups, count // groups)
+    axes = split, (rank - 1,), tuple(range(rank - 1)), (rank,)
+    return axes, np.tile(_unit(tuple(window), depth), groups)
+
+
+def _transposed(shape: tuple[int, ...], channels: int) -> tuple[tuple, np.ndarray]:
+    *window, _, depth = shape
+    rank = len(shape)
+    axes = shape, (), (*range(rank - 2), rank - 1), (rank - 2,)
+    return axes, np.moveaxis(_unit(tuple(window), depth), -1, -2)
+
+
+def _by_channel(shape: tuple[int, ...], channels: int) -> tuple[tuple, np.ndarray]:
+    *window, depth, _ = shape
+    rank = len(shape)
+    axes = shape, (rank - 2,), tuple(range(rank - 2)), (rank - 1,)
+    return axes, np.repeat(_unit(tuple(window), 1), depth, axis=-2)
 
 
 def _separable(
@@ -320,19 +308,6 @@ def _options(function: Callable, given: int, args: tuple, kw: dict) -> dict[str,
     return dict(zip(list(inspect.signature(function).parameters)[given:], args, strict=False)) | kw
 
 
-def _by_unit(
-    function: Callable, x: Any, unit: np.ndarray, first: bool, shape: tuple[int, int], kw: dict
-) -> Callable[[int], Any]:
-    """Rows by the convolution itself: with a kernel that passes each of its inputs on."""
-
-    def rows(count: int) -> Any:
-        found = function(x[:count], ops.convert_to_tensor(unit), **kw)
-        found = ops.moveaxis(found, 1, -1) if first else found
-        return ops.transpose(ops.reshape(found, (-1, *shape)), (1, 0, 2))
-
-    return rows
-
-
 def _places(x: Any, first: bool) -> int:
     """Rows of a sample, about: strides and paddings make them fewer or more."""
     return math.prod(x.shape[2:] if first else x.shape[1:-1])
@@ -342,8 +317,8 @@ _PRODUCTS = (
     (backend.numpy, "matmul", _matmul),
     (backend.numpy, "dot", _matmul),
     (backend.numpy, "einsum", _einsum),
-    (backend.nn, "conv", _conv),
-    (backend.nn, "conv_transpose", _conv_transpose),
-    (backend.nn, "depthwise_conv", _depthwise),
+    (backend.nn, "conv", _convolution(_plain)),
+    (backend.nn, "conv_transpose", _convolution(_transposed)),
+    (backend.nn, "depthwise_conv", _convolution(_by_channel)),
     (backend.nn, "separable_conv", _separable),
 )

@@ -105,6 +105,13 @@ def masks(model: keras.Model) -> dict[str, np.ndarray]:
     }
 
 
+def assign(model: keras.Model, values: dict[str, np.ndarray]) -> None:
+    """Give the weights of these paths these values; others stay."""
+    for weight in model.weights:
+        if weight.path in values:
+            weight.assign(values[weight.path])
+
+
 def plain_copy(model: keras.Model) -> keras.Model:
     """A copy of stock layers only, to try things on: its weights are those that are seen now.
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from compress.rewriting.record import Record
 from latency.target import Target
 from nas.files import given_file
 from nas.files.hand_over.attach import attach
-from nas.files.hand_over.model_card import Origin
+from nas.files.hand_over.model_card import Origin, without_folders
 from nas.files.open_network import Network
 from nas.files.writers import WRITERS
 from nas.networks.build import deploy, deployed
@@ -216,8 +216,6 @@ def _agreement(before: pathlib.Path, after: pathlib.Path, model: Any, data: Data
 
 def _quality(path: pathlib.Path, model: Any, config: Any, task: Task) -> float | None:
     """Quality of a .tflite file, on at most JUDGED examples; None of a form that streams."""
-    from latency.tflite import convert
-    from latency.tflite.signature import names
     from nas.training import loop
     from nas.training.batches import count
 
@@ -226,12 +224,25 @@ def _quality(path: pathlib.Path, model: Any, config: Any, task: Task) -> float |
     chosen = np.unique(np.linspace(0, count(task.valid) - 1, JUDGED).astype(int))
     inputs, targets = task.valid
     judged = dataclasses.replace(task, valid=(taken(inputs, chosen), taken(targets, chosen)))
+    return loop.measure(model, judged, file_outputs(path, model))[0]
+
+
+def file_outputs(file: pathlib.Path, model: Any) -> Callable[[Any], Any]:
+    """A function from inputs of `model` to the outputs of a `.tflite` file, in its form."""
+    from latency.tflite import convert
+    from latency.tflite.signature import names
 
     def run(inputs: Any) -> Any:
-        found = convert.run(path, inputs)
+        found = convert.run(file, inputs)
         if not isinstance(found, dict) or isinstance(model.output, dict):
             return found
         values = [found[name] for name in names(model)[1]]
         return values if isinstance(model.output, list) else values[0]
 
-    return loop.measure(model, judged, run)[0]
+    return run
+
+
+def origin_of(network: Network, name: str, methods: Sequence[str], task: Task | None) -> Origin:
+    """What the files of a compressed network say of it beside itself; methods: their reprs."""
+    source = f"{without_folders(network.source)}; {' '.join(methods)}"
+    return Origin.of(name, source, task, network.read_from)

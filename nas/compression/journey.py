@@ -22,7 +22,7 @@ from nas.events import Listener, Message, ignore
 from nas.files.flatten import check_copies
 from nas.files.given_shapes import Shapes
 from nas.files.hand_over.attach import write_script
-from nas.files.hand_over.model_card import Origin, without_folders
+from nas.files.hand_over.model_card import Origin
 from nas.files.open_network import Network
 from nas.files.writers import SUFFIXES
 from nas.networks.build import digest_of, identity_of
@@ -96,9 +96,10 @@ class Compressed:
     @property
     def origin(self) -> Origin:
         """What the files say of the network beside itself."""
-        name, source = self.record["model"], without_folders(self.network.source)
-        methods = " ".join(self.record["methods"])
-        return Origin.of(name, f"{source}; {methods}", self.task, self.network.read_from)
+        record = self.record
+        return before_and_after.origin_of(
+            self.network, record["model"], record["methods"], self.task
+        )
 
     def table(self) -> str:
         """Before and after, as text."""
@@ -264,23 +265,11 @@ def compress(
         checkpoint = Checkpoint(file, identity, checkpoint_seconds)
     trainings: list[loop.Training] = []
 
-    def train(prepared: Any, update: Any) -> None:
-        assert labelled is not None  # there are epochs
-
-        def state() -> dict[str, float]:
-            states = [method.state(prepared) for method in methods]
-            return {name: value for one in states for name, value in one.items()}
-
-        on_event(TrainingBegins(labelled, recipe.batch_size, epochs, None, state))
-        trainings.append(
-            fit(
-                prepared, labelled, checkpoint, on_event,
-                epochs=epochs, seed=seed, recipe=recipe, update=update,
-            )
-        )  # fmt: skip
-
+    train = None
+    if epochs and labelled is not None:
+        train = training(labelled, methods, recipe, epochs, seed, checkpoint, on_event, trainings)
     keras.utils.set_random_seed(seed)
-    done = core.compress(model, methods, train if epochs else None, data)
+    done = core.compress(model, methods, train, data)
     if methods and not core.changed(model, done):
         untrained = "" if epochs else "; they trained on nothing: name a --task, or --data with y"
         raise core.NotApplicable(
@@ -337,6 +326,37 @@ def compress(
     if checkpoint is not None:
         checkpoint.delete()
     return result
+
+
+def training(
+    task: Task,
+    methods: Sequence[Method],
+    recipe: Recipe,
+    epochs: int,
+    seed: int,
+    checkpoint: Checkpoint | None,
+    on_event: Listener,
+    trainings: list[loop.Training] | None = None,
+) -> core.Fit:
+    """What trains a network that `methods` prepared, with their figures in the progress line.
+
+    trainings: to which what comes of it is added.
+    """
+
+    def train(prepared: Any, update: Any) -> None:
+        def state() -> dict[str, float]:
+            states = [method.state(prepared) for method in methods]
+            return {name: value for one in states for name, value in one.items()}
+
+        on_event(TrainingBegins(task, recipe.batch_size, epochs, None, state))
+        done = fit(
+            prepared, task, checkpoint, on_event,
+            epochs=epochs, seed=seed, recipe=recipe, update=update,
+        )  # fmt: skip
+        if trainings is not None:
+            trainings.append(done)
+
+    return train
 
 
 def fine_tuning(task: Task | None, **fields: Any) -> Recipe:

@@ -183,6 +183,12 @@ def test_training_meets_norms_and_biases_as_they_are_and_a_second_update_changes
     assert error(once, twice, IMAGES) < 1e-6
 
 
+def test_integer_activations_where_training_chose_all_levels():
+    model, data = image_network(), Data(IMAGES[:64])
+    done = compress(model, [QAT(4, embeddings=None), PTQ(8)], None, data)
+    assert done.record.activations == 8 and done.record.weights["head/kernel"].bits == 4
+
+
 def test_pruned_weights_stay_zero_and_others_make_up_for_them():
     model = image_network()
     done = compress(model, [PTQ(2), Prune(0.5)], None, Data(IMAGES[:64]))

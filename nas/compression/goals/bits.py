@@ -97,11 +97,6 @@ def choose(table: Table, most: float) -> dict[str, int] | None:
     return {path: option.bits for (path, option), x in zip(flat, solved.x, strict=True) if x > 0.5}
 
 
-def size(table: Table, chosen: dict[str, int]) -> float:
-    """Bytes of all kernels at these widths."""
-    return sum(next(o.bytes for o in table[path] if o.bits == b) for path, b in chosen.items())
-
-
 def average(model: Any, chosen: dict[str, int]) -> float:
     """Bits a weight, of the kernels."""
     sizes = {kernel.path: kernel.size for kernel in kernels(model)}

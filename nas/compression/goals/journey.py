@@ -13,16 +13,14 @@ from nas.compression.examples import EXAMPLES
 from nas.compression.goals.goal import Goal
 from nas.compression.goals.judged import judged, with_more_to_judge
 from nas.compression.goals.plan import Plan, proven, summary
-from nas.compression.journey import Compressed, fine_tuning
+from nas.compression.journey import Compressed, fine_tuning, training
 from nas.compression.opened import opened
 from nas.events import Listener, Message, ignore
 from nas.files.given_shapes import Shapes
 from nas.files.open_network import Network
 from nas.networks.build import digest_of
 from nas.tasks.task import Task
-from nas.training.journey import fit
 from nas.training.recipe import Recipe
-from nas.training.state import TrainingBegins
 
 EPOCHS = 5  # of a network that is trained already, where neither caller nor task says how many
 
@@ -86,17 +84,7 @@ def towards(
         kept = first.with_name(f"{first.stem}.goal.json")
 
     def train(network: Network, methods: Sequence[Method]) -> core.Compressed:
-        def fitted(prepared: Any, update: Any) -> None:
-            def state() -> dict[str, float]:
-                states = [method.state(prepared) for method in methods]
-                return {name: value for one in states for name, value in one.items()}
-
-            on_event(TrainingBegins(judge, recipe.batch_size, epochs, None, state))
-            fit(
-                prepared, judge, None, on_event,
-                epochs=epochs, seed=seed, recipe=recipe, update=update,
-            )  # fmt: skip
-
+        fitted = training(judge, methods, recipe, epochs, seed, None, on_event)
         keras.utils.set_random_seed(seed)
         return core.compress(network.model, methods, fitted, examples.rounding)
 
@@ -104,6 +92,7 @@ def towards(
         network,
         goal,
         examples,
+        name=name or network.model.name,
         target=targets[0][1] if targets else None,
         train=train if judge.labelled and epochs else None,
         kept=kept,
@@ -115,6 +104,7 @@ def towards(
             "epochs": epochs,
             "seed": seed,
             "examples": examples_count,
+            "name": name,
             "target": targets[0][0] if targets else None,
         },
         on_event=on_event,
@@ -124,7 +114,7 @@ def towards(
     done = journey.compress(
         network,
         chosen.methods,
-        judge if judge.labelled else _only(examples.rounding.inputs, judge),
+        examples.task,
         out=out,
         epochs=epochs if chosen.trained else (0 if judge.labelled else None),
         recipe=recipe,
@@ -147,8 +137,3 @@ def towards(
             )
         done.save_record(out[0])
     return done
-
-
-def _only(inputs: Any, task: Task) -> Task:
-    """A task of these inputs, without labels: what was rounded on is what is calibrated on."""
-    return Task(train=(inputs, None), valid=(inputs, None), name=task.name, recipe=task.recipe)

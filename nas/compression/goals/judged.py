@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.examples.choose import choose
 from compress.examples.data import Data, taken
-from latency.tflite import convert
-from latency.tflite.signature import names
+from nas.compression.before_and_after import file_outputs
 from nas.compression.examples import examples
 from nas.tasks.task import Task
 from nas.training.batches import arrays_of, count, prepared
@@ -45,11 +43,13 @@ class Drop:
 class Judged:
     """Examples in three parts that share none: to round on, to choose by, to prove with.
 
+    task: the one whose training part is trained and rounded on.
     With labels quality is the task's own. Without, it is the agreement with the original: the
     share of examples with the same answer, or, where outputs are no classes, 1 less the error of
     the outputs, of what they vary by.
     """
 
+    task: Task
     rounding: Data
     parts: tuple[tuple[Any, Any], tuple[Any, Any]]
     metric: str
@@ -130,7 +130,6 @@ def judged(model: Any, task: Task, examples_count: int, seed: int) -> Judged:
         inputs, targets = task.valid
         order = random.permutation(count(task.valid))[: 2 * MOST]
         halves = order[: len(order) // 2], order[len(order) // 2 :]
-        data = examples(task, model, examples_count, seed)
         score = _of_task(model, task)
         measure = task.metric, task.percent, task.higher_is_better
         average = task.average
@@ -140,32 +139,21 @@ def judged(model: Any, task: Task, examples_count: int, seed: int) -> Judged:
         quarter = min(len(order) // 4, MOST)
         halves = order[:quarter], order[quarter : 2 * quarter]
         rest = taken(inputs, order[2 * quarter :])
-        chosen = choose(rest, None, examples_count, seed)
-        data, targets = Data(prepared(model)(taken(rest, chosen))), None
+        task = dataclasses.replace(task, train=(rest, None), valid=(rest, None))
+        targets = None
         score, average, name = _agreement(model)
         measure = name, True, True
-    if data is None or min(map(len, halves)) < 10:
+    if min(map(len, halves)) < 10:
         raise ValueError(
             f"{len(order)} examples to judge by; a goal needs 40, better 400: some to round on,"
             " some to choose by, some to prove it"
         )
     first, second = ((taken(inputs, half), taken(targets, half)) for half in halves)
+    data = examples(task, model, examples_count, seed)
+    assert data is not None  # there is a task
     return Judged(
-        data, (first, second), *measure, score, average, lambda x: model(x, training=False)
+        task, data, (first, second), *measure, score, average, lambda x: model(x, training=False)
     )
-
-
-def file_outputs(file: pathlib.Path, model: Any) -> Callable[[Any], Any]:
-    """A function from inputs of `model` to the outputs of a `.tflite` file, in its form."""
-
-    def run(inputs: Any) -> Any:
-        found = convert.run(file, inputs)
-        if not isinstance(found, dict) or isinstance(model.output, dict):
-            return found
-        values = [found[name] for name in names(model)[1]]
-        return values if isinstance(model.output, list) else values[0]
-
-    return run
 
 
 def _of_task(model: Any, task: Task) -> Callable[[Callable, Any, Any], np.ndarray]:

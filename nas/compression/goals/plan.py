@@ -70,6 +70,7 @@ class Plan:
         goal: Goal,
         examples: Judged,
         *,
+        name: str,
         target: Target | None,
         train: Train | None,
         kept: pathlib.Path | None,
@@ -77,7 +78,7 @@ class Plan:
         identity: dict[str, Any],
         on_event: Listener,
     ):
-        self.network, self.goal, self.examples = network, goal, examples
+        self.network, self.goal, self.examples, self.name = network, goal, examples, name
         self.target, self.train, self.front, self.on_event = target, train, front, on_event
         self.tried: list[Tried] = []
         self.widths: dict[tuple[Method, ...], dict[str, int]] = {}  # of mixed ones, by path
@@ -136,14 +137,13 @@ class Plan:
 
     def _by_bytes(self) -> None:
         """Fewer and fewer bits, where they cost least; then the same trained."""
-        self._try("8 bits", [PTQ(8, activations=None)])
+        eight = self._try("8 bits", [PTQ(8, activations=None)])
         self._try("4 bits", [PTQ(4, activations=None)])
         table = self._table()
-        widest = {path: some[0].bits for path, some in table.items()}
         least = sum(min(one.bytes for one in some) for some in table.values())
-        most = bits.size(table, widest)
-        rest = min(one.bytes for one in self.tried[:1]) - most if self.tried else 0.0
-        low, high = (least, most)
+        most = sum(some[0].bytes for some in table.values())  # the widest come first
+        rest = eight.bytes - most if eight is not None else 0.0
+        low, high = least, most
         if self.goal.max_bytes is not None:
             high = min(high, self.goal.max_bytes - rest)
             if high < least:
@@ -160,7 +160,7 @@ class Plan:
                     low = middle
                 else:
                     high = middle
-        self._trained(table, low, high)
+        self._trained(table, high)
 
     def _by_speed(self) -> None:
         """Integer arithmetic, then fewer channels, trained where there are labels."""
@@ -200,20 +200,18 @@ class Plan:
         kept = all(limit is None or (value or 0.0) <= limit for limit, value in sizes)
         return kept and not goal.faster
 
-    def _trained(self, table: bits.Table, low: float, high: float) -> None:
+    def _trained(self, table: bits.Table, size: float) -> None:
         """What rounding alone does not reach, by training with the original as the teacher."""
         if self.train is None or self._late():
             return
-        goals = [0.8 * high] if self.goal.max_drop is not None else [high]
-        for size in goals:
-            chosen = bits.choose(table, max(size, 1.0))
-            if chosen is None:
-                continue
-            words = f"{bits.average(self.network.model, chosen):.2f} bits, trained"
-            teacher = Distill(teacher=self.network.model, named="itself")
-            methods = [*bits.training(chosen), teacher]
-            self.widths[tuple(methods)] = chosen
-            self._try(words, methods, trained=True)
+        chosen = bits.choose(table, size if self.goal.max_drop is None else 0.8 * size)
+        if chosen is None:
+            return
+        words = f"{bits.average(self.network.model, chosen):.2f} bits, trained"
+        teacher = Distill(teacher=self.network.model, named="itself")
+        methods = [*bits.training(chosen), teacher]
+        self.widths[tuple(methods)] = chosen
+        self._try(words, methods, trained=True)
 
     def _table(self) -> bits.Table:
         """What each kernel costs alone at each width, measured once for all goals."""
@@ -253,12 +251,11 @@ class Plan:
         same = next((one for one in self.tried if one.methods == tuple(methods)), None)
         if same is not None and same.trained == trained:
             return same
-        key = hashlib.sha256(repr((list(methods), trained)).encode()).hexdigest()[:16]
-        path = self.folder / f"{key}.tflite"
+        key = _key(methods, trained)
         known = self._kept.find(key)
         try:
             if known is None:
-                known = self._measured(path, methods, trained)
+                known = self._measured(methods, trained)
                 self._kept.add(key, known)
         except (NotApplicable, CannotWrite) as error:
             self._say(f"{words}: {error}")
@@ -274,16 +271,22 @@ class Plan:
         self._say(f"{words}: {found.bytes:,} bytes{ms}, loses {drop.points:.2f} points{kept}")
         return found
 
-    def _measured(
-        self, path: pathlib.Path, methods: Sequence[Method], trained: bool
-    ) -> dict[str, Any]:
+    def _file(self, methods: Sequence[Method], trained: bool) -> pathlib.Path:
+        return self.folder / f"{_key(methods, trained)}.tflite"
+
+    def _measured(self, methods: Sequence[Method], trained: bool) -> dict[str, Any]:
+        path = self._file(methods, trained)
         model, data = self.network.model, self.examples.rounding
         if trained and self.train is not None:
             done = self.train(self.network, methods)
         else:
             done = compress(model, methods, None, data)
-        config = self.network.config
-        written = before_and_after.write_one(path, done.model, config, done.record, data)
+        written = before_and_after.write_one(  # with its card, as it will be handed over
+            path, done.model, self.network.config, done.record, data,
+            origin=before_and_after.origin_of(
+                self.network, self.name, list(map(repr, methods)), self.examples.task
+            ),
+        )  # fmt: skip
         after = self.examples.scores(path, 0, done.model)
         drop = self.examples.drop(self.scores[0], after)
         ms = None
@@ -328,10 +331,9 @@ class Plan:
         assert self.front is not None
         self.front.mkdir(parents=True, exist_ok=True)
         for number, one in enumerate(self.front_of_tried()):
-            key = hashlib.sha256(repr((list(one.methods), one.trained)).encode()).hexdigest()[:16]
-            made = self.folder / f"{key}.tflite"
+            made = self._file(one.methods, one.trained)
             if not made.exists():  # judged in an earlier run
-                self._measured(made, one.methods, one.trained)
+                self._measured(one.methods, one.trained)
             name = f"{number}_{one.bytes}_bytes_drop_{one.drop.points:.2f}.tflite"
             (self.front / name).write_bytes(made.read_bytes())
 
@@ -362,6 +364,10 @@ class _Kept:
         self._rows[key] = row
         if self._path is not None:
             write_json(self._path, {"of": self._of, "rows": self._rows})
+
+
+def _key(methods: Sequence[Method], trained: bool) -> str:
+    return hashlib.sha256(repr((list(methods), trained)).encode()).hexdigest()[:16]
 
 
 def _words(method: Method) -> str:
